@@ -1,0 +1,3 @@
+//! WHAT happened: [`record::Record`]s, the journal that keeps them, and their way to OTLP.
+
+pub mod record;

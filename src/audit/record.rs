@@ -1,0 +1,316 @@
+//! One entry of the audit journal, as a type: log line, metric and span follow from it.
+//!
+//! A record is `version seq time host boot task exec kind` and the fields of its kind. Durations are in seconds, sizes in
+//! bytes, times in RFC 3339 UTC. Names and kinds never change their meaning within a version.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::id::{ApprovalId, ExecId, TaskId};
+use crate::policy::{Approver, RuleMatch};
+
+/// The version of the record's shape.
+pub const VERSION: u32 = 1;
+
+/// What is asked to be recorded; the journal adds sequence, time, host, boot and the hash.
+#[derive(Debug, Clone, Serialize)]
+pub struct Entry {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<TaskId>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exec: Option<ExecId>,
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happened; `kind` in JSON is the name given at each arm.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "kind")]
+pub enum Event {
+    #[serde(rename = "task.admitted")]
+    TaskAdmitted {
+        name: String,
+        purpose: Option<String>,
+        /// The whole admitted task as JSON, without secrets.
+        task_spec: serde_json::Value,
+        requirements_digest: Option<String>,
+        identity: Identity,
+        traceparent: Option<String>,
+    },
+    #[serde(rename = "task.refused")]
+    TaskRefused {
+        name: String,
+        reasons: Vec<String>,
+        identity: Identity,
+    },
+    #[serde(rename = "task.started")]
+    TaskStarted {
+        backend: String,
+        runtime: String,
+        image: String,
+        image_digest: Option<String>,
+        plan_digest: String,
+        start_seconds: f64,
+    },
+    #[serde(rename = "task.finished")]
+    TaskFinished {
+        outcome: TaskOutcome,
+        reason: Option<String>,
+        wall_seconds: f64,
+        execs: u64,
+        refused: u64,
+        usage: Usage,
+        left_files: Vec<String>,
+    },
+    #[serde(rename = "sandbox.enforced")]
+    SandboxEnforced { controls: Vec<Control> },
+    #[serde(rename = "exec.judged")]
+    ExecJudged {
+        argv: Vec<String>,
+        cwd: String,
+        env_names: Vec<String>,
+        /// `allow`, `ask` or `deny`.
+        judgement: String,
+        rules: Vec<RuleMatch>,
+        opaque: bool,
+        digest: String,
+        reason: Option<String>,
+        call_id: Option<String>,
+        traceparent: Option<String>,
+    },
+    #[serde(rename = "exec.refused")]
+    ExecRefused {
+        argv: Vec<String>,
+        reason: String,
+        rules: Vec<RuleMatch>,
+        approver: Option<Approver>,
+    },
+    #[serde(rename = "exec.started")]
+    ExecStarted {
+        argv: Vec<String>,
+        cwd: String,
+        tty: bool,
+        approver: Option<Approver>,
+    },
+    #[serde(rename = "exec.finished")]
+    ExecFinished(Box<ExecFinished>),
+    #[serde(rename = "approval.asked")]
+    ApprovalAsked {
+        approval: ApprovalId,
+        about: String,
+        reason: String,
+        rules: Vec<RuleMatch>,
+    },
+    #[serde(rename = "approval.answered")]
+    ApprovalAnswered {
+        approval: ApprovalId,
+        answer: String,
+        scope: Option<String>,
+        approver: Approver,
+        reason: Option<String>,
+        wait_seconds: f64,
+    },
+    #[serde(rename = "egress.judged")]
+    EgressJudged {
+        host: String,
+        port: u16,
+        /// `http`, `https_connect`, `socks5_tcp`, `socks5_udp`, `dns`.
+        protocol: String,
+        method: Option<String>,
+        /// `allow`, `ask` or `deny`.
+        decision: String,
+        rule: String,
+        reason: String,
+        address: Option<String>,
+    },
+    #[serde(rename = "egress.finished")]
+    EgressFinished {
+        host: String,
+        port: u16,
+        protocol: String,
+        address: Option<String>,
+        bytes_sent: u64,
+        bytes_received: u64,
+        wall_seconds: f64,
+        error: Option<String>,
+    },
+    #[serde(rename = "agent.event")]
+    AgentEvent {
+        name: String,
+        call_id: Option<String>,
+        body: serde_json::Value,
+    },
+    #[serde(rename = "secret.used")]
+    SecretUsed { name: String, host: String, place: String },
+    #[serde(rename = "rule.added")]
+    RuleAdded {
+        file: String,
+        rule: String,
+        approver: Approver,
+    },
+    #[serde(rename = "config.loaded")]
+    ConfigLoaded { files: Vec<String>, digest: String },
+    #[serde(rename = "journal.opened")]
+    JournalOpened {
+        program_version: String,
+        pid: u32,
+        closed_as_lost: u64,
+    },
+    #[serde(rename = "journal.checkpoint")]
+    JournalCheckpoint {
+        through_seq: u64,
+        hash: String,
+        signature: Option<String>,
+        public_key: Option<String>,
+    },
+}
+
+/// The end of an exec; every started exec has exactly one.
+#[derive(Debug, Clone, Serialize)]
+pub struct ExecFinished {
+    pub argv: Vec<String>,
+    pub cwd: String,
+    pub env_names: Vec<String>,
+    pub outcome: ExecOutcome,
+    pub exit_code: Option<i32>,
+    /// The number of the signal that ended the command.
+    pub signal: Option<i32>,
+    /// What went wrong, for `lost` and for commands that could not be started.
+    pub error: Option<String>,
+    pub wall_seconds: f64,
+    pub usage: Usage,
+    pub network_bytes_sent: u64,
+    pub network_bytes_received: u64,
+    pub stdout_bytes: u64,
+    pub stderr_bytes: u64,
+    pub stdout_digest: Option<String>,
+    pub stderr_digest: Option<String>,
+    pub image_digest: Option<String>,
+    pub plan_digest: Option<String>,
+    pub requirements_digest: Option<String>,
+    pub rules: Vec<RuleMatch>,
+    pub approver: Option<Approver>,
+    pub reason: Option<String>,
+    pub call_id: Option<String>,
+    pub traceparent: Option<String>,
+}
+
+/// How an exec ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ExecOutcome {
+    Exited,
+    Signaled,
+    TimedOut,
+    OomKilled,
+    OutputLimit,
+    Canceled,
+    /// belljar or the sandbox went away before the end was seen.
+    Lost,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskOutcome {
+    Finished,
+    TimedOut,
+    Stopped,
+    Failed,
+    Lost,
+}
+
+/// What the kernel counted.
+#[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
+pub struct Usage {
+    /// Where the counters came from: `cgroup_v2`, `cgroup_v1`, `rusage` or `none`.
+    pub source: UsageSource,
+    pub cpu_user_seconds: f64,
+    pub cpu_system_seconds: f64,
+    pub memory_peak_bytes: Option<u64>,
+    pub io_read_bytes: Option<u64>,
+    pub io_write_bytes: Option<u64>,
+    /// The greatest number of processes and threads at once.
+    pub pids_peak: Option<u64>,
+    pub oom_kills: Option<u64>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UsageSource {
+    CgroupV2,
+    CgroupV1,
+    Rusage,
+    None,
+}
+
+impl Usage {
+    /// Nothing was counted.
+    pub const NONE: Usage = Usage {
+        source: UsageSource::None,
+        cpu_user_seconds: 0.0,
+        cpu_system_seconds: 0.0,
+        memory_peak_bytes: None,
+        io_read_bytes: None,
+        io_write_bytes: None,
+        pids_peak: None,
+        oom_kills: None,
+    };
+}
+
+/// Who runs belljar.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Identity {
+    pub uid: u32,
+    pub user: String,
+}
+
+/// One control of a sandbox and how far it was really enforced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Control {
+    pub control: String,
+    pub enforced: Enforced,
+    /// Why not in full, and what would be needed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Enforced {
+    Full,
+    Partial,
+    None,
+}
+
+impl Event {
+    /// The record's kind, as it stands in JSON.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Event::TaskAdmitted { .. } => "task.admitted",
+            Event::TaskRefused { .. } => "task.refused",
+            Event::TaskStarted { .. } => "task.started",
+            Event::TaskFinished { .. } => "task.finished",
+            Event::SandboxEnforced { .. } => "sandbox.enforced",
+            Event::ExecJudged { .. } => "exec.judged",
+            Event::ExecRefused { .. } => "exec.refused",
+            Event::ExecStarted { .. } => "exec.started",
+            Event::ExecFinished(_) => "exec.finished",
+            Event::ApprovalAsked { .. } => "approval.asked",
+            Event::ApprovalAnswered { .. } => "approval.answered",
+            Event::EgressJudged { .. } => "egress.judged",
+            Event::EgressFinished { .. } => "egress.finished",
+            Event::AgentEvent { .. } => "agent.event",
+            Event::SecretUsed { .. } => "secret.used",
+            Event::RuleAdded { .. } => "rule.added",
+            Event::ConfigLoaded { .. } => "config.loaded",
+            Event::JournalOpened { .. } => "journal.opened",
+            Event::JournalCheckpoint { .. } => "journal.checkpoint",
+        }
+    }
+}
+
+/// Names of environment variables, without their values.
+pub fn env_names(env: &BTreeMap<String, String>) -> Vec<String> {
+    env.keys().cloned().collect()
+}

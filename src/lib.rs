@@ -1,0 +1,27 @@
+//! belljar runs each task of an AI agent in a disposable, sealed container.
+//!
+//! The map, in layer order: each module may use those above it in this list and none below
+//! (`tests/house.rs` holds it).
+//!
+//! | module | answers |
+//! |---|---|
+//! | [`id`], [`path`] | words: ids and the two worlds of paths |
+//! | [`task`] | WHAT runs: the task spec, roots, limits |
+//! | [`policy`] | MAY it: rules, the shell splitter, the judgement |
+//! | [`audit`] | WHAT happened: records, the journal, OTLP |
+//! | [`sys`] | the kernel, wrapped: the only unsafe code on the host side |
+//! | [`config`] | who may set what: layers, requirements, `TaskSpec` to `Task` |
+//! | [`approval`] | asking a person or a reviewer |
+//! | [`image`] | where a root file system comes from |
+//! | [`sandbox`] | making and unmaking the box |
+//! | [`egress`] | the way out of it |
+//! | [`exec`] | one command's way through all of it |
+//! | [`supervisor`] | many tasks over time |
+//! | [`api`], [`cli`], [`telemetry`] | the edge |
+
+pub mod audit;
+pub mod exec;
+pub mod id;
+pub mod path;
+pub mod policy;
+pub mod task;
