@@ -4,9 +4,13 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+use nix::unistd::Pid;
+
 use super::tests::one_task;
 use super::*;
 use crate::audit::journal::{Journal, JournalOptions};
+use crate::audit::record::{Entry, Event, ExecFinished, ExecOutcome, Usage};
+use crate::id::{ExecId, TaskId};
 
 /// Long enough for any machine; a test that waits for it has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -80,6 +84,119 @@ impl Rotel {
             .unwrap();
         Self { process }
     }
+}
+
+/// How many execs' records go out, three each, and how often the collector goes away meanwhile.
+const EXECS: u64 = 10_000;
+const RESTARTS: u64 = 5;
+
+#[tokio::test]
+async fn a_real_collector_that_restarts_five_times_has_every_record_of_10000_execs() {
+    let Some(program) = program() else { return };
+    let folder = tempfile::tempdir().unwrap();
+    let journal = Journal::open(folder.path(), JournalOptions::default()).unwrap();
+    let total = EXECS * 3 + 1;
+    let writing = std::thread::spawn(move || {
+        let task = TaskId::new();
+        for _ in 0..EXECS / 100 {
+            let receipts: Vec<_> = (0..100)
+                .flat_map(|_| one_exec(task))
+                .map(|entry| journal.submit(entry))
+                .collect();
+            for receipt in receipts {
+                receipt.wait().unwrap();
+            }
+        }
+        journal
+    });
+    let at = addresses();
+    let output = folder.path().join("output");
+    let mut config = OtlpConfig::new(format!("http://{}", at[0]));
+    config.signals = vec![Signal::Logs];
+    let exporter = Exporter::start(folder.path(), vec![config.clone()]).unwrap();
+    for round in 1..=RESTARTS {
+        let mut rotel = Rotel::start(&program, at, &output);
+        let cursors = Cursors::open(folder.path()).unwrap();
+        let goal = total * round / (RESTARTS + 1);
+        while cursors.read(&config, Signal::Logs).unwrap().seq < goal {
+            exporter.flush(Duration::from_millis(20)).await;
+        }
+        // What it has acknowledged it may finish; in the middle of whatever is under way.
+        nix::sys::signal::kill(Pid::from_raw(rotel.process.id() as i32), nix::sys::signal::SIGTERM).unwrap();
+        rotel.process.wait().unwrap();
+    }
+    let _rotel = Rotel::start(&program, at, &output);
+    let _journal = writing.join().unwrap();
+    let lag = exporter.flush(PATIENCE).await;
+    assert_eq!(lag.records, 0, "{lag:?}");
+    exporter.shutdown();
+    let mut seqs: Vec<u64> = std::fs::read_to_string(&output)
+        .unwrap()
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("-> log.record.uid: Str(")?.strip_suffix(')'))
+        .map(|uid| uid.rsplit('/').next().unwrap().parse().unwrap())
+        .collect();
+    seqs.sort_unstable();
+    seqs.dedup();
+    let missing: Vec<u64> = (1..=total)
+        .filter(|seq| seqs.binary_search(seq).is_err())
+        .take(20)
+        .collect();
+    assert_eq!((seqs.len() as u64, missing), (total, vec![]));
+}
+
+/// What an exec writes while it goes its way: judged, started, finished.
+fn one_exec(task: TaskId) -> [Entry; 3] {
+    let exec = ExecId::new();
+    let argv = vec!["true".to_owned()];
+    let started = Event::ExecStarted {
+        argv: argv.clone(),
+        cwd: "/".into(),
+        tty: false,
+        approver: None,
+    };
+    let judged = Event::ExecJudged {
+        argv: argv.clone(),
+        cwd: "/".into(),
+        env_names: vec![],
+        judgement: "allow".into(),
+        rules: vec![],
+        opaque: false,
+        digest: "sha256:11".into(),
+        reason: None,
+        call_id: None,
+        traceparent: None,
+    };
+    let finished = Event::ExecFinished(Box::new(ExecFinished {
+        argv,
+        cwd: "/".into(),
+        env_names: vec![],
+        outcome: ExecOutcome::Exited,
+        exit_code: Some(0),
+        signal: None,
+        error: None,
+        wall_seconds: 0.001,
+        usage: Usage::NONE,
+        network_bytes_sent: 0,
+        network_bytes_received: 0,
+        stdout_bytes: 0,
+        stderr_bytes: 0,
+        stdout_digest: None,
+        stderr_digest: None,
+        image_digest: None,
+        plan_digest: None,
+        requirements_digest: None,
+        rules: vec![],
+        approver: None,
+        reason: None,
+        call_id: None,
+        traceparent: None,
+    }));
+    [judged, started, finished].map(|event| Entry {
+        task: Some(task),
+        exec: Some(exec),
+        event,
+    })
 }
 
 #[tokio::test]
