@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let quick = std::env::args().any(|arg| arg == "--quick");
     let part = if quick { 10 } else { 1 };
     let folder = tempfile::tempdir()?;
-    println!("{:<44} {:>12}  {}", "what", "measured", "target");
+    row("what", "measured".to_owned(), "target");
     alone(&folder.path().join("batch"), Sync::Batch, 5_000 / part)?;
     alone(&folder.path().join("each"), Sync::Each, 1_000 / part)?;
     many_callers(&folder.path().join("callers"), 20_000 / part)?;
