@@ -1,0 +1,16 @@
+//! The kernel, wrapped: one system call a function, owned descriptors in and out. The only unsafe code on the host side, and
+//! the one door of `rustix`, `libc` and `nix`.
+//!
+//! | file | wraps |
+//! |---|---|
+//! | `packet` | packet sockets that carry messages and descriptors; memory files, pipes |
+//! | `namespace` | clone3, id maps, pivot_root |
+//! | `mount` | the new mount API: fsopen, open_tree, mount_setattr, move_mount |
+//! | `process` | capabilities, seccomp, execveat, pidfds, terminals |
+//! | `cgroup` | cgroup v1 and v2: leaves, limits, counters |
+
+pub mod cgroup;
+pub mod mount;
+pub mod namespace;
+pub mod packet;
+pub mod process;
