@@ -24,5 +24,6 @@ pub mod exec;
 pub mod id;
 pub mod path;
 pub mod policy;
+pub mod sandbox;
 pub mod sys;
 pub mod task;

@@ -95,6 +95,34 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes, idmap: Opti
     }
 }
 
+/// Makes one mount read-only, and none below it.
+#[allow(unsafe_code)]
+pub fn set_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let request = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is an empty NUL-terminated string, the request a live mount_attr of the size given, the descriptor open.
+    let result = unsafe {
+        let size = size_of::<libc::mount_attr>();
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &request,
+            size,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 /// Attaches a detached mount over what `target` names.
 pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;

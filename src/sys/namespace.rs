@@ -12,14 +12,13 @@ pub enum Cloned {
     Parent { pid: Pid, pidfd: OwnedFd },
 }
 
-/// All the namespaces of a sandbox.
+/// The namespaces of a sandbox but for the cgroup namespace, which follows once the process is in its cgroup.
 pub const SANDBOX: u64 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWNS
     | libc::CLONE_NEWPID
     | libc::CLONE_NEWNET
     | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWCGROUP) as u64;
+    | libc::CLONE_NEWUTS) as u64;
 
 /// A user namespace alone, to take id maps from.
 pub const USER: u64 = libc::CLONE_NEWUSER as u64;
@@ -60,6 +59,17 @@ pub fn clone_into(flags: u64) -> io::Result<Cloned> {
             Ok(Cloned::Parent { pid, pidfd })
         }
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Takes the cgroups that this process is in for the roots of all that it can see.
+#[allow(unsafe_code)]
+pub fn new_cgroup_namespace() -> io::Result<()> {
+    // SAFETY: unshare(2) of the cgroup namespace changes nothing in memory.
+    if unsafe { libc::unshare(libc::CLONE_NEWCGROUP) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
     }
 }
 

@@ -23,8 +23,8 @@ pub fn become_user(uid: u32, gid: u32, drop_groups: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Gives up every capability, now and across every exec to come, and all ways to win one back.
-pub fn drop_privileges() -> io::Result<()> {
+/// Takes every capability out of what an exec could ever give again. Needs CAP_SETPCAP, so it comes before [`drop_capabilities`].
+pub fn drop_bounding_set() -> io::Result<()> {
     rustix::thread::clear_ambient_capability_set()?;
     for bit in 0..64 {
         let Some(capability) = CapabilitySet::from_bits(1 << bit) else {
@@ -36,6 +36,11 @@ pub fn drop_privileges() -> io::Result<()> {
             Err(error) => return Err(error.into()),
         }
     }
+    Ok(())
+}
+
+/// Gives up every capability of this thread, and all ways to win one back through an exec.
+pub fn drop_capabilities() -> io::Result<()> {
     let none = CapabilitySet::empty();
     rustix::thread::set_capabilities(
         None,
@@ -47,6 +52,34 @@ pub fn drop_privileges() -> io::Result<()> {
     )?;
     rustix::thread::set_no_new_privs(true)?;
     Ok(())
+}
+
+/// Leaves the session keyring that was inherited for a new and empty one.
+#[allow(unsafe_code)]
+pub fn leave_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: keyctl(2) with a null name makes an anonymous keyring and reads no memory.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, ptr::null::<libc::c_char>()) };
+    match result {
+        result if result >= 0 => Ok(()),
+        _ => match io::Error::last_os_error() {
+            // A kernel without keyrings has none to leave.
+            error if error.raw_os_error() == Some(libc::ENOSYS) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
+/// Occupies the lowest descriptor numbers for good, so that [`keep_only`] never overwrites a descriptor that is still needed.
+pub fn reserve_low_descriptors() -> io::Result<()> {
+    loop {
+        let null = OwnedFd::from(fs::File::open("/dev/null")?);
+        let number = null.as_raw_fd();
+        if number > CONTROL_FD {
+            return Ok(());
+        }
+        let _ = null.into_raw_fd();
+    }
 }
 
 /// One limit of setrlimit(2), soft and hard.
