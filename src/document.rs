@@ -356,7 +356,7 @@ impl Drop for Table<'_> {
         let known = self.known.borrow();
         for name in self.entries.keys() {
             let key: &str = name.get_ref();
-            if known.iter().any(|known| *known == key) {
+            if known.contains(&key) {
                 continue;
             }
             let nearest = known

@@ -21,9 +21,12 @@
 //! | [`api`], [`cli`], [`telemetry`] | the edge |
 
 pub mod audit;
+pub mod cli;
+pub mod config;
 pub mod document;
 pub mod exec;
 pub mod id;
 pub mod path;
 pub mod policy;
+pub mod sys;
 pub mod task;

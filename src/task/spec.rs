@@ -8,7 +8,7 @@
 mod flags;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use schemars::{JsonSchema, Schema};
@@ -22,6 +22,9 @@ pub use flags::Overrides;
 
 /// The one version of the format.
 const VERSION: i64 = 1;
+
+/// The folder where an agent's work lies, unless a spec says otherwise.
+pub(crate) const WORKSPACE: &str = "/workspace";
 
 /// One task as it is asked for. What is absent comes from a lower layer of the configuration.
 #[derive(Debug, Clone, PartialEq, Default, JsonSchema)]
@@ -206,6 +209,55 @@ impl TaskSpec {
             },
         }
     }
+}
+
+impl TaskSpec {
+    /// Makes the relative paths of a file absolute, as seen from the file's folder.
+    pub fn rebase(&mut self, base: &Path) {
+        let hosts = self.writable_roots.iter_mut().map(|root| &mut root.host);
+        let hosts = hosts.chain(self.readable_roots.iter_mut().map(|root| &mut root.host));
+        for path in hosts.chain(self.gate.rules.iter_mut()) {
+            path.value = absolute(&path.value, base);
+        }
+        if let Some(image) = self.image.as_mut().filter(|image| is_relative_path(&image.value)) {
+            image.value = absolute(&image.value, base);
+        }
+        if let Some(runtime) = self.runtime.as_mut().filter(|runtime| is_relative_path(&runtime.value)) {
+            runtime.value = absolute(&runtime.value, base);
+        }
+        for secret in self.secrets.values_mut() {
+            if let Some(path) = secret.source.value.strip_prefix("file:") {
+                secret.source.value = format!("file:{}", absolute(path, base));
+            }
+        }
+    }
+}
+
+/// `~` is left to [`expand_home`], which needs to know whose.
+fn absolute(text: &str, base: &Path) -> String {
+    match text.starts_with('~') {
+        true => text.to_owned(),
+        false => base.join(text).display().to_string(),
+    }
+}
+
+/// An image or a runtime is a path when it is written like one, `./rootfs`; a bare word is a name.
+fn is_relative_path(text: &str) -> bool {
+    text == "." || text == ".." || text.starts_with("./") || text.starts_with("../")
+}
+
+/// Puts the home folder in the place of a leading `~`.
+pub(crate) fn expand_home(text: &str, home: Option<&Path>) -> Result<PathBuf, String> {
+    let Some(rest) = text.strip_prefix('~') else {
+        return Ok(PathBuf::from(text));
+    };
+    if !rest.is_empty() && !rest.starts_with('/') {
+        return Err(format!(
+            "\"{text}\" names another user's home, which is not looked up (write the path itself)"
+        ));
+    }
+    let home = home.ok_or_else(|| format!("\"{text}\" needs a home folder, and the caller has none"))?;
+    Ok(home.join(rest.trim_start_matches('/')))
 }
 
 fn joined<T>(mut low: Vec<T>, high: Vec<T>) -> Vec<T> {

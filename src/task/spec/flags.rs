@@ -48,10 +48,10 @@ impl TaskSpec {
             faults: Vec::new(),
             cwd,
         };
-        let top = TaskSpec {
+        let mut top = TaskSpec {
             name: flag.one("--name", flags.name, name),
             purpose: flag.one("--purpose", flags.purpose, |text| plain(text, 4096)),
-            image: flag.one("--image", flags.image, |text| Ok(flag_image(&plain(text, 4096)?, cwd))),
+            image: flag.one("--image", flags.image, |text| plain(text, 4096)),
             command: flag.command(flags.command),
             workdir: flag.one("--workdir", flags.workdir, sandbox_path),
             user: flag.one("--user", flags.user, User::read),
@@ -74,12 +74,13 @@ impl TaskSpec {
                 unknown: None,
             },
             gate: GateSpec {
-                rules: flag.all("--rules", flags.rules, |text| Ok(absolute(&host_path(text)?, cwd))),
+                rules: flag.all("--rules", flags.rules, host_path),
                 unmatched: flag.one("--unmatched", flags.unmatched, Unmatched::read),
                 ..GateSpec::default()
             },
             ..TaskSpec::default()
         };
+        top.rebase(cwd);
         let mut spec = top.over(self);
         flag.roots(&mut spec, flags.write, flags.read);
         Faults::check(flag.faults)?;
@@ -151,18 +152,18 @@ impl Flags<'_> {
     }
 
     fn roots(&mut self, spec: &mut TaskSpec, write: Vec<String>, read: Vec<String>) {
-        let cwd = self.cwd.to_owned();
         let host_and_path = |text: &str| {
             let (host, path) = split_root(text)?;
-            Ok((absolute(&host_path(host)?, &cwd), path))
+            Ok((host_path(host)?, path))
         };
+        let workspace = SandboxPath::new(WORKSPACE).expect("a plain absolute path");
         let mut workspace_is_free = true;
         for root in self.all("--write", write, host_and_path) {
-            let (host, path) = root.value;
+            let (host, path) = (absolute(&root.value.0, self.cwd), root.value.1);
             let origin = || Origin::Flag("--write");
             let path = match path {
                 Some(path) => Some(Sited::new(path, origin())),
-                None if std::mem::take(&mut workspace_is_free) => Some(Sited::new(workspace(), origin())),
+                None if std::mem::take(&mut workspace_is_free) => Some(Sited::new(workspace.clone(), origin())),
                 None => None,
             };
             let (writable, _) = spec.take_root(path.as_ref());
@@ -174,7 +175,7 @@ impl Flags<'_> {
             });
         }
         for root in self.all("--read", read, host_and_path) {
-            let (host, path) = root.value;
+            let (host, path) = (absolute(&root.value.0, self.cwd), root.value.1);
             let origin = || Origin::Flag("--read");
             let path = path.map(|path| Sited::new(path, origin()));
             spec.take_root(path.as_ref());
@@ -202,35 +203,11 @@ impl TaskSpec {
     }
 }
 
-/// The folder where an agent's work lies, unless a spec says otherwise.
-pub(crate) fn workspace() -> SandboxPath {
-    SandboxPath::new("/workspace").expect("a plain absolute path")
-}
-
 /// `HOST[:PATH]`: the last colon counts, and only when an absolute path follows it.
 fn split_root(text: &str) -> Result<(&str, Option<SandboxPath>), String> {
     match text.rsplit_once(':') {
         Some((host, path)) if path.starts_with('/') => Ok((host, Some(sandbox_path(path)?))),
         _ => Ok((text, None)),
-    }
-}
-
-/// `~` is left to admission, which knows the caller's home.
-fn absolute(text: &str, base: &Path) -> String {
-    match text == "~" || text.starts_with("~/") {
-        true => text.to_owned(),
-        false => base.join(text).display().to_string(),
-    }
-}
-
-/// A flag's image is relative to `cwd` when it is written as a path, `./rootfs`; a bare word is a name.
-fn flag_image(text: &str, cwd: &Path) -> String {
-    match [".", "..", "./", "../"]
-        .iter()
-        .any(|dots| text == *dots || (dots.ends_with('/') && text.starts_with(dots)))
-    {
-        true => absolute(text, cwd),
-        false => text.to_owned(),
     }
 }
 
