@@ -6,6 +6,7 @@
 //! | module | answers |
 //! |---|---|
 //! | [`id`], [`path`] | words: ids and the two worlds of paths |
+//! | [`document`] | words: TOML read with places, every fault at once |
 //! | [`task`] | WHAT runs: the task spec, roots, limits |
 //! | [`policy`] | MAY it: rules, the shell splitter, the judgement |
 //! | [`audit`] | WHAT happened: records, the journal, OTLP |
@@ -20,6 +21,9 @@
 //! | [`api`], [`cli`], [`telemetry`] | the edge |
 
 pub mod audit;
+pub mod cli;
+pub mod config;
+pub mod document;
 pub mod exec;
 pub mod id;
 pub mod path;

@@ -1,5 +1,4 @@
-//! The kernel, wrapped: one system call a function, owned descriptors in and out. The only unsafe code on the host side, and
-//! the one door of `rustix`, `libc` and `nix`.
+//! The kernel, wrapped: one system call a function, owned descriptors in and out. The only unsafe code on the host side.
 //!
 //! | file | wraps |
 //! |---|---|
@@ -8,9 +7,13 @@
 //! | `mount` | the new mount API: fsopen, open_tree, mount_setattr, move_mount |
 //! | `process` | capabilities, seccomp, execveat, pidfds, terminals |
 //! | `cgroup` | cgroup v1 and v2: leaves, limits, counters |
+//! | `path` | opening paths without following symlinks |
+//! | `user` | who runs this process |
 
 pub mod cgroup;
 pub mod mount;
 pub mod namespace;
 pub mod packet;
+pub mod path;
 pub mod process;
+pub mod user;

@@ -1,0 +1,3 @@
+//! The command line: what a person types, and what they read.
+
+pub mod config;
