@@ -24,6 +24,7 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod document;
+pub mod egress;
 pub mod exec;
 pub mod id;
 pub mod path;
