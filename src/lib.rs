@@ -24,4 +24,5 @@ pub mod exec;
 pub mod id;
 pub mod path;
 pub mod policy;
+pub mod supervisor;
 pub mod task;
