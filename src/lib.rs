@@ -19,6 +19,7 @@
 //! | [`supervisor`] | many tasks over time |
 //! | [`api`], [`cli`], [`telemetry`] | the edge |
 
+pub mod api;
 pub mod audit;
 pub mod exec;
 pub mod id;
