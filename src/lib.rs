@@ -20,6 +20,8 @@
 //! | [`supervisor`] | many tasks over time |
 //! | [`api`], [`cli`], [`telemetry`] | the edge |
 
+pub mod api;
+pub mod approval;
 pub mod audit;
 pub mod cli;
 pub mod config;
@@ -30,5 +32,6 @@ pub mod id;
 pub mod path;
 pub mod policy;
 pub mod sandbox;
+pub mod supervisor;
 pub mod sys;
 pub mod task;

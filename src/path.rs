@@ -66,7 +66,7 @@ impl fmt::Display for HostPath {
 }
 
 /// An absolute path inside a sandbox, free of `.` and `..`. Always UTF-8, for it travels as JSON.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct SandboxPath(String);
 

@@ -182,7 +182,7 @@ pub enum Event {
 }
 
 /// The end of an exec; every started exec has exactly one.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct ExecFinished {
     pub argv: Vec<String>,
     pub cwd: String,
@@ -212,7 +212,7 @@ pub struct ExecFinished {
 }
 
 /// How an exec ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ExecOutcome {
     Exited,
@@ -225,7 +225,7 @@ pub enum ExecOutcome {
     Lost,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskOutcome {
     Finished,
@@ -236,7 +236,7 @@ pub enum TaskOutcome {
 }
 
 /// What the kernel counted.
-#[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct Usage {
     /// Where the counters came from: `cgroup_v2`, `cgroup_v1`, `rusage` or `none`.
     pub source: UsageSource,
@@ -250,7 +250,7 @@ pub struct Usage {
     pub oom_kills: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UsageSource {
     CgroupV2,
