@@ -2,3 +2,6 @@
 
 pub mod config;
 pub mod audit;
+//! The command line, one command a file.
+
+pub mod egress;
