@@ -21,9 +21,11 @@
 
 pub mod api;
 pub mod audit;
+pub mod cli;
 pub mod exec;
 pub mod id;
 pub mod path;
 pub mod policy;
 pub mod supervisor;
 pub mod task;
+pub mod telemetry;

@@ -1,1 +1,33 @@
-fn main() {}
+//! The `belljar` program: reads the command line, runs it, and turns what comes of it into an exit code.
+
+#![forbid(unsafe_code)]
+
+use belljar::cli::{Cli, exit, shown_error};
+use belljar::telemetry;
+use clap::Parser as _;
+
+fn main() {
+    let code = run().unwrap_or_else(|error| {
+        eprintln!("{}", shown_error(&error));
+        exit::FAILED
+    });
+    // Not a return: a thread may still be blocked in reading stdin.
+    std::process::exit(i32::from(code));
+}
+
+fn run() -> anyhow::Result<u8> {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are answers, on stdout; anything else is a fault of ours to report, never the command's 2.
+            let code = if error.use_stderr() { exit::FAILED } else { 0 };
+            let _ = error.print();
+            return Ok(code);
+        }
+    };
+    telemetry::start()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(cli.run());
+    runtime.shutdown_background();
+    code
+}
