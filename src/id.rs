@@ -28,6 +28,11 @@ macro_rules! id {
                 Self(Uuid::now_v7())
             }
 
+            /// The id of these 16 bytes, as they stand in a database.
+            pub fn from_bytes(bytes: [u8; 16]) -> Self {
+                Self(Uuid::from_bytes(bytes))
+            }
+
             /// The 16 bytes of the id.
             pub fn as_bytes(&self) -> &[u8; 16] {
                 self.0.as_bytes()

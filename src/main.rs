@@ -2,14 +2,20 @@
 
 #![forbid(unsafe_code)]
 
-use belljar::cli::{Cli, exit, shown_error};
+use belljar::cli::{Cli, error_code, exit, shown_error};
+use belljar::sandbox::launcher;
 use belljar::telemetry;
 use clap::Parser as _;
 
 fn main() {
+    // This same file is started again under another name to launch sandboxes.
+    if launcher::is_launcher(std::env::args_os().next().as_deref()) {
+        let code = launcher::run();
+        std::process::exit(i32::from(code));
+    }
     let code = run().unwrap_or_else(|error| {
         eprintln!("{}", shown_error(&error));
-        exit::FAILED
+        error_code(&error)
     });
     // Not a return: a thread may still be blocked in reading stdin.
     std::process::exit(i32::from(code));

@@ -19,8 +19,8 @@ pub enum PathError {
 }
 
 /// An absolute path on the host, free of `.` and `..`; it says nothing about what is there.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "PathBuf", into = "PathBuf")]
 pub struct HostPath(PathBuf);
 
 impl HostPath {
@@ -36,6 +36,20 @@ impl HostPath {
     /// The path of `name` in this folder.
     pub fn join(&self, name: impl AsRef<Path>) -> Result<Self, PathError> {
         Self::new(self.0.join(name))
+    }
+}
+
+impl TryFrom<PathBuf> for HostPath {
+    type Error = PathError;
+
+    fn try_from(path: PathBuf) -> Result<Self, PathError> {
+        Self::new(path)
+    }
+}
+
+impl From<HostPath> for PathBuf {
+    fn from(path: HostPath) -> PathBuf {
+        path.0
     }
 }
 

@@ -113,7 +113,10 @@ pub enum Event {
     },
     #[serde(rename = "egress.judged")]
     EgressJudged {
+        /// Not `host` in JSON: that is the machine that wrote the record.
+        #[serde(rename = "server_address")]
         host: String,
+        #[serde(rename = "server_port")]
         port: u16,
         /// `http`, `https_connect`, `socks5_tcp`, `socks5_udp`, `dns`.
         protocol: String,
@@ -126,7 +129,9 @@ pub enum Event {
     },
     #[serde(rename = "egress.finished")]
     EgressFinished {
+        #[serde(rename = "server_address")]
         host: String,
+        #[serde(rename = "server_port")]
         port: u16,
         protocol: String,
         address: Option<String>,
@@ -142,7 +147,12 @@ pub enum Event {
         body: serde_json::Value,
     },
     #[serde(rename = "secret.used")]
-    SecretUsed { name: String, host: String, place: String },
+    SecretUsed {
+        name: String,
+        #[serde(rename = "server_address")]
+        host: String,
+        place: String,
+    },
     #[serde(rename = "rule.added")]
     RuleAdded {
         file: String,
@@ -153,9 +163,14 @@ pub enum Event {
     ConfigLoaded { files: Vec<String>, digest: String },
     #[serde(rename = "journal.opened")]
     JournalOpened {
+        /// The journal's own id, made with it; records sent elsewhere are told apart by it.
+        journal: String,
         program_version: String,
         pid: u32,
-        closed_as_lost: u64,
+        /// Starts without an end that stood in the journal at this moment, of this and of other processes.
+        open_starts: u64,
+        /// `each` or `batch`: whether every record is on the disk before it counts, or within 50 ms.
+        sync: String,
     },
     #[serde(rename = "journal.checkpoint")]
     JournalCheckpoint {

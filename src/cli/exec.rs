@@ -7,7 +7,6 @@ use anyhow::Context as _;
 use super::pump::{self, Form, Manner};
 use super::{exit, refusal, terminal};
 use crate::api::client;
-use crate::api::folder::state_folder;
 use crate::api::messages::{ExecEnd, ExecStart};
 use crate::path::SandboxPath;
 use crate::policy::Stdin;
@@ -50,7 +49,7 @@ pub struct ExecArgs {
 }
 
 pub async fn run(args: ExecArgs) -> anyhow::Result<u8> {
-    let task = client::find(&state_folder(), &args.task)?;
+    let task = client::find(&super::state_folder(), &args.task)?;
     let manner = Manner {
         stdin: args.interactive,
         tty: args.tty,

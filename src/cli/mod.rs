@@ -1,7 +1,10 @@
 //! The command line. stdout is the answer, stderr the talk; each subcommand has a file, and gives the exit code.
 
+pub mod ask;
+pub mod config;
 pub mod exec;
 pub mod exit;
+pub mod flags;
 mod pump;
 pub mod run;
 pub mod table;
@@ -29,20 +32,29 @@ Exit codes: the command's own; 120 refused; 124 timed out; 125 belljar failed;
 enum Command {
     Run(Box<run::RunArgs>),
     Exec(exec::ExecArgs),
-    /// Lists, shows and stops live tasks
+    /// Lists, shows and stops live tasks; prints the schema of task specs
     #[command(subcommand)]
     Task(task::TaskCommand),
+    /// Shows and checks the configuration
+    #[command(subcommand)]
+    Config(config::ConfigCommand),
 }
 
 impl Cli {
     /// Does what was asked; the answer is the exit code.
     pub async fn run(self) -> anyhow::Result<u8> {
         match self.command {
-            Command::Run(_) => anyhow::bail!("tasks cannot be started yet"),
+            Command::Run(args) => run::run(*args).await,
             Command::Exec(args) => exec::run(args).await,
             Command::Task(command) => task::run(command).await,
+            Command::Config(command) => config::run(command),
         }
     }
+}
+
+/// Where the tasks of this user are.
+fn state_folder() -> std::path::PathBuf {
+    crate::config::Surroundings::of_process().state_folder()
 }
 
 /// `NAME=VALUE`.
@@ -95,6 +107,14 @@ pub fn shown_error(error: &anyhow::Error) -> String {
         text.push_str(hint);
     }
     text
+}
+
+/// The code for an error: a task that asks for more than the requirements allow is refused, anything else is a failure.
+pub fn error_code(error: &anyhow::Error) -> u8 {
+    match error.downcast_ref::<crate::config::Rejection>() {
+        Some(crate::config::Rejection::Violations(_)) => exit::REFUSED,
+        Some(crate::config::Rejection::Faults(_)) | None => exit::FAILED,
+    }
 }
 
 fn hint(error: &anyhow::Error) -> Option<&'static str> {

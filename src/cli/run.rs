@@ -4,90 +4,25 @@
 //! socket until it is stopped, by `belljar task stop`, SIGINT, SIGTERM or its time limit. With `--stdio` a harness drives it
 //! over lines of JSON.
 
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
-use std::time::Duration;
+use std::path::Path;
 
 use anyhow::Context as _;
 
+use super::flags::TaskArgs;
 use super::pump::{self, Form, Manner};
 use super::{exec, exit, table, terminal};
 use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
 use crate::api::{Server, stdio};
-use crate::path::SandboxPath;
 use crate::policy::Stdin;
 use crate::supervisor::TaskHandle;
-use crate::task::limits::{Bytes, parse_time};
-use crate::task::{NetworkMode, User};
 
 /// Runs a task: a spec file, flags, or both. Flags win over the file.
 #[derive(Debug, clap::Args)]
 pub struct RunArgs {
-    /// The task spec, a TOML file
-    pub spec: Option<PathBuf>,
     #[command(flatten)]
-    pub changes: Changes,
+    pub task: TaskArgs,
     #[command(flatten)]
     pub manner: RunManner,
-    /// The command; without one the task waits for execs
-    #[arg(last = true, value_name = "CMD")]
-    pub command: Vec<String>,
-}
-
-/// What flags change about the task.
-#[derive(Debug, Default, clap::Args)]
-pub struct Changes {
-    /// host, a rootfs folder, or an OCI layout folder or archive
-    #[arg(long, value_name = "IMAGE")]
-    pub image: Option<String>,
-    /// A folder that the task may change; more than one may be given
-    #[arg(long, value_name = "HOST[:PATH]")]
-    pub write: Vec<RootArg>,
-    /// A folder or file that the task may read; more than one may be given
-    #[arg(long, value_name = "HOST[:PATH]")]
-    pub read: Vec<RootArg>,
-    /// A host that the task may reach; more than one may be given
-    #[arg(long, value_name = "HOST")]
-    pub allow: Vec<String>,
-    /// A host that it may not reach, whatever else is allowed; more than one may be given
-    #[arg(long, value_name = "HOST")]
-    pub deny: Vec<String>,
-    /// A file of rules for commands; more than one may be given
-    #[arg(long, value_name = "FILE")]
-    pub rules: Vec<PathBuf>,
-    /// A variable inside; more than one may be given
-    #[arg(long, value_name = "NAME=VALUE", value_parser = super::variable)]
-    pub env: Vec<(String, String)>,
-    /// Memory for all of the task, such as 2GiB
-    #[arg(long, value_name = "SIZE")]
-    pub memory: Option<Bytes>,
-    /// CPUs at once, such as 1.5
-    #[arg(long, value_name = "NUMBER")]
-    pub cpus: Option<f64>,
-    /// Processes and threads at once
-    #[arg(long, value_name = "NUMBER")]
-    pub pids: Option<u32>,
-    /// The longest life of the task, such as 90s or 10m
-    #[arg(long, value_name = "TIME", value_parser = parse_time)]
-    pub timeout: Option<Duration>,
-    /// none: no network at all; proxy: HTTP through belljar's own proxy
-    #[arg(long, value_name = "MODE", value_parser = network)]
-    pub network: Option<NetworkMode>,
-    /// builtin, or an OCI runtime by name or path
-    #[arg(long, value_name = "RUNTIME")]
-    pub runtime: Option<String>,
-    /// agent: an ordinary user whose files are yours outside; root: of the sandbox only
-    #[arg(long, value_name = "USER", value_parser = user)]
-    pub user: Option<User>,
-    /// The folder inside in which commands run
-    #[arg(long, value_name = "PATH", value_parser = SandboxPath::new)]
-    pub workdir: Option<SandboxPath>,
-    /// The task's name
-    #[arg(long, value_name = "NAME")]
-    pub name: Option<String>,
-    /// What the task is for: shown to reviewers, kept in the record
-    #[arg(long, value_name = "TEXT")]
-    pub purpose: Option<String>,
 }
 
 /// How this process deals with its own streams.
@@ -116,50 +51,12 @@ pub struct RunManner {
     pub otlp: Option<String>,
 }
 
-/// `HOST` or `HOST:PATH`. Without a path, a folder is seen under the same path inside.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RootArg {
-    pub host: PathBuf,
-    pub path: Option<SandboxPath>,
-}
-
-impl FromStr for RootArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        // The last ":/", so that a host path may hold colons.
-        let (host, path) = match text.rfind(":/") {
-            Some(at) => (&text[..at], Some(&text[at + 1..])),
-            None => (text, None),
-        };
-        if host.is_empty() {
-            return Err("the host's path is empty".to_owned());
-        }
-        let path = path
-            .map(SandboxPath::new)
-            .transpose()
-            .map_err(|error| error.to_string())?;
-        Ok(Self {
-            host: PathBuf::from(host),
-            path,
-        })
-    }
-}
-
-fn network(text: &str) -> Result<NetworkMode, String> {
-    match text {
-        "none" => Ok(NetworkMode::None),
-        "proxy" => Ok(NetworkMode::Proxy),
-        _ => Err("expected none or proxy".to_owned()),
-    }
-}
-
-fn user(text: &str) -> Result<User, String> {
-    match text {
-        "agent" => Ok(User::Agent),
-        "root" => Ok(User::Root),
-        _ => Err("expected agent or root".to_owned()),
-    }
+pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
+    let ready = args.task.admit()?;
+    anyhow::bail!(
+        "task {} is admitted, and there is nothing yet to start it",
+        ready.task.name
+    );
 }
 
 /// Takes a task that was started to its end: serves its socket in `folder`, runs `command` or waits for execs, carries the
@@ -267,22 +164,4 @@ async fn wait_for_execs(task: &TaskHandle, manner: &RunManner) -> anyhow::Result
         _ = hangup.recv() => {}
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_root_is_read_with_and_without_its_path_inside() {
-        let root = |host: &str, path: Option<&str>| RootArg {
-            host: PathBuf::from(host),
-            path: path.map(|path| SandboxPath::new(path).unwrap()),
-        };
-        assert_eq!(".".parse(), Ok(root(".", None)));
-        assert_eq!("/a:b:/workspace".parse(), Ok(root("/a:b", Some("/workspace"))));
-        assert_eq!("rel:x".parse(), Ok(root("rel:x", None)));
-        assert!(":/workspace".parse::<RootArg>().is_err());
-        assert!("/a:/b/../c".parse::<RootArg>().is_err());
-    }
 }

@@ -1,10 +1,10 @@
-//! `belljar task`: what lives, and its end.
+//! `belljar task`: what lives, and its end; and what a spec looks like.
 
 use anyhow::Context as _;
 
 use super::table;
 use crate::api::client::{self, ClientError};
-use crate::api::folder::{Card, state_folder};
+use crate::api::folder::Card;
 use crate::api::messages::TaskInfo;
 
 #[derive(Debug, clap::Subcommand)]
@@ -15,6 +15,8 @@ pub enum TaskCommand {
     Show(One),
     /// Ends a task, and shows what it came to
     Stop(One),
+    /// Prints the JSON Schema of a task spec
+    Schema,
 }
 
 #[derive(Debug, clap::Args)]
@@ -37,11 +39,15 @@ pub async fn run(command: TaskCommand) -> anyhow::Result<u8> {
         TaskCommand::Ls(form) => list(form.json).await,
         TaskCommand::Show(one) => show(one).await,
         TaskCommand::Stop(one) => stop(one).await,
+        TaskCommand::Schema => {
+            super::config::task_schema(&mut std::io::stdout())?;
+            Ok(0)
+        }
     }
 }
 
 async fn list(json: bool) -> anyhow::Result<u8> {
-    let state = state_folder();
+    let state = super::state_folder();
     let mut live = Vec::new();
     for card in client::cards(&state)? {
         match client::Task::new(&state, card.id).info().await {
@@ -68,7 +74,7 @@ fn tell_dead(card: &Card) {
 }
 
 async fn show(one: One) -> anyhow::Result<u8> {
-    let task = client::find(&state_folder(), &one.task)?;
+    let task = client::find(&super::state_folder(), &one.task)?;
     let info = task.info().await?;
     let execs = task.execs().await?;
     if one.form.json {
@@ -99,7 +105,7 @@ fn described(task: &TaskInfo) -> String {
 }
 
 async fn stop(one: One) -> anyhow::Result<u8> {
-    let task = client::find(&state_folder(), &one.task)?;
+    let task = client::find(&super::state_folder(), &one.task)?;
     let summary = task.stop().await.context("cannot stop the task")?;
     if one.form.json {
         println!("{}", serde_json::to_string(&summary)?);

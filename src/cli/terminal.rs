@@ -3,12 +3,12 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{self, OptionalActions, QueueSelector, Termios};
 
-use crate::policy::{Answer, RuleMatch, Scope, TtySize};
+use crate::approval::Asked;
+use crate::policy::{Answer, Scope, TtySize};
 
 /// Whether a running command has the terminal's input: then no question can be answered there.
 static HELD: AtomicBool = AtomicBool::new(false);
@@ -110,23 +110,6 @@ pub fn shown_command(argv: &[String]) -> String {
     clean(&words.collect::<Vec<_>>().join(" "))
 }
 
-/// What a person is asked about.
-#[derive(Debug, Clone, Copy)]
-pub struct Asked<'a> {
-    pub task: &'a str,
-    /// What the task is for, in its author's words.
-    pub purpose: Option<&'a str>,
-    /// What wants to happen: a command, or a host and port.
-    pub what: &'a str,
-    /// Where, for a command.
-    pub cwd: Option<&'a str>,
-    /// Why, in the agent's words.
-    pub why: Option<&'a str>,
-    /// Why somebody is asked.
-    pub reason: &'a str,
-    pub rules: &'a [RuleMatch],
-}
-
 /// Why nobody at the terminal answered.
 #[derive(Debug, thiserror::Error)]
 pub enum NoAnswer {
@@ -134,13 +117,18 @@ pub enum NoAnswer {
     NoTerminal(#[source] io::Error),
     #[error("the terminal's input belongs to a running command")]
     Held,
-    #[error("nobody answered within {0:?}")]
-    Timeout(Duration),
+    #[error("the question was withdrawn")]
+    Withdrawn,
 }
 
-/// Asks the person at the terminal and waits, at most `time`. Blocking: call it where waiting is allowed. The answer comes
-/// from `/dev/tty`, never from stdin, which may be the agent's.
-pub fn ask_at_terminal(question: &Asked<'_>, time: Duration) -> Result<Answer, NoAnswer> {
+/// Asks the person at the terminal and waits until there is an answer or `withdrawn` is set. Blocking: call it where waiting is
+/// allowed. The answer comes from `/dev/tty`, never from stdin, which may be the agent's.
+pub fn ask_at_terminal(
+    task: &str,
+    purpose: Option<&str>,
+    asked: &Asked,
+    withdrawn: &AtomicBool,
+) -> Result<Answer, NoAnswer> {
     if HELD.load(Ordering::SeqCst) {
         return Err(NoAnswer::Held);
     }
@@ -149,17 +137,16 @@ pub fn ask_at_terminal(question: &Asked<'_>, time: Duration) -> Result<Answer, N
         .write(true)
         .open("/dev/tty")
         .map_err(NoAnswer::NoTerminal)?;
-    let until = Instant::now() + time;
     // What was typed before the question was there is no answer to it.
     let _ = termios::tcflush(&tty, QueueSelector::IFlush);
-    tty.write_all(shown_question(question).as_bytes())
+    tty.write_all(shown_question(task, purpose, asked).as_bytes())
         .map_err(NoAnswer::NoTerminal)?;
     loop {
         tty.write_all(b"  allow? [y] once  [t] for this task  [n] no (a reason may follow): ")
             .map_err(NoAnswer::NoTerminal)?;
-        let Some(line) = read_line(&mut tty, until).map_err(NoAnswer::NoTerminal)? else {
-            let _ = tty.write_all(b"\nbelljar: no answer, so no\n");
-            return Err(NoAnswer::Timeout(time));
+        let Some(line) = read_line(&mut tty, withdrawn).map_err(NoAnswer::NoTerminal)? else {
+            let _ = tty.write_all(b"\nbelljar: the question is withdrawn\n");
+            return Err(NoAnswer::Withdrawn);
         };
         if let Some(answer) = understand(&line) {
             return Ok(answer);
@@ -167,29 +154,25 @@ pub fn ask_at_terminal(question: &Asked<'_>, time: Duration) -> Result<Answer, N
     }
 }
 
-fn shown_question(question: &Asked<'_>) -> String {
+fn shown_question(task: &str, purpose: Option<&str>, asked: &Asked) -> String {
     let mut text = format!(
         "\nbelljar: task {} asks for\n\n    {}\n\n",
-        clean(question.task),
-        clean(question.what)
+        clean(task),
+        clean(&asked.about)
     );
-    let mut row = |name: &str, value: &str| text.push_str(&format!("  {name:<8}{}\n", clean(value)));
-    if let Some(cwd) = question.cwd {
-        row("in", cwd);
+    let mut row = |name: &str, value: &str| text.push_str(&format!("  {:<9}{}\n", clean(name), clean(value)));
+    if let Some(purpose) = purpose {
+        row("purpose", purpose);
     }
-    if let Some(purpose) = question.purpose {
-        row("task", purpose);
+    for (name, value) in &asked.facts {
+        row(name, value);
     }
-    if let Some(why) = question.why {
-        row("it says", why);
-    }
-    row("because", question.reason);
-    for rule in question.rules {
-        let why = rule
-            .justification
-            .as_deref()
-            .map(|why| format!(": {why}"))
-            .unwrap_or_default();
+    row("because", &asked.reason);
+    for rule in &asked.rules {
+        let why = match &rule.justification {
+            Some(why) => format!(": {why}"),
+            None => String::new(),
+        };
         row("rule", &format!("{}:{}{why}", rule.file, rule.line));
     }
     text
@@ -211,20 +194,18 @@ fn understand(line: &str) -> Option<Answer> {
     }
 }
 
-/// A line; `None` once the time is over or the terminal is gone.
-fn read_line(tty: &mut File, until: Instant) -> io::Result<Option<String>> {
+/// A line; `None` once the question is withdrawn or the terminal is gone.
+fn read_line(tty: &mut File, withdrawn: &AtomicBool) -> io::Result<Option<String>> {
     let mut line = Vec::new();
-    loop {
-        let left = until.saturating_duration_since(Instant::now());
-        let time = Timespec::try_from(left).unwrap_or(Timespec {
-            tv_sec: 3600,
-            tv_nsec: 0,
-        });
+    let moment = Timespec {
+        tv_sec: 0,
+        tv_nsec: 100_000_000,
+    };
+    while !withdrawn.load(Ordering::SeqCst) {
         let mut ready = [PollFd::new(tty, PollFlags::IN)];
-        match poll(&mut ready, Some(&time)) {
-            Ok(0) => return Ok(None),
+        match poll(&mut ready, Some(&moment)) {
+            Ok(0) | Err(rustix::io::Errno::INTR) => continue,
             Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         }
         let mut byte = [0];
@@ -237,12 +218,13 @@ fn read_line(tty: &mut File, until: Instant) -> io::Result<Option<String>> {
             _ => {}
         }
     }
+    Ok(None)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::Decision;
+    use crate::policy::{Decision, RuleMatch};
 
     #[test]
     fn what_deceives_the_eye_is_written_out() {
@@ -274,43 +256,41 @@ mod tests {
         assert_eq!(understand("n use make\u{1b}"), Some(no));
     }
 
+    fn asked(about: &str) -> Asked {
+        Asked {
+            id: crate::id::ApprovalId::new(),
+            task: crate::id::TaskId::new(),
+            exec: None,
+            about: about.to_owned(),
+            facts: vec![
+                ("in".to_owned(), "/workspace".to_owned()),
+                ("it says".to_owned(), "to share\rit".to_owned()),
+            ],
+            reason: "a rule wants a person to look".to_owned(),
+            rules: vec![RuleMatch {
+                id: "push".to_owned(),
+                file: "agent.rules".to_owned(),
+                line: 4,
+                decision: Decision::Prompt,
+                justification: Some("others see it".to_owned()),
+                person_only: false,
+            }],
+            digest: crate::policy::Digest::of_bytes(b"x"),
+        }
+    }
+
     #[test]
     fn the_question_shows_all_that_matters_cleaned() {
-        let rules = [RuleMatch {
-            id: "push".to_owned(),
-            file: "agent.rules".to_owned(),
-            line: 4,
-            decision: Decision::Prompt,
-            justification: Some("others see it".to_owned()),
-            person_only: false,
-        }];
-        let shown = shown_question(&Asked {
-            task: "fix",
-            purpose: Some("make it pass"),
-            what: "git push\u{202e}",
-            cwd: Some("/workspace"),
-            why: Some("to share\rit"),
-            reason: "a rule wants a person to look",
-            rules: &rules,
-        });
-        let expected = "\nbelljar: task fix asks for\n\n    git push\\u{202e}\n\n  in      /workspace\n  task    make it pass\n  \
-                        it says to share\\rit\n  because a rule wants a person to look\n  rule    agent.rules:4: others see it\n";
+        let shown = shown_question("fix", Some("make it pass"), &asked("git push\u{202e}"));
+        let expected = "\nbelljar: task fix asks for\n\n    git push\\u{202e}\n\n  purpose  make it pass\n  in       /workspace\n  \
+                        it says  to share\\rit\n  because  a rule wants a person to look\n  rule     agent.rules:4: others see it\n";
         assert_eq!(shown, expected);
     }
 
     #[test]
     fn a_held_terminal_is_not_asked_at() {
         let held = Held::take();
-        let question = Asked {
-            task: "",
-            purpose: None,
-            what: "",
-            cwd: None,
-            why: None,
-            reason: "",
-            rules: &[],
-        };
-        let answer = ask_at_terminal(&question, Duration::from_millis(1));
+        let answer = ask_at_terminal("t", None, &asked("x"), &AtomicBool::new(false));
         drop(held);
         assert!(matches!(answer, Err(NoAnswer::Held)), "{answer:?}");
     }
