@@ -35,3 +35,4 @@ pub mod sandbox;
 pub mod supervisor;
 pub mod sys;
 pub mod task;
+pub mod telemetry;

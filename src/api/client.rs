@@ -20,6 +20,7 @@ use super::folder::{self, Card};
 use super::messages::{self, Channel, Control, ErrorBody, Event};
 use super::wire;
 use crate::id::{ExecId, TaskId};
+use crate::policy::TtySize;
 
 /// Why a task could not be reached or did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -130,6 +131,11 @@ impl Task {
     pub async fn signal(&self, id: ExecId, signal: i32) -> Result<messages::ExecInfo, ClientError> {
         let message = messages::Signal { signal };
         self.call(Method::POST, &format!("/execs/{id}/signal"), Some(&message))
+            .await
+    }
+
+    pub async fn resize(&self, id: ExecId, size: TtySize) -> Result<messages::ExecInfo, ClientError> {
+        self.call(Method::POST, &format!("/execs/{id}/resize"), Some(&size))
             .await
     }
 

@@ -23,23 +23,6 @@ pub struct Card {
     pub created: String,
 }
 
-/// `$BELLJAR_STATE`, else `/var/lib/belljar` for root and `$XDG_STATE_HOME/belljar` for anybody else.
-pub fn state_folder() -> PathBuf {
-    let set = |name| {
-        std::env::var_os(name)
-            .filter(|value| !value.is_empty())
-            .map(PathBuf::from)
-    };
-    if let Some(folder) = set("BELLJAR_STATE") {
-        return folder;
-    }
-    if nix::unistd::geteuid().is_root() {
-        return PathBuf::from("/var/lib/belljar");
-    }
-    let state = set("XDG_STATE_HOME").or_else(|| set("HOME").map(|home| home.join(".local/state")));
-    state.unwrap_or_else(|| PathBuf::from("/")).join("belljar")
-}
-
 /// The folder of one task.
 pub fn of_task(state: &Path, id: TaskId) -> PathBuf {
     state.join("tasks").join(id.to_string())

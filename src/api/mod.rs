@@ -24,7 +24,7 @@ pub mod messages;
 mod routes;
 mod server;
 pub mod stdio;
-mod wire;
+pub(crate) mod wire;
 
 pub use error::ApiError;
 pub use server::{ServeError, Server};

@@ -1,0 +1,167 @@
+//! `belljar run`: one task from its start to its end, in this process.
+//!
+//! With a command the task lives as long as the command does; without one it waits for execs from `belljar exec` or the
+//! socket until it is stopped, by `belljar task stop`, SIGINT, SIGTERM or its time limit. With `--stdio` a harness drives it
+//! over lines of JSON.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+
+use super::flags::TaskArgs;
+use super::pump::{self, Form, Manner};
+use super::{exec, exit, table, terminal};
+use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
+use crate::api::{Server, stdio};
+use crate::policy::Stdin;
+use crate::supervisor::TaskHandle;
+
+/// Runs a task: a spec file, flags, or both. Flags win over the file.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub task: TaskArgs,
+    #[command(flatten)]
+    pub manner: RunManner,
+}
+
+/// How this process deals with its own streams.
+#[derive(Debug, Default, clap::Args)]
+pub struct RunManner {
+    /// Why the command runs: shown to whoever is asked, kept in the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Gives the command this stdin; without it, it reads nothing
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Runs the command at a terminal of its own
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Speaks the API as lines of JSON on stdin and stdout
+    #[arg(long, conflicts_with_all = ["interactive", "tty", "json"])]
+    pub stdio: bool,
+    /// Events, output among them in base64, as lines of JSON on stdout; the last line is the summary
+    #[arg(long)]
+    pub json: bool,
+    /// No talk and no table on stderr
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Sends records, spans and metrics to this OTLP endpoint
+    #[arg(long, value_name = "URL")]
+    pub otlp: Option<String>,
+}
+
+pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
+    let ready = args.task.admit()?;
+    anyhow::bail!(
+        "task {} is admitted, and there is nothing yet to start it",
+        ready.task.name
+    );
+}
+
+/// Takes a task that was started to its end: serves its socket in `folder`, runs `command` or waits for execs, carries the
+/// streams, stops it, and tells what it came to. The answer is the exit code.
+pub async fn drive(
+    task: TaskHandle,
+    folder: &Path,
+    command: Option<Vec<String>>,
+    manner: &RunManner,
+) -> anyhow::Result<u8> {
+    let driven = drive_streams(&task, folder, command, manner).await;
+    // Whatever went wrong, the sandbox is gone before the answer.
+    task.stop().await;
+    let summary = TaskSummary::from(task.wait().await);
+    let (server, end) = driven?;
+    server.stop().await;
+    if manner.json {
+        let mut last = serde_json::to_value(&summary)?;
+        last["type"] = "summary".into();
+        println!("{last}");
+    } else if !manner.quiet && !manner.stdio {
+        eprint!("\n{}", table::of_summary(&summary));
+    }
+    Ok(exit::of_task(&summary, end.as_ref()))
+}
+
+async fn drive_streams(
+    task: &TaskHandle,
+    folder: &Path,
+    command: Option<Vec<String>>,
+    manner: &RunManner,
+) -> anyhow::Result<(Server, Option<ExecEnd>)> {
+    let server = Server::start(task.clone(), folder)?;
+    let first = match command {
+        Some(argv) => {
+            let request = command_request(argv, manner).into_request(&task.info().workdir)?;
+            Some(task.submit(request).context("cannot start the command")?)
+        }
+        None => None,
+    };
+    let end = match first {
+        _ if manner.stdio => {
+            stdio::speak(task.clone(), first, tokio::io::stdin(), tokio::io::stdout()).await?;
+            None
+        }
+        Some(handle) => {
+            let carried = Manner {
+                stdin: manner.interactive,
+                tty: manner.tty,
+                form: if manner.json { Form::Json } else { Form::Bytes },
+            };
+            let end = pump::carry(pump::Exec::Here(handle), carried).await?;
+            if !manner.quiet && !manner.json {
+                exec::tell(&end);
+            }
+            Some(end)
+        }
+        None => {
+            wait_for_execs(task, manner).await?;
+            None
+        }
+    };
+    Ok((server, end))
+}
+
+fn command_request(argv: Vec<String>, manner: &RunManner) -> ExecStart {
+    ExecStart {
+        id: None,
+        argv,
+        cwd: None,
+        env: Default::default(),
+        stdin: if manner.interactive { Stdin::Stream } else { Stdin::None },
+        tty: manner.tty.then(terminal::size),
+        reason: manner.reason.clone(),
+        call_id: None,
+        traceparent: std::env::var("TRACEPARENT").ok(),
+        timeout_seconds: None,
+        detach: false,
+    }
+}
+
+/// Until the task has ended, or this process is told to end it.
+async fn wait_for_execs(task: &TaskHandle, manner: &RunManner) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let info = task.info();
+    if manner.json {
+        println!(
+            "{}",
+            serde_json::json!({"type": "task", "id": info.id, "name": info.name})
+        );
+    } else if !manner.quiet {
+        let name = terminal::clean(&info.name);
+        eprintln!(
+            "belljar: task {} ({name}) waits for execs: belljar exec {} -- CMD",
+            info.id, info.id
+        );
+    }
+    tokio::select! {
+        _ = task.wait() => {}
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
+}
