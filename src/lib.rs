@@ -20,6 +20,7 @@
 //! | [`api`], [`cli`], [`telemetry`] | the edge |
 
 pub mod audit;
+pub mod cli;
 pub mod exec;
 pub mod id;
 pub mod path;
