@@ -8,6 +8,7 @@ pub mod exec;
 pub mod exit;
 pub mod flags;
 mod pump;
+pub mod rules;
 pub mod run;
 pub mod table;
 pub mod task;
@@ -37,6 +38,9 @@ enum Command {
     /// Lists, shows and stops live tasks; prints the schema of task specs
     #[command(subcommand)]
     Task(task::TaskCommand),
+    Rules(rules::RulesArgs),
+    Egress(egress::EgressArgs),
+    Audit(audit::AuditArgs),
     /// Shows and checks the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -50,8 +54,25 @@ impl Cli {
             Command::Exec(args) => exec::run(args).await,
             Command::Task(command) => task::run(command).await,
             Command::Config(command) => config::run(command),
+            // These three read and print, and wait for nothing else.
+            Command::Rules(args) => tokio::task::block_in_place(|| rules::run(args)),
+            Command::Egress(args) => {
+                tokio::task::block_in_place(|| egress::run(args, &mut std::io::stdout(), network_of_spec))
+            }
+            Command::Audit(args) => {
+                tokio::task::block_in_place(|| audit::run(args, &state_folder(), &mut std::io::stdout()))
+            }
         }
     }
+}
+
+/// The network of a task spec, as `run` would have it.
+fn network_of_spec(spec: &std::path::Path) -> anyhow::Result<crate::task::Network> {
+    let args = flags::TaskArgs {
+        spec: Some(spec.to_owned()),
+        ..flags::TaskArgs::default()
+    };
+    Ok(args.admit()?.task.network)
 }
 
 /// Where the tasks of this user are.

@@ -60,11 +60,21 @@ pub struct RunManner {
 
 pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let RunArgs { task, manner } = args;
-    let Ready { task, config, surroundings } = task.admit()?;
+    let Ready {
+        task,
+        config,
+        surroundings,
+    } = task.admit()?;
     let policy = Policy::load(&task.gate.rules, task.gate.unmatched)?;
-    let options = JournalOptions { sync: journal_sync(&config), ..JournalOptions::default() };
+    let options = JournalOptions {
+        sync: journal_sync(&config),
+        ..JournalOptions::default()
+    };
     let journal = Journal::open(&config.state.join("journal"), options)?;
-    let identity = Identity { uid: surroundings.uid, user: surroundings.user.clone() };
+    let identity = Identity {
+        uid: surroundings.uid,
+        user: surroundings.user.clone(),
+    };
     let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal, identity)?;
     let ask = whom_to_ask(&task, &manner, &surroundings.user);
     let command = task.command.clone();
@@ -83,7 +93,9 @@ fn journal_sync(config: &Config) -> crate::audit::journal::Sync {
 /// The person at this terminal, where there is one whose streams do not belong to a harness.
 fn whom_to_ask(task: &Task, manner: &RunManner, user: &str) -> Arc<dyn Ask> {
     if manner.stdio || manner.json {
-        return Arc::new(Nobody { why: "a program drives this task".to_owned() });
+        return Arc::new(Nobody {
+            why: "a program drives this task".to_owned(),
+        });
     }
     Arc::new(AtTerminal::new(&task.name, task.purpose.as_deref(), user))
 }

@@ -14,14 +14,14 @@ use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
 use crate::exec::pipeline::Context;
 use crate::path::HostPath;
-use crate::policy::{Digest, Policy};
+use crate::policy::Policy;
 use crate::sandbox::launcher::{LaunchError, Launcher};
 use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
 use crate::sandbox::seccomp;
 use crate::sys::cgroup::Cgroups;
 use crate::sys::process;
-use crate::task::{ImageRef, NetworkMode, Runtime, Task};
+use crate::task::Task;
 
 /// Why nothing can be supervised.
 #[derive(Debug, thiserror::Error)]
@@ -57,26 +57,49 @@ pub struct Supervisor {
 impl Supervisor {
     /// Starts the launcher, finds out what the machine has, and clears up what killed belljars left. Blocking; call it before secrets
     /// are read. `program` is belljar's own, `/proc/self/exe` where this process is belljar.
-    pub fn start(program: &Path, state: &Path, journal: Journal, identity: Identity) -> Result<Supervisor, SupervisorError> {
+    pub fn start(
+        program: &Path,
+        state: &Path,
+        journal: Journal,
+        identity: Identity,
+    ) -> Result<Supervisor, SupervisorError> {
         let launcher = Launcher::start(program)?;
         let cgroups = Arc::new(Cgroups::detect());
-        make_private_folder(&recovery::tasks_folder(state))
-            .map_err(|source| SupervisorError::State { path: state.to_owned(), source })?;
+        make_private_folder(&recovery::tasks_folder(state)).map_err(|source| SupervisorError::State {
+            path: state.to_owned(),
+            source,
+        })?;
         let lost = recovery::recover(state, &cgroups, &journal)?;
         if lost > 0 {
             tracing::info!(lost, "starts without an end were closed as lost");
         }
-        let machinery = Machinery { launcher: Arc::new(Mutex::new(launcher)), cgroups: cgroups.clone() };
-        Ok(Supervisor { machinery, journal, state: state.to_owned(), identity, cgroups })
+        let machinery = Machinery {
+            launcher: Arc::new(Mutex::new(launcher)),
+            cgroups: cgroups.clone(),
+        };
+        Ok(Supervisor {
+            machinery,
+            journal,
+            state: state.to_owned(),
+            identity,
+            cgroups,
+        })
     }
 
     /// Starts a task: its sandbox is there and records say so when this returns. Its commands come through the handle.
     pub async fn start_task(&self, task: Task, policy: Policy, ask: Arc<dyn Ask>) -> Result<TaskHandle, StartError> {
         let begun = Instant::now();
         let id = task.id;
-        let entry = |event| Entry { task: Some(id), exec: None, event };
+        let entry = |event| Entry {
+            task: Some(id),
+            exec: None,
+            event,
+        };
         let folder = recovery::tasks_folder(&self.state).join(id.to_string());
-        let lock = make_task_folder(&folder, &task).map_err(|source| StartError::Folder { path: folder.clone(), source })?;
+        let lock = make_task_folder(&folder, &task).map_err(|source| StartError::Folder {
+            path: folder.clone(),
+            source,
+        })?;
         let admitted = Event::TaskAdmitted {
             name: task.name.clone(),
             purpose: task.purpose.clone(),
@@ -123,7 +146,9 @@ impl Supervisor {
             start_seconds: begun.elapsed().as_secs_f64(),
         };
         let started = self.journal.submit(entry(event));
-        let enforced = self.journal.submit(entry(Event::SandboxEnforced { controls: enforcement(&task, &self.cgroups) }));
+        let enforced = self.journal.submit(entry(Event::SandboxEnforced {
+            controls: enforcement(&task, &self.cgroups),
+        }));
         let recorded = async {
             started.await?;
             enforced.await
@@ -174,10 +199,23 @@ fn make_task_folder(folder: &Path, task: &Task) -> io::Result<fs::File> {
 /// What is really enforced. Every step of the setup either succeeds or ends the sandbox before it runs anything, so what was asked of
 /// the kernel holds in full; limits are what the machine's cgroups can give.
 fn enforcement(task: &Task, cgroups: &Cgroups) -> Vec<Control> {
-    let full = |control: &str| Control { control: control.to_owned(), enforced: Enforced::Full, reason: None };
+    let full = |control: &str| Control {
+        control: control.to_owned(),
+        enforced: Enforced::Full,
+        reason: None,
+    };
     let mut controls: Vec<_> = [
-        "namespaces", "mounts", "network", "capabilities", "no_new_privs", "seccomp", "masked_paths", "environment", "descriptors",
-        "keyring", "limit.disk",
+        "namespaces",
+        "mounts",
+        "network",
+        "capabilities",
+        "no_new_privs",
+        "seccomp",
+        "masked_paths",
+        "environment",
+        "descriptors",
+        "keyring",
+        "limit.disk",
     ]
     .map(full)
     .to_vec();
@@ -189,23 +227,19 @@ fn enforcement(task: &Task, cgroups: &Cgroups) -> Vec<Control> {
     ];
     for (control, can, asked) in limits {
         if asked {
-            let reason = (!can).then(|| cgroups.why.clone().unwrap_or_else(|| "the controller is not there".to_owned()));
+            let reason = (!can).then(|| {
+                cgroups
+                    .why
+                    .clone()
+                    .unwrap_or_else(|| "the controller is not there".to_owned())
+            });
             let enforced = if can { Enforced::Full } else { Enforced::None };
-            controls.push(Control { control: control.to_owned(), enforced, reason });
+            controls.push(Control {
+                control: control.to_owned(),
+                enforced,
+                reason,
+            });
         }
     }
     controls
-}
-
-/// Whether a task asks for what this backend does not have.
-pub fn unsupported(task: &Task) -> Option<String> {
-    match (&task.image, &task.runtime, task.network.mode) {
-        (ImageRef::Host, Runtime::Builtin, NetworkMode::None | NetworkMode::Proxy) => None,
-        _ => Some("not there yet".to_owned()),
-    }
-}
-
-/// The digest of bytes, as records name it.
-pub fn digest(bytes: &[u8]) -> String {
-    Digest::of_bytes(bytes).to_string()
 }

@@ -10,8 +10,8 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 
 use super::{
-    AgentEvent, ExecCounts, ExecInfo, ExecState, NotRecorded, NotRunning, RefusedEgress, StdinClosed, SubmitError, TaskInfo, TaskState,
-    TaskSummary,
+    AgentEvent, ExecCounts, ExecInfo, ExecState, NotRecorded, NotRunning, RefusedEgress, StdinClosed, SubmitError,
+    TaskInfo, TaskState, TaskSummary,
 };
 use crate::audit::record::{Entry, Event, TaskOutcome, Usage, UsageSource};
 use crate::exec::pipeline::{self, Context, Inputs};
@@ -136,7 +136,10 @@ impl Live {
         let exec = Arc::new(Exec {
             created: Timestamp::now(),
             log: Mutex::new(Some(log.clone())),
-            status: Mutex::new(Status { state: ExecState::Judging, judgement: None }),
+            status: Mutex::new(Status {
+                state: ExecState::Judging,
+                judgement: None,
+            }),
             control,
             stdin: Mutex::new(has_input.then_some(stdin)),
             done: watch::Sender::new(None),
@@ -161,8 +164,14 @@ impl Live {
         let running = exec.clone();
         // Joined by `finish`, which waits for every exec's end.
         tokio::spawn(async move {
-            let inputs = Inputs { control: controls, stdin: pieces };
-            let end = pipeline::run(&live.context, &running.request, inputs, &log, &|event| running.note(event)).await;
+            let inputs = Inputs {
+                control: controls,
+                stdin: pieces,
+            };
+            let end = pipeline::run(&live.context, &running.request, inputs, &log, &|event| {
+                running.note(event)
+            })
+            .await;
             live.over(&running, &log, end);
         });
         Ok(exec)
@@ -177,7 +186,10 @@ impl Live {
         execs.running -= 1;
         // Old output goes; what the execs came to stays until the task ends.
         let ended = execs.order.len().saturating_sub(REPLAY_MAX + RUNNING_MAX);
-        if let Some(old) = ended.checked_sub(1).and_then(|index| execs.map.get(&execs.order[index])) {
+        if let Some(old) = ended
+            .checked_sub(1)
+            .and_then(|index| execs.map.get(&execs.order[index]))
+        {
             if old.done.borrow().is_some() {
                 lock(&old.log).take();
             }
@@ -195,14 +207,26 @@ impl Live {
 
     pub async fn record(&self, event: AgentEvent) -> Result<(), NotRecorded> {
         let AgentEvent { name, call_id, body } = event;
-        let entry = Entry { task: Some(self.task.id), exec: None, event: Event::AgentEvent { name, call_id, body } };
-        self.context.journal.append(entry).await.map(drop).map_err(|error| NotRecorded(error.to_string()))
+        let entry = Entry {
+            task: Some(self.task.id),
+            exec: None,
+            event: Event::AgentEvent { name, call_id, body },
+        };
+        self.context
+            .journal
+            .append(entry)
+            .await
+            .map(drop)
+            .map_err(|error| NotRecorded(error.to_string()))
     }
 
     /// Notes a refused destination for the task's summary.
     pub fn note_refused(&self, host: &str, port: u16, rule: &str, reason: &str) {
         let mut refused = lock(&self.refused_egress);
-        match refused.iter_mut().find(|one| one.host == host && one.port == port && one.rule == rule) {
+        match refused
+            .iter_mut()
+            .find(|one| one.host == host && one.port == port && one.rule == rule)
+        {
             Some(one) => one.count += 1,
             None => refused.push(RefusedEgress {
                 host: host.to_owned(),
@@ -285,7 +309,10 @@ impl Live {
         };
         let execs: Vec<_> = self.execs().iter().map(|exec| exec.info()).collect();
         let wall_seconds = self.begun.elapsed().as_secs_f64();
-        let refused = execs.iter().filter(|exec| matches!(exec.end, Some(ExecEnd::Refused(_)))).count() as u64;
+        let refused = execs
+            .iter()
+            .filter(|exec| matches!(exec.end, Some(ExecEnd::Refused(_))))
+            .count() as u64;
         let event = Event::TaskFinished {
             outcome,
             reason: reason.clone(),
@@ -295,9 +322,16 @@ impl Live {
             usage: counters.map_or(Usage::NONE, task_usage),
             left_files: Vec::new(),
         };
-        let entry = Entry { task: Some(self.task.id), exec: None, event };
+        let entry = Entry {
+            task: Some(self.task.id),
+            exec: None,
+            event,
+        };
         if let Err(error) = self.context.journal.append(entry).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "a task's end could not be recorded");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "a task's end could not be recorded"
+            );
         }
         let summary = TaskSummary {
             id: self.task.id,
