@@ -8,7 +8,6 @@ use belljar_guest::{FromSlot, Rusage, Step, ToSlot};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 
@@ -363,7 +362,7 @@ async fn pump(
     log: &Log,
     mut over: watch::Receiver<Option<Duration>>,
 ) {
-    let Ok(fd) = AsyncFd::register_with_interest(fd, Interest::READABLE) else {
+    let Ok(fd) = packet::watched(fd, Interest::READABLE) else {
         return;
     };
     let mut buffer: Vec<u8> = Vec::new();
@@ -432,7 +431,7 @@ async fn feed_stdin(pipe: Option<OwnedFd>, terminal: Option<&OwnedFd>, mut stdin
     let Some(fd) = pipe.or_else(|| terminal.and_then(|fd| fd.try_clone().ok())) else {
         return;
     };
-    let Ok(fd) = AsyncFd::register_with_interest(fd, Interest::WRITABLE) else {
+    let Ok(fd) = packet::watched(fd, Interest::WRITABLE) else {
         return;
     };
     while let Some(mut data) = stdin.recv().await {
