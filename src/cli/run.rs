@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 
@@ -17,6 +18,7 @@ use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
 use crate::api::{Server, stdio};
 use crate::approval::{Ask, Nobody};
 use crate::audit::journal::{Journal, JournalOptions};
+use crate::audit::otlp::{Exporter, ExporterHandle, OtlpConfig};
 use crate::audit::record::Identity;
 use crate::config::Config;
 use crate::policy::{Policy, Stdin};
@@ -58,6 +60,9 @@ pub struct RunManner {
     pub otlp: Option<String>,
 }
 
+/// How long the end of a run waits for its collectors.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
+
 pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let RunArgs { task, manner } = args;
     let Ready {
@@ -70,7 +75,9 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         sync: journal_sync(&config),
         ..JournalOptions::default()
     };
-    let journal = Journal::open(&config.state.join("journal"), options)?;
+    let folder = config.state.join("journal");
+    let journal = Journal::open(&folder, options)?;
+    let exporter = start_exporter(&folder, &config, manner.otlp.as_deref())?;
     let identity = Identity {
         uid: surroundings.uid,
         user: surroundings.user.clone(),
@@ -80,7 +87,53 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let command = task.command.clone();
     let handle = supervisor.start_task(task, policy, ask).await?;
     let folder = handle.folder().to_owned();
-    drive(handle, &folder, command, &manner).await
+    let code = drive(handle, &folder, command, &manner).await;
+    if let Some(exporter) = exporter {
+        flush(exporter, &manner).await;
+    }
+    code
+}
+
+/// Sends records to the collectors of the configuration, of OpenTelemetry's own variables, and of the flag.
+fn start_exporter(folder: &Path, config: &Config, flag: Option<&str>) -> anyhow::Result<Option<ExporterHandle>> {
+    let mut collectors: Vec<_> = config
+        .otlp
+        .iter()
+        .map(|otlp| {
+            let headers = otlp
+                .headers
+                .iter()
+                .map(|(name, value)| (name.clone(), value.value.expose().to_owned()));
+            OtlpConfig {
+                headers: headers.collect(),
+                ..OtlpConfig::new(&otlp.endpoint.value)
+            }
+        })
+        .collect();
+    collectors.extend(OtlpConfig::from_variables(|name| std::env::var(name).ok())?);
+    collectors.extend(flag.map(OtlpConfig::new));
+    if collectors.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Exporter::start(folder, collectors)?))
+}
+
+/// Gives the collectors a moment to take what there is; the rest is sent by the next start.
+async fn flush(exporter: ExporterHandle, manner: &RunManner) {
+    let lag = exporter.flush(FLUSH_PATIENCE).await;
+    if lag.records > 0 && !manner.quiet {
+        let why = lag
+            .signals
+            .iter()
+            .find_map(|signal| signal.error.as_deref())
+            .unwrap_or("the collector is slow");
+        eprintln!(
+            "belljar: {} records are not exported yet ({}); the next start goes on",
+            lag.records,
+            terminal::clean(why)
+        );
+    }
+    exporter.shutdown();
 }
 
 fn journal_sync(config: &Config) -> crate::audit::journal::Sync {

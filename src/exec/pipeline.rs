@@ -30,7 +30,7 @@ pub struct Context {
     pub task: TaskId,
     pub journal: Journal,
     pub policy: Policy,
-    pub desk: Desk,
+    pub desk: Arc<Desk>,
     pub sandbox: Arc<Sandbox>,
     pub exec_time: Option<Duration>,
     /// Of stdout and stderr together, in bytes.

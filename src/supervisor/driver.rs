@@ -8,10 +8,12 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::task::Live;
-use super::{TaskHandle, image_name, recovery, runtime_name};
+use super::{TaskHandle, image_name, recovery, runtime_name, way_out};
 use crate::approval::{Ask, Desk};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
+use crate::egress::gate::GateError;
+use crate::egress::host::HostError;
 use crate::exec::pipeline::Context;
 use crate::path::HostPath;
 use crate::policy::Policy;
@@ -43,6 +45,12 @@ pub enum StartError {
     Folder { path: PathBuf, source: io::Error },
     #[error("could not start the sandbox")]
     Sandbox(#[from] SandboxError),
+    #[error("the network rule {rule} names no host")]
+    NetworkRule { rule: String, source: HostError },
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    #[error("could not open the way out")]
+    Proxy { source: io::Error },
 }
 
 /// All that tasks of this process share.
@@ -90,6 +98,7 @@ impl Supervisor {
     pub async fn start_task(&self, task: Task, policy: Policy, ask: Arc<dyn Ask>) -> Result<TaskHandle, StartError> {
         let begun = Instant::now();
         let id = task.id;
+        let gate = way_out::gate(&task.network, &policy)?;
         let entry = |event| Entry {
             task: Some(id),
             exec: None,
@@ -118,22 +127,38 @@ impl Supervisor {
             })?;
             Ok::<_, StartError>(Sandbox::start(&self.machinery, plan, place).await?)
         };
+        let failed = async |error: StartError| {
+            let event = Event::TaskFinished {
+                outcome: TaskOutcome::Failed,
+                reason: Some(error.to_string()),
+                wall_seconds: begun.elapsed().as_secs_f64(),
+                execs: 0,
+                refused: 0,
+                usage: Usage::NONE,
+                left_files: Vec::new(),
+            };
+            // Where the journal is what failed, there is nobody to tell but the caller.
+            let _ = self.journal.append(entry(event)).await;
+            let _ = fs::remove_dir_all(&folder);
+            error
+        };
         let sandbox = match started.await {
             Ok(sandbox) => sandbox,
-            Err(error) => {
-                let event = Event::TaskFinished {
-                    outcome: TaskOutcome::Failed,
-                    reason: Some(error.to_string()),
-                    wall_seconds: begun.elapsed().as_secs_f64(),
-                    execs: 0,
-                    refused: 0,
-                    usage: Usage::NONE,
-                    left_files: Vec::new(),
-                };
-                // Where the journal is what failed, there is nobody to tell but the caller.
-                let _ = self.journal.append(entry(event)).await;
-                let _ = fs::remove_dir_all(&folder);
-                return Err(error);
+            Err(error) => return Err(failed(error).await),
+        };
+        let desk = Arc::new(Desk::new(ask, self.journal.clone(), task.gate.approval_time));
+        let refused = way_out::Refused::default();
+        let proxy = match gate {
+            None => None,
+            Some(gate) => {
+                let opened = way_out::open(&sandbox, gate, id, self.journal.clone(), desk.clone(), refused.clone());
+                match opened.await {
+                    Ok(proxy) => Some(proxy),
+                    Err(error) => {
+                        sandbox.destroy().await;
+                        return Err(failed(error).await);
+                    }
+                }
             }
         };
         let plan_digest = sandbox.place().to_string();
@@ -154,15 +179,15 @@ impl Supervisor {
             enforced.await
         };
         if let Err(error) = recorded.await {
+            drop(proxy);
             sandbox.destroy().await;
-            let _ = fs::remove_dir_all(&folder);
-            return Err(error.into());
+            return Err(failed(error.into()).await);
         }
         let context = Context {
             task: id,
             journal: self.journal.clone(),
             policy,
-            desk: Desk::new(ask, self.journal.clone(), task.gate.approval_time),
+            desk,
             sandbox,
             exec_time: task.limits.exec_time,
             output: task.limits.output.0,
@@ -170,9 +195,9 @@ impl Supervisor {
             plan_digest,
             requirements_digest: None,
         };
-        let live = Live::new(task, context);
+        let live = Live::new(task, context, refused);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
-        tokio::spawn(live.clone().drive(async || {}, lock, folder.clone()));
+        tokio::spawn(live.clone().drive(proxy, lock, folder.clone()));
         Ok(TaskHandle { live, folder })
     }
 }

@@ -9,11 +9,13 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 
+use super::way_out::Refused;
 use super::{
-    AgentEvent, ExecCounts, ExecInfo, ExecState, NotRecorded, NotRunning, RefusedEgress, StdinClosed, SubmitError,
-    TaskInfo, TaskState, TaskSummary,
+    AgentEvent, ExecCounts, ExecInfo, ExecState, NotRecorded, NotRunning, StdinClosed, SubmitError, TaskInfo,
+    TaskState, TaskSummary,
 };
 use crate::audit::record::{Entry, Event, TaskOutcome, Usage, UsageSource};
+use crate::egress::ProxyHandle;
 use crate::exec::pipeline::{self, Context, Inputs};
 use crate::exec::stream::{ExecEvents, Log};
 use crate::exec::{Control, ExecEnd, ExecEvent, ExecRequest};
@@ -41,7 +43,7 @@ pub struct Live {
     created: Timestamp,
     begun: Instant,
     execs: Mutex<Execs>,
-    refused_egress: Mutex<Vec<RefusedEgress>>,
+    refused_egress: Refused,
     stop: watch::Sender<Option<Stop>>,
     ended: watch::Sender<Option<Arc<TaskSummary>>>,
 }
@@ -86,14 +88,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Live {
-    pub fn new(task: Task, context: Context) -> Arc<Live> {
+    pub fn new(task: Task, context: Context, refused_egress: Refused) -> Arc<Live> {
         Arc::new(Live {
             task,
             context,
             created: Timestamp::now(),
             begun: Instant::now(),
             execs: Mutex::default(),
-            refused_egress: Mutex::default(),
+            refused_egress,
             stop: watch::Sender::new(None),
             ended: watch::Sender::new(None),
         })
@@ -220,24 +222,6 @@ impl Live {
             .map_err(|error| NotRecorded(error.to_string()))
     }
 
-    /// Notes a refused destination for the task's summary.
-    pub fn note_refused(&self, host: &str, port: u16, rule: &str, reason: &str) {
-        let mut refused = lock(&self.refused_egress);
-        match refused
-            .iter_mut()
-            .find(|one| one.host == host && one.port == port && one.rule == rule)
-        {
-            Some(one) => one.count += 1,
-            None => refused.push(RefusedEgress {
-                host: host.to_owned(),
-                port,
-                rule: rule.to_owned(),
-                reason: reason.to_owned(),
-                count: 1,
-            }),
-        }
-    }
-
     /// Asks the task to end; the first reason stands.
     pub fn request_stop(&self, why: Stop) {
         self.stop.send_if_modified(|stop| match stop {
@@ -257,7 +241,7 @@ impl Live {
     }
 
     /// Watches over the task until it ends, then ends it: the one owner of its sandbox. `lock_file` is held until all is gone.
-    pub async fn drive(self: Arc<Self>, after: impl AsyncFnOnce(), lock_file: File, folder: std::path::PathBuf) {
+    pub async fn drive(self: Arc<Self>, proxy: Option<ProxyHandle>, lock_file: File, folder: std::path::PathBuf) {
         let mut stop = self.stop.subscribe();
         let why = {
             let timer = async {
@@ -273,7 +257,7 @@ impl Live {
             }
         };
         self.request_stop(why);
-        self.finish(why, after).await;
+        self.finish(why, proxy).await;
         let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&folder));
         if let Ok(Err(error)) = removed.await {
             tracing::warn!(%error, "a task's folder could not be removed; the next start tries again");
@@ -281,7 +265,7 @@ impl Live {
         drop(lock_file);
     }
 
-    async fn finish(&self, why: Stop, after: impl AsyncFnOnce()) {
+    async fn finish(&self, why: Stop, proxy: Option<ProxyHandle>) {
         let execs = self.execs();
         for exec in &execs {
             exec.cancel();
@@ -293,7 +277,9 @@ impl Live {
         };
         let whole = tokio::time::timeout(STOP_PATIENCE, all).await;
         let counters = self.context.sandbox.counters();
-        after().await;
+        if let Some(proxy) = proxy {
+            proxy.shutdown().await;
+        }
         self.context.sandbox.destroy().await;
         if whole.is_err() {
             // With their sandbox gone they end for certain.
