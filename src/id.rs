@@ -17,9 +17,9 @@ pub struct IdError {
 macro_rules! id {
     ($(#[$doc:meta])* $name:ident, $what:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
         #[serde(transparent)]
-        pub struct $name(Uuid);
+        pub struct $name(#[schemars(with = "String")] Uuid);
 
         impl $name {
             /// A new id: a UUID of version 7, so ids sort by the time of their making.

@@ -186,7 +186,7 @@ pub enum Event {
 }
 
 /// The end of an exec; every started exec has exactly one.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct ExecFinished {
     pub argv: Vec<String>,
     pub cwd: String,
@@ -216,7 +216,7 @@ pub struct ExecFinished {
 }
 
 /// How an exec ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ExecOutcome {
     Exited,
@@ -229,7 +229,7 @@ pub enum ExecOutcome {
     Lost,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskOutcome {
     Finished,
@@ -240,7 +240,7 @@ pub enum TaskOutcome {
 }
 
 /// What the kernel counted.
-#[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct Usage {
     /// Where the counters came from: `cgroup_v2`, `cgroup_v1`, `rusage` or `none`.
     pub source: UsageSource,
@@ -254,7 +254,7 @@ pub struct Usage {
     pub oom_kills: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UsageSource {
     CgroupV2,

@@ -2,11 +2,13 @@
 //! `config::admit` made of it after the requirements were applied. Nothing else makes a `Task`, and everything below takes one.
 
 pub mod limits;
+pub mod spec;
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::document::Word;
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
 use limits::Limits;
@@ -26,9 +28,24 @@ pub struct Task {
     pub runtime: Runtime,
     pub roots: Vec<Root>,
     pub env: BTreeMap<String, String>,
+    pub secrets: BTreeMap<String, Secret>,
     pub limits: Limits,
     pub network: Network,
     pub gate: Gate,
+    /// Only `config::admit` has one to put here.
+    #[serde(skip)]
+    pub admitted: Admitted,
+}
+
+/// The mark of a task that went through `config::admit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admitted(());
+
+impl Admitted {
+    /// For `config::admit` alone; `tests/house.rs` holds that nothing else calls it.
+    pub(crate) fn by_config() -> Self {
+        Self(())
+    }
 }
 
 /// Where the root file system comes from.
@@ -46,7 +63,7 @@ pub enum ImageRef {
 }
 
 /// Who a command is inside the sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum User {
     /// uid 1000, whose files belong to the caller outside.
@@ -55,7 +72,7 @@ pub enum User {
     Root,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
     Oci,
@@ -69,6 +86,24 @@ pub enum Runtime {
     Builtin,
     /// An OCI runtime by name or path, or the name of one of Docker's runtimes.
     Outside(String),
+}
+
+/// A value that stays outside: the sandbox sees a placeholder under the secret's name, the proxy puts the value in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Secret {
+    pub source: SecretSource,
+    /// The only hosts that get the value.
+    pub hosts: Vec<String>,
+}
+
+/// Where the value of a secret is kept; never the value itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretSource {
+    Keyring(String),
+    /// A variable of belljar's own environment.
+    Env(String),
+    File(HostPath),
 }
 
 /// A folder or file of the host that the sandbox sees.
@@ -146,4 +181,40 @@ pub enum Unmatched {
 pub enum Reviewer {
     User,
     AutoReview,
+}
+
+impl Word for User {
+    const WORDS: &'static [(&'static str, Self)] = &[("agent", User::Agent), ("root", User::Root)];
+}
+
+impl Word for Backend {
+    const WORDS: &'static [(&'static str, Self)] = &[("oci", Backend::Oci), ("docker", Backend::Docker)];
+}
+
+impl Word for GitMode {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("safe", GitMode::Safe),
+        ("read-only", GitMode::ReadOnly),
+        ("open", GitMode::Open),
+    ];
+}
+
+impl Word for NetworkMode {
+    const WORDS: &'static [(&'static str, Self)] = &[("none", NetworkMode::None), ("proxy", NetworkMode::Proxy)];
+}
+
+impl Word for Unknown {
+    const WORDS: &'static [(&'static str, Self)] = &[("ask", Unknown::Ask), ("deny", Unknown::Deny)];
+}
+
+impl Word for Unmatched {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("allow", Unmatched::Allow),
+        ("ask", Unmatched::Ask),
+        ("deny", Unmatched::Deny),
+    ];
+}
+
+impl Word for Reviewer {
+    const WORDS: &'static [(&'static str, Self)] = &[("user", Reviewer::User), ("auto_review", Reviewer::AutoReview)];
 }
