@@ -17,5 +17,6 @@ pub mod host_root;
 pub mod launcher;
 pub mod oci;
 pub mod plan;
+pub mod protect;
 pub mod seccomp;
 mod setup;

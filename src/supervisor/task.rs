@@ -21,6 +21,7 @@ use crate::exec::stream::{ExecEvents, Log};
 use crate::exec::{Control, ExecEnd, ExecEvent, ExecRequest};
 use crate::id::ExecId;
 use crate::policy::Stdin;
+use crate::sandbox::protect::Guard;
 use crate::sys::cgroup::Version;
 use crate::task::Task;
 
@@ -241,7 +242,13 @@ impl Live {
     }
 
     /// Watches over the task until it ends, then ends it: the one owner of its sandbox. `lock_file` is held until all is gone.
-    pub async fn drive(self: Arc<Self>, proxy: Option<ProxyHandle>, lock_file: File, folder: std::path::PathBuf) {
+    pub async fn drive(
+        self: Arc<Self>,
+        proxy: Option<ProxyHandle>,
+        guard: Guard,
+        lock_file: File,
+        folder: std::path::PathBuf,
+    ) {
         let mut stop = self.stop.subscribe();
         let why = {
             let timer = async {
@@ -257,15 +264,21 @@ impl Live {
             }
         };
         self.request_stop(why);
-        self.finish(why, proxy).await;
-        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&folder));
+        let summary = self.finish(why, proxy).await;
+        let removed = tokio::task::spawn_blocking(move || {
+            // Its placeholders go once nothing inside could be in their place.
+            drop(guard);
+            std::fs::remove_dir_all(&folder)
+        });
         if let Ok(Err(error)) = removed.await {
             tracing::warn!(%error, "a task's folder could not be removed; the next start tries again");
         }
         drop(lock_file);
+        // Last: who waits for this may end the process.
+        self.ended.send_replace(Some(Arc::new(summary)));
     }
 
-    async fn finish(&self, why: Stop, proxy: Option<ProxyHandle>) {
+    async fn finish(&self, why: Stop, proxy: Option<ProxyHandle>) -> TaskSummary {
         let execs = self.execs();
         for exec in &execs {
             exec.cancel();
@@ -319,7 +332,7 @@ impl Live {
                 "a task's end could not be recorded"
             );
         }
-        let summary = TaskSummary {
+        TaskSummary {
             id: self.task.id,
             name: self.task.name.clone(),
             outcome,
@@ -327,8 +340,7 @@ impl Live {
             wall_seconds,
             execs,
             refused_egress: lock(&self.refused_egress).clone(),
-        };
-        self.ended.send_replace(Some(Arc::new(summary)));
+        }
     }
 }
 
