@@ -22,6 +22,7 @@ mod account;
 pub mod address;
 pub mod ask;
 pub mod dial;
+pub mod env;
 mod front;
 pub mod gate;
 pub mod host;
