@@ -26,6 +26,7 @@ pub mod config;
 pub mod document;
 pub mod exec;
 pub mod id;
+pub mod image;
 pub mod path;
 pub mod policy;
 pub mod sys;
