@@ -377,7 +377,10 @@ impl Unpacking {
     fn entry<R: Read>(&mut self, header: &Header, content: &mut tar::Entry<'_, R>) -> Result<(), LayerError> {
         let (Some(folder), Some(name)) = (header.path.parent(), header.path.file_name()) else {
             return match header.kind {
-                EntryType::Directory => Ok(self.remember(header)),
+                EntryType::Directory => {
+                    self.remember(header);
+                    Ok(())
+                }
                 _ => Err(header.refused("takes the place of the layer's own folder")),
             };
         };

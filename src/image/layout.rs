@@ -296,7 +296,7 @@ impl Layout {
         })
     }
 
-    fn blob(&self, descriptor: &Descriptor, what: &'static str) -> Result<(u64, Box<dyn Read>), ImageError> {
+    fn blob(&self, descriptor: &Descriptor, what: &'static str) -> Result<Opened, ImageError> {
         let file = blob_file(descriptor)?;
         self.open(&file)?.ok_or_else(|| self.missing(what, &file))
     }
@@ -326,7 +326,7 @@ impl Layout {
     }
 
     /// A file of the layout with its size, without following a symlink out of it.
-    fn open(&self, name: &Path) -> Result<Option<(u64, Box<dyn Read>)>, ImageError> {
+    fn open(&self, name: &Path) -> Result<Option<Opened>, ImageError> {
         let read = |source: io::Error| ImageError::Read {
             path: self.path.join(name),
             source,
@@ -370,6 +370,9 @@ impl Layout {
         }
     }
 }
+
+/// A file of a layout: its size and its bytes.
+type Opened = (u64, Box<dyn Read>);
 
 /// One image in the list of a docker-save archive.
 #[derive(Deserialize)]

@@ -463,14 +463,14 @@ struct Versioned<T> {
 /// A stream by what it begins with: media types are the image's word, the magic is the decompressor's.
 enum Plain<R: BufRead> {
     Tar(R),
-    Gzip(flate2::bufread::MultiGzDecoder<R>),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<R>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, R>>),
 }
 
 fn decompressed<R: BufRead>(mut stream: R) -> io::Result<Plain<R>> {
     let magic = stream.fill_buf()?;
     if magic.starts_with(&[0x1f, 0x8b]) {
-        return Ok(Plain::Gzip(flate2::bufread::MultiGzDecoder::new(stream)));
+        return Ok(Plain::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(stream))));
     }
     if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
         let mut decoder = zstd::stream::read::Decoder::with_buffer(stream)?;

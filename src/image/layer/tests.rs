@@ -564,7 +564,7 @@ fn a_tree_without_permissions_is_removed() {
     fs::create_dir_all(place.layer.join("a/b")).unwrap();
     fs::write(place.layer.join("a/b/file"), "").unwrap();
     std::os::unix::fs::symlink(&place.outside, place.layer.join("a/link")).unwrap();
-    fs::set_permissions(place.layer.join("a/b"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(place.layer.join("a/b"), fs::Permissions::from_mode(0o000)).unwrap();
     let parent = fs::File::open(place.layer.parent().unwrap()).unwrap();
     remove_folder(parent.as_fd(), Path::new("layer")).unwrap();
     assert!(!place.layer.exists());
