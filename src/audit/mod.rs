@@ -11,6 +11,7 @@
 //! The journal is the source and all else follows from it. Written before a thing is done and before an answer is given.
 
 pub mod journal;
+pub mod otlp;
 pub mod query;
 pub mod record;
 pub mod redact;

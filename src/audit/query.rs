@@ -3,9 +3,9 @@
 use jiff::Timestamp;
 use rusqlite::ToSql;
 use serde_json::Value;
+use uuid::Uuid;
 
-use super::journal::nanoseconds;
-use super::journal::{JournalError, Reader, Seq, Stored};
+use super::journal::{JournalError, Reader, Seq, Stored, nanoseconds};
 use crate::id::{ExecId, TaskId};
 
 /// Which records are asked for; what is `None` or empty asks for nothing.
@@ -32,8 +32,9 @@ pub struct Filter {
 /// How many, and from which end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Take {
-    All,
-    /// The newest ones, given oldest first.
+    /// The first ones.
+    Oldest(usize),
+    /// The last ones, given oldest first.
     Newest(usize),
 }
 
@@ -42,7 +43,7 @@ pub fn ls(reader: &Reader, filter: &Filter, take: Take) -> Result<Vec<Stored>, J
     let (condition, values) = filter.sql();
     let values: Vec<&dyn ToSql> = values.iter().map(|value| &**value).collect();
     match take {
-        Take::All => reader.select(&format!("{condition} ORDER BY seq"), &values),
+        Take::Oldest(count) => reader.select(&format!("{condition} ORDER BY seq LIMIT {count}"), &values),
         Take::Newest(count) => {
             let mut found = reader.select(&format!("{condition} ORDER BY seq DESC LIMIT {count}"), &values)?;
             found.reverse();
@@ -81,6 +82,20 @@ pub fn show(reader: &Reader, exec: ExecId) -> Result<Option<Whole>, JournalError
         records: own.iter().map(Stored::value).collect(),
         egress: egress.iter().map(Stored::value).collect(),
     }))
+}
+
+/// The ids of tasks or execs (`column`) whose text ends in `end`, at most two: more would not help to choose.
+pub(crate) fn ids_ending_in(reader: &Reader, column: &'static str, end: &str) -> Result<Vec<Uuid>, JournalError> {
+    let digits = end.replace('-', "").to_ascii_uppercase();
+    if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Ok(Vec::new());
+    }
+    let found = reader.select(
+        &format!("{column} IS NOT NULL AND hex({column}) LIKE ?1 GROUP BY {column} LIMIT 2"),
+        &[&format!("%{digits}")],
+    )?;
+    let id = |record: &Stored| if column == "task" { record.task } else { record.exec };
+    Ok(found.iter().filter_map(id).collect())
 }
 
 impl Filter {
@@ -124,7 +139,7 @@ impl Filter {
         }
         if let Some(rule) = &self.rule {
             add(
-                "? IN (SELECT json_extract(value, '$.id') FROM json_each(json, '$.rules') UNION SELECT json_extract(json, '$.rule'))",
+                "? IN (SELECT json_extract(value, '$.id') FROM json_each(records.json, '$.rules') UNION SELECT json_extract(records.json, '$.rule'))",
                 Box::new(rule.clone()),
             );
         }

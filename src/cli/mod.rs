@@ -1,7 +1,9 @@
 //! The command line. stdout is the answer, stderr the talk; each subcommand has a file, and gives the exit code.
 
 pub mod ask;
+pub mod audit;
 pub mod config;
+pub mod egress;
 pub mod exec;
 pub mod exit;
 pub mod flags;

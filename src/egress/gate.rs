@@ -577,6 +577,16 @@ impl Denial {
             kind: DenialKind::Malformed,
         }
     }
+
+    /// A denial of a connection that nothing was read from, since there are too many.
+    pub fn over_limit() -> Self {
+        Self {
+            rule: "limit".to_owned(),
+            how_to_ask: "close a connection first".to_owned(),
+            kind: DenialKind::Unable,
+            ..Self::malformed("the task has as many connections as it may have".to_owned(), None, 0)
+        }
+    }
 }
 
 impl DenialKind {

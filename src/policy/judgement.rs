@@ -158,6 +158,11 @@ impl Question {
         &self.reason
     }
 
+    /// Takes the question back: nothing is started.
+    pub fn withdraw(self, reason: &str) -> Result<Permit, Refusal> {
+        Err(Refusal { basis: self.basis, reason: reason.to_owned(), how_to_ask: "ask for it again".to_owned() })
+    }
+
     /// Turns the desk's answer into a permit or a refusal. The one way from a question to a start.
     pub fn answer(self, answer: Answer, approver: Approver) -> Result<Permit, Refusal> {
         let basis = Basis {

@@ -76,6 +76,8 @@ pub struct Sandbox {
 #[derive(Default)]
 struct Pool {
     ready: VecDeque<Slot>,
+    /// Of detached execs: occupied until the task ends.
+    kept: Vec<Slot>,
     refill: Option<JoinHandle<()>>,
 }
 
@@ -267,6 +269,11 @@ impl Sandbox {
         slot.retire();
     }
 
+    /// Keeps a slot whose command has left something running on purpose.
+    pub fn keep(&self, slot: Slot) {
+        self.pool().kept.push(slot);
+    }
+
     /// A socket on the sandbox's loopback, for the proxy to accept on.
     pub async fn listen(&self, port: u16, kind: ListenKind) -> Result<OwnedFd, SandboxError> {
         Ok(self.guest.listen(port, kind).await?)
@@ -300,7 +307,11 @@ impl Sandbox {
         let _ = process::pidfd_kill(self.pid1.get_ref().as_fd());
         // With PID 1 the kernel ends the whole pid namespace before the pidfd becomes readable.
         let _ = timeout(END_PATIENCE, self.ended()).await;
-        self.pool().ready.clear();
+        let slots = {
+            let mut pool = self.pool();
+            (std::mem::take(&mut pool.ready), std::mem::take(&mut pool.kept))
+        };
+        drop(slots);
         if let Some(cgroup) = &self.cgroup {
             remove_cgroup(cgroup.clone()).await;
         }

@@ -1,20 +1,40 @@
-//! Many tasks over time: the words of its interface, backed by plain child processes. Nothing here isolates anything; the
-//! binary does not call it.
+//! Many tasks over time: making them, watching over them, ending them, and clearing up after a belljar that was killed.
+//!
+//! ```text
+//!   Supervisor::start ── recovery: what the last one left ──┐
+//!   Supervisor::start_task(Task, Policy, …) ── record ── sandbox ── record ── TaskHandle
+//!        Live::drive (one a task) ── waits for: stop, time, sandbox gone ── ends execs, proxy, sandbox ── record ── summary
+//! ```
+//!
+//! A task's folder is `<state>/tasks/<id>/`: `lock` (held while its belljar lives), `task.json`, `root` (where the sandbox's root is
+//! mounted, in its own mount namespace only) and, where somebody serves it, `api.sock`.
 
-mod fake;
+mod driver;
+mod recovery;
+mod task;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::Serialize;
 
 use crate::audit::record::TaskOutcome;
-use crate::exec::{ExecEnd, ExecEvent, ExecRequest};
+use crate::exec::{ExecEnd, ExecRequest};
 use crate::id::{ExecId, TaskId};
 use crate::path::SandboxPath;
 use crate::policy::TtySize;
+use crate::task::{ImageRef, Runtime};
+
+pub use crate::exec::stream::ExecEvents;
+pub use driver::{StartError, Supervisor, SupervisorError};
 
 /// A live task. Cheap to clone; dropping all handles does not end the task.
 #[derive(Clone)]
-pub struct TaskHandle(fake::Task);
+pub struct TaskHandle {
+    live: Arc<task::Live>,
+    folder: PathBuf,
+}
 
 /// A task as it stands now.
 #[derive(Debug, Clone, Serialize)]
@@ -126,60 +146,62 @@ pub struct AgentEvent {
 }
 
 impl TaskHandle {
-    /// A task whose commands are plain child processes of this one.
-    pub fn fake(name: &str) -> Self {
-        Self(fake::Task::new(name))
-    }
-
-    /// What [`TaskHandle::record`] was given.
-    pub fn fake_events(&self) -> Vec<AgentEvent> {
-        self.0.agent_events()
-    }
-
     pub fn id(&self) -> TaskId {
-        self.0.info().id
+        self.live.task.id
     }
 
     pub fn info(&self) -> TaskInfo {
-        self.0.info()
+        self.live.info()
+    }
+
+    /// The task's folder under the state folder; gone when the task is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// A second request with the same id gets the first one's exec.
     pub fn submit(&self, request: ExecRequest) -> Result<ExecHandle, SubmitError> {
-        self.0.submit(request).map(ExecHandle)
+        self.live.submit(request).map(ExecHandle)
     }
 
     pub fn exec(&self, id: ExecId) -> Option<ExecHandle> {
-        self.0.exec(id).map(ExecHandle)
+        self.live.exec(id).map(ExecHandle)
     }
 
     pub fn execs(&self) -> Vec<ExecInfo> {
-        self.0.execs()
+        self.live.execs().iter().map(|exec| exec.info()).collect()
     }
 
     /// Puts what the harness says into the journal; the answer comes once it is there.
     pub async fn record(&self, event: AgentEvent) -> Result<(), NotRecorded> {
-        self.0.record(event);
-        Ok(())
+        self.live.record(event).await
     }
 
     /// Ends the task and waits until all is gone.
     pub async fn stop(&self) {
-        self.0.stop().await
+        self.live.request_stop(task::Stop::Asked);
+        self.live.ended().await;
     }
 
+    /// Ends the task, whose own command is over, and waits until all is gone.
+    pub async fn finish(&self) {
+        self.live.request_stop(task::Stop::Finished);
+        self.live.ended().await;
+    }
+
+    /// Waits for the task's end.
     pub async fn wait(&self) -> TaskSummary {
-        self.0.wait().await
+        (*self.live.ended().await).clone()
     }
 }
 
 /// One exec of a live task.
 #[derive(Clone)]
-pub struct ExecHandle(fake::Exec);
+pub struct ExecHandle(Arc<task::Exec>);
 
 impl ExecHandle {
     pub fn id(&self) -> ExecId {
-        self.0.info().id
+        self.0.request.id
     }
 
     pub fn info(&self) -> ExecInfo {
@@ -188,15 +210,12 @@ impl ExecHandle {
 
     /// Events with a number greater than `after`, as far as they are still held, then those to come.
     pub fn events(&self, after: u64) -> ExecEvents {
-        ExecEvents {
-            exec: self.0.clone(),
-            after,
-        }
+        self.0.events(after)
     }
 
     /// Waits while the command does not read.
     pub async fn write_stdin(&self, data: Bytes) -> Result<(), StdinClosed> {
-        self.0.write_stdin(&data).await
+        self.0.write_stdin(data).await
     }
 
     pub fn close_stdin(&self) {
@@ -220,17 +239,18 @@ impl ExecHandle {
     }
 }
 
-/// The events of an exec, numbered from 1.
-pub struct ExecEvents {
-    exec: fake::Exec,
-    after: u64,
+/// An image as a person names it.
+fn image_name(image: &ImageRef) -> String {
+    match image {
+        ImageRef::Host => "host".to_owned(),
+        ImageRef::Rootfs(path) | ImageRef::OciLayout(path) => path.to_string(),
+        ImageRef::Named(name) => name.clone(),
+    }
 }
 
-impl ExecEvents {
-    /// The next event with its number; `None` after the last. Cancel-safe.
-    pub async fn next(&mut self) -> Option<(u64, ExecEvent)> {
-        let event = self.exec.event_after(self.after).await?;
-        self.after = event.0;
-        Some(event)
+fn runtime_name(runtime: &Runtime) -> String {
+    match runtime {
+        Runtime::Builtin => "builtin".to_owned(),
+        Runtime::Outside(name) => name.clone(),
     }
 }
