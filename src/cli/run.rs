@@ -5,16 +5,23 @@
 //! over lines of JSON.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::Context as _;
 
-use super::flags::TaskArgs;
+use super::ask::AtTerminal;
+use super::flags::{Ready, TaskArgs};
 use super::pump::{self, Form, Manner};
 use super::{exec, exit, table, terminal};
 use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
 use crate::api::{Server, stdio};
-use crate::policy::Stdin;
-use crate::supervisor::TaskHandle;
+use crate::approval::{Ask, Nobody};
+use crate::audit::journal::{Journal, JournalOptions};
+use crate::audit::record::Identity;
+use crate::config::Config;
+use crate::policy::{Policy, Stdin};
+use crate::supervisor::{Supervisor, TaskHandle};
+use crate::task::Task;
 
 /// Runs a task: a spec file, flags, or both. Flags win over the file.
 #[derive(Debug, clap::Args)]
@@ -52,11 +59,33 @@ pub struct RunManner {
 }
 
 pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
-    let ready = args.task.admit()?;
-    anyhow::bail!(
-        "task {} is admitted, and there is nothing yet to start it",
-        ready.task.name
-    );
+    let RunArgs { task, manner } = args;
+    let Ready { task, config, surroundings } = task.admit()?;
+    let policy = Policy::load(&task.gate.rules, task.gate.unmatched)?;
+    let options = JournalOptions { sync: journal_sync(&config), ..JournalOptions::default() };
+    let journal = Journal::open(&config.state.join("journal"), options)?;
+    let identity = Identity { uid: surroundings.uid, user: surroundings.user.clone() };
+    let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal, identity)?;
+    let ask = whom_to_ask(&task, &manner, &surroundings.user);
+    let command = task.command.clone();
+    let handle = supervisor.start_task(task, policy, ask).await?;
+    let folder = handle.folder().to_owned();
+    drive(handle, &folder, command, &manner).await
+}
+
+fn journal_sync(config: &Config) -> crate::audit::journal::Sync {
+    match config.journal.sync.value {
+        crate::config::Sync::Group => crate::audit::journal::Sync::Batch,
+        crate::config::Sync::Each => crate::audit::journal::Sync::Each,
+    }
+}
+
+/// The person at this terminal, where there is one whose streams do not belong to a harness.
+fn whom_to_ask(task: &Task, manner: &RunManner, user: &str) -> Arc<dyn Ask> {
+    if manner.stdio || manner.json {
+        return Arc::new(Nobody { why: "a program drives this task".to_owned() });
+    }
+    Arc::new(AtTerminal::new(&task.name, task.purpose.as_deref(), user))
 }
 
 /// Takes a task that was started to its end: serves its socket in `folder`, runs `command` or waits for execs, carries the
@@ -69,7 +98,10 @@ pub async fn drive(
 ) -> anyhow::Result<u8> {
     let driven = drive_streams(&task, folder, command, manner).await;
     // Whatever went wrong, the sandbox is gone before the answer.
-    task.stop().await;
+    match &driven {
+        Ok((_, Some(_))) => task.finish().await,
+        Ok((_, None)) | Err(_) => task.stop().await,
+    }
     let summary = TaskSummary::from(task.wait().await);
     let (server, end) = driven?;
     server.stop().await;

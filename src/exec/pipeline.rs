@@ -55,7 +55,7 @@ enum PipelineError {
 }
 
 /// Runs one exec from its request to its end. Never dropped half-way but with the process: `supervisor` joins it.
-pub async fn run(context: &Context, request: &ExecRequest, inputs: Inputs, log: &Log, on: &dyn Fn(&ExecEvent)) -> ExecEnd {
+pub async fn run(context: &Context, request: &ExecRequest, inputs: Inputs, log: &Log, on: &(dyn Fn(&ExecEvent) + Sync)) -> ExecEnd {
     match steps(context, request, inputs, log, on).await {
         Ok(end) => end,
         Err(error) => {
@@ -71,7 +71,7 @@ async fn steps(
     request: &ExecRequest,
     mut inputs: Inputs,
     log: &Log,
-    on: &dyn Fn(&ExecEvent),
+    on: &(dyn Fn(&ExecEvent) + Sync),
 ) -> Result<ExecEnd, PipelineError> {
     let tell = async |event: ExecEvent| {
         on(&event);
@@ -174,7 +174,7 @@ async fn start_and_wait(
     permit: Permit,
     inputs: Inputs,
     log: &Log,
-    on: &dyn Fn(&ExecEvent),
+    on: &(dyn Fn(&ExecEvent) + Sync),
 ) -> Result<Ended, SandboxError> {
     let time = match (context.exec_time, request.timeout) {
         (Some(limit), Some(asked)) => Some(limit.min(asked)),

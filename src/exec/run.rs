@@ -102,7 +102,7 @@ pub async fn run(
     limits: Limits,
     inputs: Inputs,
     log: &Log,
-    on: &dyn Fn(&ExecEvent),
+    on: &(dyn Fn(&ExecEvent) + Sync),
 ) -> Result<Ended, SandboxError> {
     let begun = Instant::now();
     let budget = Budget { left: std::sync::atomic::AtomicU64::new(limits.output), spent: tokio::sync::Notify::new() };
@@ -209,8 +209,8 @@ async fn attend(
     let mut callers = true;
     let mut report = None;
 
-    let mut stdout = Streamed::default();
-    let mut stderr = Streamed::default();
+    let mut stdout = Tally::default();
+    let mut stderr = Tally::default();
     let (terminal, out, err, feed) = match streams {
         Streams::Pipes { out, err, feed } => (None, Some(out), Some(err), feed),
         Streams::Terminal(master) => (Some(master), None, None, None),
@@ -223,21 +223,22 @@ async fn attend(
         }
     };
     let over = watch::Sender::new(None);
+    // A terminal is one stream, and is counted as stdout.
+    let first = match (out, terminal.as_ref().map(OwnedFd::try_clone)) {
+        (Some(fd), _) => Some((fd, Stream::Stdout)),
+        (None, Some(Ok(fd))) => Some((fd, Stream::Pty)),
+        (None, Some(Err(_)) | None) => None,
+    };
     let io = async {
         tokio::join!(
             async {
-                if let Some(fd) = out {
-                    stdout = pump(fd, Stream::Stdout, budget, log, over.subscribe()).await;
+                if let Some((fd, stream)) = first {
+                    pump(fd, stream, &mut stdout, budget, log, over.subscribe()).await;
                 }
             },
             async {
                 if let Some(fd) = err {
-                    stderr = pump(fd, Stream::Stderr, budget, log, over.subscribe()).await;
-                }
-            },
-            async {
-                if let Some(fd) = terminal.as_ref().and_then(|fd| fd.try_clone().ok()) {
-                    stdout = pump(fd, Stream::Pty, budget, log, over.subscribe()).await;
+                    pump(fd, Stream::Stderr, &mut stderr, budget, log, over.subscribe()).await;
                 }
             },
         );
@@ -298,7 +299,7 @@ async fn attend(
             }
         }
     }
-    (report.unwrap_or(Report::Gone), cause, stdout, stderr)
+    (report.unwrap_or(Report::Gone), cause, stdout.sum(), stderr.sum())
 }
 
 fn far() -> tokio::time::Instant {
@@ -317,13 +318,12 @@ fn end(slot: &Slot, why: Cause, cause: &mut Option<Cause>, kill_deadline: &mut O
 async fn pump(
     fd: OwnedFd,
     stream: Stream,
+    tally: &mut Tally,
     budget: &Budget,
     log: &Log,
     mut over: watch::Receiver<Option<Duration>>,
-) -> Streamed {
-    let mut hash = Sha256::new();
-    let mut streamed = Streamed::default();
-    let Ok(fd) = AsyncFd::with_interest(fd, Interest::READABLE) else { return streamed };
+) {
+    let Ok(fd) = AsyncFd::with_interest(fd, Interest::READABLE) else { return };
     let mut buffer: Vec<u8> = Vec::new();
     loop {
         // Room for one piece only while there is something to read: most commands write little, and thousands run.
@@ -352,15 +352,26 @@ async fn pump(
             buffer.clear();
             data
         };
-        hash.update(&data);
-        streamed.bytes += data.len() as u64;
+        tally.hash.update(&data);
+        tally.bytes += data.len() as u64;
         let allowed = budget.take(data.len() as u64) as usize;
         if allowed > 0 {
             log.append(ExecEvent::Output { stream, data: data.slice(..allowed) }).await;
         }
     }
-    streamed.digest = Some(Digest::from_array(hash.finalize().into()).to_string());
-    streamed
+}
+
+/// What went through a stream so far.
+#[derive(Default)]
+struct Tally {
+    bytes: u64,
+    hash: Sha256,
+}
+
+impl Tally {
+    fn sum(self) -> Streamed {
+        Streamed { bytes: self.bytes, digest: Some(Digest::from_array(self.hash.finalize().into()).to_string()) }
+    }
 }
 
 /// Writes what the caller sends to the command; its end is the end of the command's input.
