@@ -87,6 +87,7 @@ fn steps(inherited: Inherited<'_>) -> Result<std::convert::Infallible, StepError
     for path in &plan.masked {
         mask(root.as_fd(), path, &null).step(format!("mask {path}"))?;
     }
+    free_low_ports(root.as_fd()).step("free the low ports")?;
     for path in &plan.read_only {
         make_read_only(root.as_fd(), path).step(format!("make {path} read-only"))?;
     }
@@ -364,6 +365,13 @@ fn mask(root: BorrowedFd<'_>, path: &SandboxPath, null: &OwnedFd) -> io::Result<
         tree
     };
     mount::attach(cover.as_fd(), target.as_fd())
+}
+
+/// Lets anybody inside listen on any port of the sandbox's own loopback: the guest on 53, for names, and servers on 80.
+fn free_low_ports(root: BorrowedFd<'_>) -> io::Result<()> {
+    let path = "proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let file = mount::open_inside(root, path, OFlags::WRONLY, Mode::empty())?;
+    std::fs::File::from(file).write_all(b"0")
 }
 
 fn make_read_only(root: BorrowedFd<'_>, path: &SandboxPath) -> io::Result<()> {
