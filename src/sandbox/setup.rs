@@ -241,8 +241,11 @@ fn make(root: BorrowedFd<'_>, made: &Made, plan: &Plan) -> io::Result<()> {
     match &made.what {
         What::Folder { mode } => match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(*mode)) {
             Ok(()) => {}
-            // An image's own folder stays as it is.
-            Err(rustix::io::Errno::EXIST) => return Ok(()),
+            // An image's own folder stays as it is, but for those that everybody must be able to write to.
+            Err(rustix::io::Errno::EXIST) if *mode == 0o1777 => {
+                rustix::fs::chmodat(&parent, name, Mode::from_raw_mode(*mode), AtFlags::empty())?;
+            }
+            Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         },
         What::File { content, mode } => {
@@ -394,11 +397,15 @@ fn make_read_only(root: BorrowedFd<'_>, path: &SandboxPath) -> io::Result<()> {
 /// written through.
 fn add_agent(root: BorrowedFd<'_>) -> io::Result<()> {
     let lines = [
-        ("passwd", format!("agent:x:{AGENT}:{AGENT}:agent:/home/agent:/bin/sh\n")),
-        ("group", format!("agent:x:{AGENT}:\n")),
+        (
+            "passwd",
+            "root:x:0:0:root:/root:/bin/sh\n",
+            format!("agent:x:{AGENT}:{AGENT}:agent:/home/agent:/bin/sh\n"),
+        ),
+        ("group", "root:x:0:\n", format!("agent:x:{AGENT}:\n")),
     ];
     let etc = make_folders(root, "etc")?;
-    for (name, line) in lines {
+    for (name, root_line, line) in lines {
         let mut text = String::new();
         match mount::open_inside(
             root,
@@ -409,7 +416,7 @@ fn add_agent(root: BorrowedFd<'_>) -> io::Result<()> {
             Ok(file) => {
                 std::fs::File::from(file).take(1 << 20).read_to_string(&mut text)?;
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => text.push_str("root:x:0:0:root:/root:/bin/sh\n"),
+            Err(error) if error.kind() == ErrorKind::NotFound => text.push_str(root_line),
             Err(error) => return Err(error),
         }
         if text
