@@ -18,14 +18,14 @@ pub(super) fn normal(path: &str) -> Option<String> {
     Some(format!("/{}", parts.join("/")))
 }
 
-/// Whether `path` has the form of `pattern`: `*` is any text within a name, `**` any text at all. A pattern without a slash
-/// is a name in any folder.
+/// Whether `path` has the form of `pattern`: `?` is a letter and `*` any text within a name, `**` any text at all. A pattern
+/// without a slash is a name in any folder.
 pub(super) fn matches(pattern: &str, path: &str) -> bool {
     let path = path.strip_prefix("./").unwrap_or(path);
     let path = home(path);
     if !pattern.contains('/') {
         let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or(&path);
-        return glob(pattern.as_bytes(), name.as_bytes());
+        return glob(pattern.as_bytes(), name.as_bytes()) || glob(pattern.as_bytes(), path.as_bytes());
     }
     let collapsed = collapse(&path);
     if let Some(rest) = pattern.strip_prefix("**/") {
@@ -82,7 +82,8 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
             star = Some((p, t, true));
             continue;
         }
-        if p < pattern.len() && t < text.len() && pattern[p] == text[t] {
+        let same = |pattern: u8, text: u8| pattern == text || (pattern == b'?' && text != b'/');
+        if p < pattern.len() && t < text.len() && same(pattern[p], text[t]) {
             p += 1;
             t += 1;
             continue;

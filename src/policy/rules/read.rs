@@ -146,8 +146,13 @@ impl Call<'_> {
         let canonical = self.flag("canonical_matching");
         let person_only = self.person_only();
         let cwd = self.folder();
+        let options = self.options();
+        let arguments = self.texts("arguments");
         let redirects = self.texts("redirects");
         let env = self.texts("env");
+        if decision == Decision::Allow && !(options.is_empty() && arguments.is_empty()) {
+            self.fault("options and arguments restrict: a rule that allows cannot have them");
+        }
         if pattern.is_empty() && !self.faulty {
             if redirects.is_empty() && env.is_empty() {
                 self.fault("a rule needs a pattern, or redirects or env");
@@ -163,6 +168,8 @@ impl Call<'_> {
             meaning.push(token.texts().len().to_string());
             meaning.extend(token.texts().iter().cloned());
         }
+        meaning.extend(options.iter().map(|option| format!("- {option}")));
+        meaning.extend(arguments.iter().map(|argument| format!("* {argument}")));
         meaning.extend(redirects.iter().map(|redirect| format!("> {redirect}")));
         meaning.extend(env.iter().map(|name| format!("$ {name}")));
         let id = self.id("prefix", &meaning);
@@ -180,6 +187,8 @@ impl Call<'_> {
             canonical,
             person_only,
             cwd,
+            options,
+            arguments,
             redirects,
             env,
             order,
@@ -380,6 +389,18 @@ impl Call<'_> {
                 true
             }
         }
+    }
+
+    fn options(&mut self) -> Vec<String> {
+        let options = self.texts("options");
+        for option in &options {
+            let letter = option.len() == 2 && option.starts_with('-') && option != "--";
+            let word = option.len() > 3 && option.starts_with("--");
+            if !letter && !word {
+                self.fault(format!("options must be like -f or --force, not \"{option}\""));
+            }
+        }
+        options
     }
 
     fn folder(&mut self) -> Option<SandboxPath> {
