@@ -47,12 +47,17 @@ fn main() {
         if script.contains('\0') {
             continue;
         }
-        let found = shell::understand_script(&script);
+        // Half of the scripts are bash's, the others any sh's.
+        let program = truth::SHELLS[[0, 0, 1, 2][random.usize(..4)]];
+        let found = match program {
+            "/bash.real" => shell::understand_script(&script),
+            _ => shell::understand(&["sh".to_owned(), "-c".to_owned(), script.clone()]),
+        };
         if found.opaque.is_some() {
             continue;
         }
         run += 1;
-        for real in stage.run(&script) {
+        for real in stage.run(program, &script) {
             if !found.commands.iter().any(|command| covers(&command.argv, &real)) {
                 holes += 1;
                 println!(

@@ -18,6 +18,9 @@ const NAMES: &[&str] = &[
     "a", "b",
 ];
 
+/// The shells, by their paths inside: bash, and what `sh` may be.
+pub const SHELLS: &[&str] = &["/bash.real", "/dash.real", "/posix/sh"];
+
 pub fn is_stub() -> bool {
     std::env::current_exe().is_ok_and(|path| path.starts_with(STUBS))
 }
@@ -64,7 +67,7 @@ impl Stage {
             fs::create_dir_all(root.join(made)).expect("a folder of our own");
         }
         let own = std::env::current_exe().expect("this program has a path");
-        for program in [Path::new("/bin/bash"), &own] {
+        for program in [Path::new("/bin/bash"), Path::new("/bin/dash"), &own] {
             for library in libraries(program) {
                 let to = root.join(library.trim_start_matches('/'));
                 if !to.exists() {
@@ -73,7 +76,12 @@ impl Stage {
                 }
             }
         }
-        fs::copy("/bin/bash", root.join("bash.real")).expect("bash is there");
+        for shell in ["bash", "dash"] {
+            fs::copy(format!("/bin/{shell}"), root.join(format!("{shell}.real"))).expect("the shell is there");
+        }
+        // bash called by this name keeps to POSIX.
+        fs::create_dir_all(root.join("posix")).expect("a folder of our own");
+        fs::copy("/bin/bash", root.join("posix/sh")).expect("bash is there");
         let stub = root.join("stubs/.missing");
         fs::copy(&own, &stub).expect("this program can be read");
         for name in NAMES {
@@ -87,8 +95,8 @@ impl Stage {
         }
     }
 
-    /// Runs a script and returns every argv that was started.
-    pub fn run(&self, script: &str) -> Vec<Vec<Vec<u8>>> {
+    /// Runs a script with one of [`SHELLS`] and returns every argv that was started.
+    pub fn run(&self, shell: &str, script: &str) -> Vec<Vec<Vec<u8>>> {
         self.runs.set(self.runs.get() + 1);
         let logs = self.folder.join(format!("log-{}", self.runs.get()));
         fs::create_dir(&logs).expect("a folder of our own");
@@ -118,8 +126,8 @@ impl Stage {
                 "BASH_FUNC_command_not_found_handle%%",
                 "() { /stubs/.missing \"$@\"; }",
             ])
-            .args(["/bash.real", "-c"])
-            .arg(format!("ulimit -t 1 -f 1000 2>/dev/null\n{script}"))
+            .args([shell, "-c"])
+            .arg(format!("ulimit -t 1; ulimit -f 1000\n{script}"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())

@@ -20,6 +20,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use network::{NetworkRule, Protocol};
+pub use path::Pattern;
 pub use prefix::{PrefixRule, Token};
 
 pub(in crate::policy) use prefix::Place;

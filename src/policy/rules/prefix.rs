@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::path;
+use super::path::{Pattern, Written};
 use crate::path::SandboxPath;
 use crate::policy::shell::{Fields, Fit, Redirect, SimpleCommand, Word};
 use crate::policy::{Decision, RuleMatch};
@@ -26,9 +26,9 @@ pub struct PrefixRule {
     /// Holds only where one of these options is given, in whatever place: `-f` also within `-rf`, `--force` also as `--forc`.
     pub options: Vec<String>,
     /// Holds only where an argument has one of these forms, as it is written.
-    pub arguments: Vec<String>,
+    pub arguments: Vec<Pattern>,
     /// Holds only where a file of this form is written, or read by a rule that restricts.
-    pub redirects: Vec<String>,
+    pub redirects: Vec<Pattern>,
     /// Holds only where one of these variables is set for the command.
     pub env: Vec<String>,
     /// Its place among all rules of the load.
@@ -142,9 +142,10 @@ impl PrefixRule {
     }
 
     fn has_argument(&self, argv: &[Word]) -> bool {
-        argv.iter()
-            .skip(1)
-            .any(|word| self.arguments.iter().any(|pattern| path::matches(pattern, &word.text)))
+        argv.iter().skip(1).any(|word| {
+            let written = Written::new(&word.text);
+            self.arguments.iter().any(|pattern| pattern.matches(&written))
+        })
     }
 
     fn redirected(&self, redirects: &[Redirect]) -> Fit {
@@ -152,11 +153,8 @@ impl PrefixRule {
             .iter()
             .filter(|redirect| redirect.writes_file() || (self.decision != Decision::Allow && redirect.operator == "<"))
             .map(|redirect| {
-                if self
-                    .redirects
-                    .iter()
-                    .any(|pattern| path::matches(pattern, &redirect.target.text))
-                {
+                let written = Written::new(&redirect.target.text);
+                if self.redirects.iter().any(|pattern| pattern.matches(&written)) {
                     return Fit::Yes;
                 }
                 match &redirect.target.unknown {

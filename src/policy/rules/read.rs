@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::network::{self, NetworkRule, Protocol};
-use super::path;
+use super::path::{self, Pattern};
 use super::prefix::{Place, PrefixRule, Token};
 use super::{Fault, RuleSet, RulesError};
 use crate::path::SandboxPath;
@@ -147,8 +147,8 @@ impl Call<'_> {
         let person_only = self.person_only();
         let cwd = self.folder();
         let options = self.options();
-        let arguments = self.texts("arguments");
-        let redirects = self.texts("redirects");
+        let arguments = self.patterns("arguments");
+        let redirects = self.patterns("redirects");
         let env = self.texts("env");
         if decision == Decision::Allow && !(options.is_empty() && arguments.is_empty()) {
             self.fault("options and arguments restrict: a rule that allows cannot have them");
@@ -169,8 +169,8 @@ impl Call<'_> {
             meaning.extend(token.texts().iter().cloned());
         }
         meaning.extend(options.iter().map(|option| format!("- {option}")));
-        meaning.extend(arguments.iter().map(|argument| format!("* {argument}")));
-        meaning.extend(redirects.iter().map(|redirect| format!("> {redirect}")));
+        meaning.extend(arguments.iter().map(|argument| format!("* {}", argument.as_str())));
+        meaning.extend(redirects.iter().map(|redirect| format!("> {}", redirect.as_str())));
         meaning.extend(env.iter().map(|name| format!("$ {name}")));
         let id = self.id("prefix", &meaning);
         if self.faulty {
@@ -389,6 +389,10 @@ impl Call<'_> {
                 true
             }
         }
+    }
+
+    fn patterns(&mut self, name: &str) -> Vec<Pattern> {
+        self.texts(name).into_iter().map(Pattern::new).collect()
     }
 
     fn options(&mut self) -> Vec<String> {
