@@ -19,6 +19,9 @@ pub enum ConfigError {
     /// The faults, a line each.
     #[error("{0}")]
     Faults(Faults),
+    /// The configuration goes beyond the requirements: refused.
+    #[error("{0}")]
+    Violations(Faults),
     #[error("the answer cannot be written")]
     Write(#[from] io::Error),
 }
@@ -44,9 +47,10 @@ fn line(setting: &Setting, origin: bool) -> String {
     }
 }
 
-/// `belljar config check [--json]`: names the files that were read and found right.
+/// `belljar config check [--json]`: names the files that were read and found right, and within the requirements.
 pub fn check(surroundings: &Surroundings, json: bool, out: &mut dyn Write) -> Result<(), ConfigError> {
     let config = Config::load(surroundings).map_err(ConfigError::Faults)?;
+    Faults::check(config.violations()).map_err(ConfigError::Violations)?;
     if json {
         return Ok(writeln!(out, "{:#}", serde_json::json!({ "files": config.files }))?);
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::{Config, HeaderValue, Journal, Otlp, Surroundings, Sync};
+use super::{Config, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
 use crate::document::{Document, Fault, Faults, Sited, Table, Value, read_file};
 use crate::task::spec::{TaskSpec, expand_home, read_spec};
 
@@ -11,7 +11,7 @@ use crate::task::spec::{TaskSpec, expand_home, read_spec};
 pub(super) const DEFAULT: &str = include_str!("../../config/default.toml");
 
 /// The name under which the lowest layer is reported.
-const BUILT_IN: &str = "built-in default.toml";
+pub(super) const BUILT_IN: &str = "built-in default.toml";
 
 /// One file of configuration, as it stands.
 #[derive(Debug, Default)]
@@ -33,6 +33,13 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
     let mut layers = vec![Layer::from_toml(DEFAULT, BUILT_IN, None).expect("the built-in configuration was tested")];
     let mut files = Vec::new();
     let mut faults: Vec<Fault> = Vec::new();
+    let (requirements, demanded) = match requirements::load(&surroundings.etc, surroundings.root) {
+        Ok(loaded) => loaded,
+        Err(found) => {
+            faults.extend(found.into_vec());
+            Default::default()
+        }
+    };
     for folder in &folders {
         let file = folder.join("config.toml");
         // Only a file that is surely not there is an empty layer: one that cannot be looked at might forbid something.
@@ -59,11 +66,18 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
         }
     }
     Faults::check(faults)?;
-    Ok(Config {
+    files.extend(demanded);
+    let mut config = Config {
         folders,
         files,
+        requirements,
         ..merged(layers, surroundings.state_folder())
-    })
+    };
+    for demands in &config.requirements {
+        // The task is filled in admission, once it is known what its spec says.
+        demands.fill(&mut TaskSpec::default(), &mut config.journal);
+    }
+    Ok(config)
 }
 
 /// Low to high; a list of receivers replaces the one below, for records must not go where the higher layer did not say.
@@ -90,6 +104,7 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
         state,
         folders: Vec::new(),
         files: Vec::new(),
+        requirements: Vec::new(),
     }
 }
 
@@ -151,7 +166,7 @@ fn otlp(table: &Table<'_>, home: Option<&Path>) -> Option<Otlp> {
     })
 }
 
-fn endpoint(text: &str) -> Result<String, String> {
+pub(super) fn endpoint(text: &str) -> Result<String, String> {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     let authority = rest.and_then(|rest| rest.split('/').next()).unwrap_or_default();
     match authority.is_empty() || authority.contains('@') || text.chars().any(|c| c.is_whitespace() || c.is_control()) {

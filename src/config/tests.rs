@@ -9,13 +9,13 @@ use crate::task::spec::Overrides;
 use crate::task::{Access, Backend, GitMode, ImageRef, NetworkMode, Runtime, Task, User};
 
 /// A machine of its own: an `etc`, a home, a state folder and a workspace, free of symlinks.
-struct Place {
+pub(super) struct Place {
     _folder: tempfile::TempDir,
-    root: PathBuf,
+    pub root: PathBuf,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
         for name in ["etc", "home/.config/belljar", "state", "work"] {
@@ -24,14 +24,14 @@ impl Place {
         Self { _folder: folder, root }
     }
 
-    fn write(&self, path: &str, text: &str) -> PathBuf {
+    pub fn write(&self, path: &str, text: &str) -> PathBuf {
         let path = self.root.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
         path
     }
 
-    fn surroundings(&self) -> Surroundings {
+    pub fn surroundings(&self) -> Surroundings {
         Surroundings {
             uid: 1000,
             user: "tester".into(),
@@ -40,10 +40,11 @@ impl Place {
             xdg_state: None,
             xdg_config: None,
             etc: self.root.join("etc"),
+            root: rustix::process::geteuid().as_raw(),
         }
     }
 
-    fn config(&self) -> Config {
+    pub fn config(&self) -> Config {
         Config::load(&self.surroundings()).unwrap()
     }
 
@@ -51,13 +52,13 @@ impl Place {
         self.surroundings().caller()
     }
 
-    fn admit(&self, spec: &str) -> Result<Task, Rejection> {
+    pub fn admit(&self, spec: &str) -> Result<Task, Rejection> {
         let spec = TaskSpec::from_toml(&format!("version = 1\n{spec}"), "task.toml").unwrap();
         admit(spec, &self.root.join("work"), &self.config(), &self.caller())
     }
 
     /// The faults, with the machine's own paths taken out.
-    fn faults(&self, spec: &str) -> String {
+    pub fn faults(&self, spec: &str) -> String {
         match self.admit(spec).unwrap_err() {
             Rejection::Faults(faults) => faults.to_string().replace(self.root.to_str().unwrap(), ""),
             Rejection::Violations(violations) => panic!("{violations}"),
