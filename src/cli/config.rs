@@ -52,10 +52,21 @@ pub fn check(surroundings: &Surroundings, json: bool, out: &mut dyn Write) -> Re
     let config = Config::load(surroundings).map_err(ConfigError::Faults)?;
     Faults::check(config.violations()).map_err(ConfigError::Violations)?;
     if json {
-        return Ok(writeln!(out, "{:#}", serde_json::json!({ "files": config.files }))?);
+        return Ok(writeln!(
+            out,
+            "{:#}",
+            serde_json::json!({ "files": config.files, "untrusted": config.untrusted })
+        )?);
     }
     if config.files.is_empty() {
         writeln!(out, "no file of configuration; the built-in one holds")?;
+    }
+    if let Some(file) = &config.untrusted {
+        writeln!(
+            out,
+            "{}: not read (its folder is in nobody's trusted_folders)",
+            file.display()
+        )?;
     }
     for file in &config.files {
         writeln!(out, "{}: right", file.display())?;

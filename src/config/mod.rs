@@ -2,8 +2,8 @@
 //! task spec on top and makes the [`Task`](crate::task::Task), the one way to get one.
 //!
 //! ```text
-//! built in < /etc/belljar/config.toml < the user's config.toml < the task spec < flags
-//!                                                                                   |
+//! built in < /etc/belljar/config.toml < the user's < the project's (if trusted) < the task spec < flags
+//!                                                                                              |
 //!            /etc/belljar/requirements.toml, requirements.d/*.toml ── hold all of it: refused, never clamped
 //! ```
 //!
@@ -46,6 +46,8 @@ pub struct Config {
     pub folders: Vec<PathBuf>,
     /// The files that were read, low to high.
     pub files: Vec<PathBuf>,
+    /// A project's configuration that was left unread, for nobody trusts its folder.
+    pub untrusted: Option<PathBuf>,
     /// What the admin demands, a file each.
     pub requirements: Vec<Requirements>,
 }
@@ -113,6 +115,9 @@ pub struct Surroundings {
     pub xdg_state: Option<PathBuf>,
     /// `$XDG_CONFIG_HOME`.
     pub xdg_config: Option<PathBuf>,
+    /// Where the task comes from: the folder of its spec, or the current one. The nearest `.belljar/config.toml` at or above it
+    /// is the highest layer, if its folder is trusted.
+    pub project: Option<PathBuf>,
     etc: PathBuf,
     /// Who alone may write requirements.
     root: u32,
@@ -134,6 +139,7 @@ impl Surroundings {
             state: folder("BELLJAR_STATE"),
             xdg_state: folder("XDG_STATE_HOME"),
             xdg_config: folder("XDG_CONFIG_HOME"),
+            project: std::env::current_dir().ok(),
             etc: PathBuf::from(ETC),
             root: 0,
         }

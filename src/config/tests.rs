@@ -39,6 +39,7 @@ impl Place {
             state: Some(self.root.join("state")),
             xdg_state: None,
             xdg_config: None,
+            project: None,
             etc: self.root.join("etc"),
             root: rustix::process::geteuid().as_raw(),
         }
@@ -286,6 +287,57 @@ fn faults_of_all_layers_are_listed_at_once() {
 /home/.config/belljar/config.toml:4:21: otlp[0].headers."a b": "a b" is not the name of a header
 /home/.config/belljar/config.toml:4:30: otlp[0].headers.d: /nonexistent cannot be read: No such file or directory (os error 2)"#;
     assert_eq!(faults.replace(place.root.to_str().unwrap(), ""), expected);
+}
+
+#[test]
+fn a_project_counts_where_its_folder_is_trusted_and_says_only_how_its_tasks_run() {
+    let place = Place::new();
+    let file = place.write(
+        "work/.belljar/config.toml",
+        "[task]\nuser = \"root\"\n[task.gate]\nrules = [\"p.rules\"]\n",
+    );
+    let inner = place.root.join("work/inner");
+    fs::create_dir(&inner).unwrap();
+    let surroundings = Surroundings {
+        project: Some(inner),
+        ..place.surroundings()
+    };
+    let load = || Config::load(&surroundings);
+    let config = load().unwrap();
+    assert_eq!(
+        (config.untrusted, config.task.user.unwrap().value),
+        (Some(file.clone()), User::Agent)
+    );
+    symlink(&place.root, place.root.join("home/link")).unwrap();
+    let trust = |folder: &str| {
+        let text = format!("trusted_folders = [\"{folder}\"]\n[task]\nuser = \"agent\"\n");
+        place.write("home/.config/belljar/config.toml", &text);
+    };
+    trust("~/nowhere");
+    assert_eq!(load().unwrap().untrusted, Some(file.clone()));
+    trust("~/link/work");
+    let config = load().unwrap();
+    assert_eq!((config.untrusted, config.task.user.unwrap().value), (None, User::Root));
+    assert_eq!(
+        config.task.gate.rules[0].value,
+        place.root.join("work/p.rules").to_str().unwrap()
+    );
+    place.write(
+        "work/.belljar/config.toml",
+        "trusted_folders = [\"/\"]\n[journal]\nsync = \"group\"\n[[otlp]]\nendpoint = \"http://x\"\n",
+    );
+    let faults = load().unwrap_err().to_string();
+    assert_eq!(
+        faults
+            .matches("only the system's and the user's configuration may say this")
+            .count(),
+        3,
+        "{faults}"
+    );
+    let moved = place.root.join("work/.belljar/moved");
+    fs::rename(&file, &moved).unwrap();
+    symlink(&moved, &file).unwrap();
+    assert!(load().unwrap_err().to_string().contains("the file cannot be read"));
 }
 
 #[test]
