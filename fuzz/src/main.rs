@@ -51,7 +51,7 @@ fn main() {
         let program = truth::SHELLS[[0, 0, 1, 2][random.usize(..4)]];
         let found = match program {
             "/bash.real" => shell::understand_script(&script),
-            _ => shell::understand(&["sh".to_owned(), "-c".to_owned(), script.clone()]),
+            _ => shell::understand(&["sh".to_owned(), "-c".to_owned(), "--".to_owned(), script.clone()]),
         };
         if found.opaque.is_some() {
             continue;

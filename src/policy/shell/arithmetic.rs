@@ -158,7 +158,8 @@ impl Reader<'_, '_> {
         self.at = after;
         // What an expression assigns is a number, by whichever operator.
         if plain_assignment {
-            self.walk.numbers.assign(&name, true);
+            self.walk.assigned(&name, true);
+            self.walk.binds(&name, None);
         } else {
             self.walk.numbers.uses(name);
         }

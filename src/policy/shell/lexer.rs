@@ -190,7 +190,8 @@ impl<'s, 'w> Reader<'s, 'w> {
                     bare = false;
                     self.at += 1;
                     match self.byte(self.at) {
-                        None => draft.push(b'\\'),
+                        // bash keeps it in a script of one line and drops it in longer ones.
+                        None => return self.lost("a backslash at the very end"),
                         Some(escaped) => {
                             self.at += 1;
                             draft.push(escaped);

@@ -6,7 +6,7 @@
 
 use super::lexer::{Heredoc, Lexed, Mode, Read, Reader};
 use super::word::{Draft, Word};
-use super::{Dialect, Redirect};
+use super::{Dialect, Fd, Redirect};
 
 /// A simple command in the making.
 #[derive(Debug, Default)]
@@ -172,7 +172,8 @@ impl Reader<'_, '_> {
                     _ => self.deeper(|reader| reader.command(Place::PipelineStart)),
                 }
             }
-            "time" if place == Place::Within => self.simple(Some(Word::known("time"))),
+            // Elsewhere, and to other shells, it is the program of that name.
+            "time" if place == Place::Within || self.dialect != Dialect::Bash => self.simple(Some(Word::known("time"))),
             "time" => self.timed(),
             "coproc" => self.coprocess(),
             "{" => {
@@ -290,7 +291,7 @@ impl Reader<'_, '_> {
     fn timed(&mut self) -> Read<()> {
         self.skip_blanks();
         if self.stands("-") {
-            if self.dialect != Dialect::Bash || !self.take_keyword("-p") {
+            if !self.take_keyword("-p") {
                 // `time -f …`: the program of that name.
                 return self.simple(Some(Word::known("time")));
             }
@@ -318,6 +319,9 @@ impl Reader<'_, '_> {
             self.skip_blanks();
             if name.is_empty() || !blank || !self.compound_stands() {
                 self.at = was;
+            } else {
+                self.walk.assigned(&name, false);
+                self.walk.binds(&name, None);
             }
         }
         self.deeper(|reader| reader.command(Place::Within))
@@ -532,7 +536,7 @@ impl Reader<'_, '_> {
         if draught.argv.is_empty() && draught.env.is_empty() && draught.redirects.is_empty() {
             return self.lost("a command is missing");
         }
-        self.walk.finish(draught, self.dialect);
+        self.walk.finish(draught);
         Ok(())
     }
 
@@ -564,6 +568,9 @@ impl Reader<'_, '_> {
             return Ok(false);
         }
         let mut element = false;
+        if self.dialect != Dialect::Bash && (self.peek() == Some(b'[') || self.stands("+=")) {
+            return self.lost("an assignment that only bash knows");
+        }
         if self.peek() == Some(b'[') {
             let rest = &self.src[self.at..];
             // Within one word only; blanks in a subscript are for `subscript_follows` to refuse.
@@ -674,11 +681,13 @@ impl Reader<'_, '_> {
                 }
                 if matches!(self.peek(), Some(b'<' | b'>')) {
                     self.walk.assigned(&name, true);
+                    self.walk.binds(&name, None);
                 }
             }
             _ => {}
         }
         let left = self.at > start;
+        let number = self.src[start..self.at].replace("\\\n", "");
         let operator = match self.peek() {
             Some(b'<' | b'>') if self.stands("<(") || self.stands(">(") => None,
             Some(b'<' | b'>') => ["<<<", "<<-", "<<", "<&", "<>", "<", ">>", ">&", ">|", ">"]
@@ -691,12 +700,20 @@ impl Reader<'_, '_> {
             self.at = start;
             return Ok(false);
         };
-        if self.dialect != Dialect::Bash && matches!(operator, "<<<" | "&>" | "&>>") {
+        if self.dialect != Dialect::Bash && (matches!(operator, "<<<" | "&>" | "&>>") || number.len() > 1) {
             return self.lost("a redirect that only bash knows");
         }
+        let fd = match number.parse::<u32>() {
+            Ok(0) => Fd::Input,
+            Ok(_) => Fd::Other,
+            Err(_) if number.starts_with('{') => Fd::Other,
+            Err(_) if !number.is_empty() => return self.lost("a redirect of a descriptor that cannot be"),
+            Err(_) if operator.starts_with('<') => Fd::Input,
+            Err(_) => Fd::Other,
+        };
         self.skip_redirect_blanks();
         if matches!(operator, "<<" | "<<-") {
-            self.announce(operator == "<<-", draught)?;
+            self.announce(operator == "<<-", fd, draught)?;
             return Ok(true);
         }
         if matches!(operator, "<&" | ">&") && self.peek() == Some(b'-') {
@@ -705,6 +722,7 @@ impl Reader<'_, '_> {
             draught.redirects.push(Redirect {
                 operator,
                 target: Word::known("-"),
+                fd,
                 body: None,
             });
             return Ok(true);
@@ -721,6 +739,7 @@ impl Reader<'_, '_> {
         draught.redirects.push(Redirect {
             operator,
             target,
+            fd,
             body: None,
         });
         Ok(true)
@@ -743,7 +762,7 @@ impl Reader<'_, '_> {
     }
 
     /// The delimiter of a here-document; its body comes after the next newline.
-    fn announce(&mut self, strip_tabs: bool, draught: &mut Draught) -> Read<()> {
+    fn announce(&mut self, strip_tabs: bool, fd: Fd, draught: &mut Draught) -> Read<()> {
         let start = self.at;
         let lexed = self.word_required(Mode::Single)?;
         let source = &self.src[start..self.at];
@@ -760,6 +779,7 @@ impl Reader<'_, '_> {
         draught.redirects.push(Redirect {
             operator: if strip_tabs { "<<-" } else { "<<" },
             target: Word::known(delimiter),
+            fd,
             body: self.heredocs.last().map(|heredoc| heredoc.slot),
         });
         Ok(())

@@ -3,7 +3,7 @@
 //! Where an option is not known, where the inner command begins is not known either, and that is opaque.
 
 use super::word::{Fit, Unknown};
-use super::{Dialect, Fields, Role, SimpleCommand, Walk, Word, builtins, environment, interpreters};
+use super::{Dialect, Fd, Fields, Role, SimpleCommand, Walk, Word, builtins, environment, interpreters};
 
 /// What looking through a command found.
 pub(super) struct Found {
@@ -115,6 +115,22 @@ const PREFIXES: &[Prefix] = &[
     },
 ];
 
+/// Whether a program that carries another is the image's own. `./env ls` may be anything, and must be allowed as itself.
+pub(super) fn is_trusted(argv: &[Word]) -> bool {
+    const FOLDERS: &[&str] = &[
+        "/bin",
+        "/sbin",
+        "/usr/bin",
+        "/usr/sbin",
+        "/usr/local/bin",
+        "/usr/local/sbin",
+    ];
+    argv.first().and_then(Word::value).is_some_and(|head| {
+        head.rsplit_once('/')
+            .is_none_or(|(folder, _)| FOLDERS.contains(&folder))
+    })
+}
+
 pub(super) fn look_through(walk: &mut Walk, command: &SimpleCommand) -> Found {
     let Some(head) = command.argv.first() else {
         return Found::role(Role::Carries);
@@ -173,7 +189,19 @@ pub(super) fn look_through(walk: &mut Walk, command: &SimpleCommand) -> Found {
             }
             Found::role(Role::Runs)
         }
-        "ssh" => ssh(walk, args),
+        "ssh" => ssh(walk, args, command),
+        "scp" | "sftp" => {
+            option_scripts(walk, args, &["-S"], &[]);
+            for pair in args.windows(2).filter(|pair| pair[0].value() == Some("-o")) {
+                ssh_option(walk, Some(&pair[1]));
+            }
+            for word in args.iter().filter_map(|word| word.value()?.strip_prefix("-o")) {
+                if !word.is_empty() {
+                    ssh_option(walk, Some(&Word::known(word)));
+                }
+            }
+            Found::role(Role::Runs)
+        }
         "git" => super::git::look_through(walk, args),
         "tee" => Found {
             role: Role::Runs,
@@ -233,7 +261,7 @@ fn inherited(command: &SimpleCommand) -> Vec<super::Redirect> {
     command
         .redirects
         .iter()
-        .filter(|redirect| redirect.operator.starts_with('<'))
+        .filter(|redirect| redirect.fd == Fd::Input)
         .cloned()
         .collect()
 }
@@ -246,6 +274,9 @@ fn prefixed(walk: &mut Walk, prefix: &Prefix, args: &[Word], command: &SimpleCom
     if args[at..].iter().take(prefix.operands).any(|word| !word.is_single()) {
         walk.opaque("a wrapper whose operands are not known");
         return Found::role(prefix.role);
+    }
+    if matches!(prefix.name, "strace" | "ltrace") && args[..at].iter().any(|word| word.text.contains(['|', '!'])) {
+        walk.opaque("a trace that is piped to a command");
     }
     at = (at + prefix.operands).min(args.len());
     if prefix.name == "sudo" {
@@ -491,7 +522,7 @@ fn shell(walk: &mut Walk, args: &[Word], command: &SimpleCommand, mut dialect: D
         if matches!(args[at].value(), Some("/dev/stdin" | "/proc/self/fd/0" | "/dev/fd/0")) {
             return from_input(walk, command, dialect);
         }
-        if args[at].value().is_some_and(|file| file.starts_with("/dev/fd/")) || args[at].text.starts_with("<(") {
+        if args[at].text.contains("/fd/") || args[at].text.starts_with("<(") {
             walk.opaque("a script from a substitution");
         }
         return Found::role(Role::Runs);
@@ -501,11 +532,7 @@ fn shell(walk: &mut Walk, args: &[Word], command: &SimpleCommand, mut dialect: D
 
 /// A script from standard input: the last redirect decides which.
 pub(super) fn from_input(walk: &mut Walk, command: &SimpleCommand, dialect: Dialect) -> Found {
-    let input = command
-        .redirects
-        .iter()
-        .rev()
-        .find(|redirect| redirect.operator.starts_with('<'));
+    let input = command.redirects.iter().rev().find(|redirect| redirect.fd == Fd::Input);
     match input {
         Some(redirect) if redirect.operator == "<<<" => {
             let script = redirect.target.clone();
@@ -779,19 +806,42 @@ fn parallel(walk: &mut Walk, args: &[Word]) -> Found {
         walk.opaque("commands that parallel reads");
         return Found::role(Role::Runs);
     }
-    joined(walk, &template, "commands of parallel that are not known");
+    let known: Option<Vec<&str>> = template.iter().map(|word| word.value()).collect();
+    let script = known.map(|words| words.join(" ")).and_then(|text| with_inputs(&text));
+    match script {
+        Some(script) => walk.nested(&script, Dialect::Posix),
+        None => walk.opaque("commands of parallel that are not known"),
+    }
     Found::role(Role::Runs)
+}
+
+/// A template with a variable in the place of each input: `rm {}`, `mv {1} {.}`; without a place the input comes last.
+fn with_inputs(template: &str) -> Option<String> {
+    if !template.contains('{') {
+        return Some(format!("{template} \"$1\""));
+    }
+    // Within quotes an input becomes part of another script.
+    if template.contains(['"', '\'', '\\']) {
+        return None;
+    }
+    let mut script = String::new();
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once('{') {
+        let (_, after) = after.split_once('}')?;
+        script.push_str(before);
+        script.push_str("\"$1\"");
+        rest = after;
+    }
+    script.push_str(rest);
+    Some(script)
 }
 
 /// Words that a program joins to a script for a shell.
 fn joined(walk: &mut Walk, words: &[&Word], reason: &'static str) {
     let known: Option<Vec<&str>> = words.iter().map(|word| word.value()).collect();
     match known {
-        // A `{` in the place of a command is what the program puts there.
-        Some(known) if !known.first().is_some_and(|first| first.contains('{')) => {
-            walk.nested(&known.join(" "), Dialect::Posix);
-        }
-        _ => walk.opaque(reason),
+        Some(known) => walk.nested(&known.join(" "), Dialect::Posix),
+        None => walk.opaque(reason),
     }
 }
 
@@ -826,7 +876,7 @@ fn flock(walk: &mut Walk, args: &[Word], command: &SimpleCommand) -> Found {
     }
 }
 
-fn ssh(walk: &mut Walk, args: &[Word]) -> Found {
+fn ssh(walk: &mut Walk, args: &[Word], command: &SimpleCommand) -> Found {
     let mut at = 0;
     while let Some(word) = args.get(at) {
         let Some(option) = word.value() else {
@@ -863,8 +913,13 @@ fn ssh(walk: &mut Walk, args: &[Word]) -> Found {
     let remote: Vec<&Word> = args.iter().skip(at + 1).collect();
     if !remote.is_empty() {
         joined(walk, &remote, "a command for another machine that is not known");
+        return Found::role(Role::Runs);
     }
-    Found::role(Role::Runs)
+    // A shell over there reads what it is sent; without a host there is none.
+    if args.get(at).is_none() {
+        return Found::role(Role::Runs);
+    }
+    from_input(walk, command, Dialect::Posix)
 }
 
 fn ssh_option(walk: &mut Walk, option: Option<&Word>) {
