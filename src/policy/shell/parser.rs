@@ -173,7 +173,8 @@ impl Reader<'_, '_> {
                 }
             }
             // Elsewhere, and to other shells, it is the program of that name.
-            "time" if place == Place::Within || self.dialect != Dialect::Bash => self.simple(Some(Word::known("time"))),
+            "time" if place == Place::Within => self.simple(Some(Word::known("time"))),
+            "time" if self.dialect != Dialect::Bash => self.time_in_sh(),
             "time" => self.timed(),
             "coproc" => self.coprocess(),
             "{" => {
@@ -286,6 +287,18 @@ impl Reader<'_, '_> {
         } else {
             self.lost("a keyword is missing")
         }
+    }
+
+    /// A keyword to bash and a program to others: both run what follows, if that is a plain command.
+    fn time_in_sh(&mut self) -> Read<()> {
+        self.skip_blanks();
+        let was = self.at;
+        let assigns = !self.name().is_empty() && (self.stands("=") || self.stands("+=") || self.stands("["));
+        self.at = was;
+        if self.keyword().is_some() || self.peek() == Some(b'(') || assigns {
+            return self.lost("time before what only a keyword may stand before");
+        }
+        self.simple(Some(Word::known("time")))
     }
 
     fn timed(&mut self) -> Read<()> {
@@ -812,6 +825,10 @@ impl Reader<'_, '_> {
             }
             if line == heredoc.delimiter {
                 break;
+            }
+            if self.substitutions > 0 && line.starts_with(&heredoc.delimiter) {
+                // `EOF)` ends both in some versions of bash.
+                return self.lost("a line that may end a here-document");
             }
             // In an expanded body a line that ends in a backslash swallows the next, even the delimiter.
             let odd = line.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1;

@@ -208,6 +208,9 @@ fn what_cannot_be_known_is_opaque() {
         "xargs -I{} sh -c 'rm {}'",
         "bash /proc/self/fd/3 3< x",
         "ls \\",
+        "sh -c 'time ! rm x'",
+        "sh -c 'time A=1 rm x'",
+        "x=$(cat <<E\n$x)\nE)\nE\n)",
         "ls >&\"$x\"",
     ] {
         assert!(is_opaque(script), "{script}: {:?}", bash(script));
