@@ -18,12 +18,16 @@
 
 mod arithmetic;
 mod builtins;
+mod condition;
 mod environment;
+mod expansion;
 mod git;
 mod interpreters;
 mod lexer;
 mod parser;
 mod programs;
+mod redirect;
+mod simple;
 mod word;
 
 #[cfg(test)]
