@@ -2,11 +2,13 @@
 //! `config::admit` made of it after the requirements were applied. Nothing else makes a `Task`, and everything below takes one.
 
 pub mod limits;
+pub mod spec;
 
 use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::document::Word;
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
 use limits::Limits;
@@ -26,9 +28,24 @@ pub struct Task {
     pub runtime: Runtime,
     pub roots: Vec<Root>,
     pub env: BTreeMap<String, String>,
+    pub secrets: BTreeMap<String, Secret>,
     pub limits: Limits,
     pub network: Network,
     pub gate: Gate,
+    /// Only `config::admit` has one to put here.
+    #[serde(skip)]
+    pub admitted: Admitted,
+}
+
+/// The mark of a task that went through `config::admit`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Admitted(());
+
+impl Admitted {
+    /// For `config::admit` alone; `tests/house.rs` holds that nothing else calls it.
+    pub(crate) fn by_config() -> Self {
+        Self(())
+    }
 }
 
 /// Where the root file system comes from.
@@ -45,8 +62,40 @@ pub enum ImageRef {
     Named(String),
 }
 
+/// A name of the store or a reference of a registry: `[host[:port]/]path[:tag][@digest]`, as the distribution
+/// specification writes them (<https://github.com/opencontainers/distribution-spec>).
+pub(crate) fn is_image_name(text: &str) -> bool {
+    let (name, digest) = match text.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (text, None),
+    };
+    let hex =
+        |digest: &str| digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let digest_is_right = digest.is_none_or(|digest| digest.strip_prefix("sha256:").is_some_and(hex));
+    let (path, tag) = match name.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+        _ => (name, None),
+    };
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let tag_is_right = tag.is_none_or(|tag| {
+        tag.len() <= 128 && tag.starts_with(word) && tag.chars().all(|c| word(c) || c == '.' || c == '-')
+    });
+    let part_is_right = |(n, part): (usize, &str)| {
+        let (part, port) = match part.split_once(':') {
+            Some((host, port)) if n == 0 && path.contains('/') => (host, port),
+            _ => (part, "0"),
+        };
+        let host = n == 0 && path.contains('/');
+        let plain = |c: char| {
+            c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c) || host && c.is_ascii_uppercase()
+        };
+        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(plain) && port.parse::<u16>().is_ok()
+    };
+    digest_is_right && tag_is_right && text.len() <= 512 && path.split('/').enumerate().all(part_is_right)
+}
+
 /// Who a command is inside the sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum User {
     /// uid 1000, whose files belong to the caller outside.
@@ -55,7 +104,7 @@ pub enum User {
     Root,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Backend {
     Oci,
@@ -69,6 +118,24 @@ pub enum Runtime {
     Builtin,
     /// An OCI runtime by name or path, or the name of one of Docker's runtimes.
     Outside(String),
+}
+
+/// A value that stays outside: the sandbox sees a placeholder under the secret's name, the proxy puts the value in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Secret {
+    pub source: SecretSource,
+    /// The only hosts that get the value.
+    pub hosts: Vec<String>,
+}
+
+/// Where the value of a secret is kept; never the value itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretSource {
+    Keyring(String),
+    /// A variable of belljar's own environment.
+    Env(String),
+    File(HostPath),
 }
 
 /// A folder or file of the host that the sandbox sees.
@@ -127,9 +194,18 @@ pub enum Unknown {
 pub struct Gate {
     /// Files of rules, strictest answer wins over all of them.
     pub rules: Vec<HostPath>,
+    /// Rules that the requirements bring along, to be loaded beside the files.
+    pub required: Vec<RulesText>,
     pub unmatched: Unmatched,
     pub reviewer: Reviewer,
     pub approval_time: std::time::Duration,
+}
+
+/// Rules as text, with the name under which they are reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RulesText {
+    pub name: String,
+    pub text: String,
 }
 
 /// What follows for a command that no rule matches.
@@ -146,4 +222,40 @@ pub enum Unmatched {
 pub enum Reviewer {
     User,
     AutoReview,
+}
+
+impl Word for User {
+    const WORDS: &'static [(&'static str, Self)] = &[("agent", User::Agent), ("root", User::Root)];
+}
+
+impl Word for Backend {
+    const WORDS: &'static [(&'static str, Self)] = &[("oci", Backend::Oci), ("docker", Backend::Docker)];
+}
+
+impl Word for GitMode {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("safe", GitMode::Safe),
+        ("read-only", GitMode::ReadOnly),
+        ("open", GitMode::Open),
+    ];
+}
+
+impl Word for NetworkMode {
+    const WORDS: &'static [(&'static str, Self)] = &[("none", NetworkMode::None), ("proxy", NetworkMode::Proxy)];
+}
+
+impl Word for Unknown {
+    const WORDS: &'static [(&'static str, Self)] = &[("ask", Unknown::Ask), ("deny", Unknown::Deny)];
+}
+
+impl Word for Unmatched {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("allow", Unmatched::Allow),
+        ("ask", Unmatched::Ask),
+        ("deny", Unmatched::Deny),
+    ];
+}
+
+impl Word for Reviewer {
+    const WORDS: &'static [(&'static str, Self)] = &[("user", Reviewer::User), ("auto_review", Reviewer::AutoReview)];
 }

@@ -1,0 +1,266 @@
+//! The layers of configuration and their merge.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::{Config, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
+use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, read_file};
+use crate::sys::path::open_file_without_symlinks;
+use crate::task::spec::{TaskSpec, expand_home, read_spec};
+
+/// The lowest layer, and the page that explains every key.
+pub(super) const DEFAULT: &str = include_str!("../../config/default.toml");
+
+/// The name under which the lowest layer is reported.
+pub(super) const BUILT_IN: &str = "built-in default.toml";
+
+/// One file of configuration, as it stands.
+#[derive(Debug, Default)]
+struct Layer {
+    trusted_folders: Vec<Sited<String>>,
+    task: TaskSpec,
+    sync: Option<Sited<Sync>>,
+    otlp: Vec<Otlp>,
+}
+
+pub(super) fn built_in(state: &Path) -> Config {
+    let layer = Layer::from_toml(DEFAULT, BUILT_IN, None).expect("the built-in configuration was tested");
+    merged(vec![layer], state.to_owned())
+}
+
+pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
+    let user = surroundings.user_folder();
+    let folders: Vec<PathBuf> = [Some(surroundings.etc.clone()), user].into_iter().flatten().collect();
+    let mut layers = vec![Layer::from_toml(DEFAULT, BUILT_IN, None).expect("the built-in configuration was tested")];
+    let mut files = Vec::new();
+    let mut faults: Vec<Fault> = Vec::new();
+    let (requirements, demanded) = match requirements::load(&surroundings.etc, surroundings.root) {
+        Ok(loaded) => loaded,
+        Err(found) => {
+            faults.extend(found.into_vec());
+            Default::default()
+        }
+    };
+    for folder in &folders {
+        let file = folder.join("config.toml");
+        // Only a file that is surely not there is an empty layer: one that cannot be looked at might forbid something.
+        match file.symlink_metadata() {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+                ) =>
+            {
+                continue;
+            }
+            _ => {}
+        }
+        match read_file(&file)
+            .and_then(|text| Layer::from_toml(&text, &file.display().to_string(), surroundings.home.as_deref()))
+        {
+            Ok(mut layer) => {
+                layer.task.rebase(folder);
+                layers.push(layer);
+                files.push(file);
+            }
+            Err(found) => faults.extend(found.into_vec()),
+        }
+    }
+    let mut untrusted = None;
+    if let Some(file) = surroundings.project.as_deref().and_then(project_file) {
+        let trusted: Vec<&Sited<String>> = layers.iter().flat_map(|layer| &layer.trusted_folders).collect();
+        match trusted.iter().any(|folder| is_within(&file, &folder.value)) {
+            false => untrusted = Some(file),
+            true => match project_layer(&file) {
+                Ok(layer) => {
+                    layers.push(layer);
+                    files.push(file);
+                }
+                Err(found) => faults.extend(found.into_vec()),
+            },
+        }
+    }
+    Faults::check(faults)?;
+    files.extend(demanded);
+    let mut config = Config {
+        folders,
+        files,
+        requirements,
+        untrusted,
+        ..merged(layers, surroundings.state_folder())
+    };
+    for demands in &config.requirements {
+        // The task is filled in admission, once it is known what its spec says.
+        demands.fill(&mut TaskSpec::default(), &mut config.journal);
+    }
+    Ok(config)
+}
+
+/// Low to high; a list of receivers replaces the one below, for records must not go where the higher layer did not say.
+fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
+    let mut task = TaskSpec::default();
+    let mut trusted_folders = Vec::new();
+    let mut sync = None;
+    let mut otlp = Vec::new();
+    for layer in layers {
+        task = layer.task.over(task);
+        trusted_folders.extend(layer.trusted_folders);
+        sync = layer.sync.or(sync);
+        if !layer.otlp.is_empty() {
+            otlp = layer.otlp;
+        }
+    }
+    Config {
+        task,
+        trusted_folders,
+        journal: Journal {
+            sync: sync.expect("the built-in configuration says when to sync"),
+        },
+        otlp,
+        state,
+        folders: Vec::new(),
+        files: Vec::new(),
+        requirements: Vec::new(),
+        untrusted: None,
+    }
+}
+
+/// The nearest `.belljar/config.toml` at or above a folder.
+fn project_file(folder: &Path) -> Option<PathBuf> {
+    let folder = folder.canonicalize().ok()?;
+    let file = |folder: &Path| folder.join(".belljar/config.toml");
+    folder
+        .ancestors()
+        .map(file)
+        .find(|file| file.symlink_metadata().is_ok())
+}
+
+/// By real paths, or a link in a trusted folder would lend its trust to what it leads to.
+fn is_within(file: &Path, trusted: &str) -> bool {
+    Path::new(trusted)
+        .canonicalize()
+        .is_ok_and(|trusted| file.starts_with(trusted))
+}
+
+/// A project may say how its tasks run, not where records go, when they are on the disk, or what is trusted.
+fn project_layer(file: &Path) -> Result<Layer, Faults> {
+    let shown = file.display().to_string();
+    let origin = Origin::File {
+        file: shown.as_str().into(),
+        line: 1,
+        column: 1,
+    };
+    let read = open_file_without_symlinks(file).and_then(|open| {
+        let mut text = String::new();
+        open.take(1 << 20).read_to_string(&mut text)?;
+        Ok(text)
+    });
+    let text = read.map_err(|error| Faults::one(origin, "", format!("the file cannot be read: {error}")))?;
+    let mut layer = Document::parse(&text, &shown)?.read(|root| {
+        if let Some(version) = root.value("version") {
+            version.integer(1..=1);
+        }
+        for key in ["trusted_folders", "journal", "otlp"] {
+            if let Some(value) = root.value(key) {
+                value.fault("only the system's and the user's configuration may say this");
+            }
+        }
+        Layer {
+            task: root.table("task").map(|table| task(&table)).unwrap_or_default(),
+            ..Layer::default()
+        }
+    })?;
+    // Paths are relative to the project, not to the folder of its configuration.
+    if let Some(project) = file.ancestors().nth(2) {
+        layer.task.rebase(project);
+    }
+    Ok(layer)
+}
+
+impl Layer {
+    fn from_toml(text: &str, file: &str, home: Option<&Path>) -> Result<Layer, Faults> {
+        Document::parse(text, file)?.read(|root| {
+            if let Some(version) = root.value("version") {
+                version.integer(1..=1);
+            }
+            let journal = root.table("journal");
+            Layer {
+                trusted_folders: root.list("trusted_folders", |text| trusted_folder(text, home)),
+                task: root.table("task").map(|table| task(&table)).unwrap_or_default(),
+                sync: journal.and_then(|table| table.word("sync")),
+                otlp: root
+                    .tables("otlp")
+                    .iter()
+                    .filter_map(|table| otlp(table, home))
+                    .collect(),
+            }
+        })
+    }
+}
+
+fn trusted_folder(text: &str, home: Option<&Path>) -> Result<String, String> {
+    let path = expand_home(text, home)?;
+    match path.is_absolute() {
+        true => Ok(path.display().to_string()),
+        false => Err(format!("\"{text}\" is not absolute")),
+    }
+}
+
+/// The defaults of all tasks: what makes one task this one cannot be among them.
+fn task(table: &Table<'_>) -> TaskSpec {
+    for key in ["name", "purpose", "command"] {
+        if let Some(value) = table.value(key) {
+            value.fault("only a task spec may say this");
+        }
+    }
+    read_spec(table)
+}
+
+fn otlp(table: &Table<'_>, home: Option<&Path>) -> Option<Otlp> {
+    let endpoint = table
+        .required("endpoint", "a URL")
+        .and_then(|value| value.parsed(endpoint));
+    let mut headers = BTreeMap::new();
+    for (name, value) in table.table("headers").map(Table::open).unwrap_or_default() {
+        let token = |c: char| c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c);
+        if name.value.is_empty() || !name.value.chars().all(token) {
+            value.fault(format!("{:?} is not the name of a header", name.value));
+        } else if let Some(text) = header(&value, home) {
+            headers.insert(name.value.to_ascii_lowercase(), text);
+        }
+    }
+    Some(Otlp {
+        endpoint: endpoint?,
+        headers,
+    })
+}
+
+pub(super) fn endpoint(text: &str) -> Result<String, String> {
+    let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
+    let authority = rest.and_then(|rest| rest.split('/').next()).unwrap_or_default();
+    match authority.is_empty() || authority.contains('@') || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        true => Err(format!(
+            "{text:?} is not a URL of http or https (a name and password belong into headers)"
+        )),
+        false => Ok(text.to_owned()),
+    }
+}
+
+fn header(value: &Value<'_>, home: Option<&Path>) -> Option<Sited<HeaderValue>> {
+    value.parsed(|text| {
+        let text = match text.strip_prefix("file:") {
+            None => text.to_owned(),
+            Some(path) => {
+                let path = expand_home(path, home)?;
+                let read = std::fs::read_to_string(&path);
+                let read = read.map_err(|error| format!("{} cannot be read: {error}", path.display()))?;
+                read.trim_end_matches(['\r', '\n']).to_owned()
+            }
+        };
+        match text.chars().any(|c| c.is_control() && c != '\t') {
+            true => Err("the value of a header cannot hold a control character".to_owned()),
+            false => Ok(HeaderValue::new(text)),
+        }
+    })
+}

@@ -1,0 +1,208 @@
+//! Who may set what. Layers of configuration become one [`Config`] that knows where each value came from; [`admit`] puts a
+//! task spec on top and makes the [`Task`](crate::task::Task), the one way to get one.
+//!
+//! ```text
+//! built in < /etc/belljar/config.toml < the user's < the project's (if trusted) < the task spec < flags
+//!                                                                                              |
+//!            /etc/belljar/requirements.toml, requirements.d/*.toml ── hold all of it: refused, never clamped
+//! ```
+//!
+//! Called by the command line and the API before anything is bound, created or started. Plain reading of files; loading rules
+//! and images is left to `policy` and `image`.
+
+mod admit;
+mod codex;
+mod layers;
+mod requirements;
+mod show;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use crate::document::{Fault, Faults, Origin, Sited, Word};
+use crate::sys::user::myself;
+use crate::task::spec::TaskSpec;
+use requirements::ConfigAsked;
+
+pub use admit::{Caller, Rejection, admit};
+pub use requirements::Requirements;
+pub use show::Setting;
+
+/// Fixed: if a variable or flag moved it, requirements would be a wish. Tests that need another one mount it.
+const ETC: &str = "/etc/belljar";
+
+/// All layers as one.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What a task spec leaves open.
+    pub task: TaskSpec,
+    pub trusted_folders: Vec<Sited<String>>,
+    pub journal: Journal,
+    pub otlp: Vec<Otlp>,
+    /// Where belljar keeps its state.
+    pub state: PathBuf,
+    /// The folders of configuration, which no sandbox may write to.
+    pub folders: Vec<PathBuf>,
+    /// The files that were read, low to high.
+    pub files: Vec<PathBuf>,
+    /// A project's configuration that was left unread, for nobody trusts its folder.
+    pub untrusted: Option<PathBuf>,
+    /// What the admin demands, a file each.
+    pub requirements: Vec<Requirements>,
+}
+
+/// Whether nobody said it: it stands in the lowest layer.
+fn is_built_in(origin: &Origin) -> bool {
+    matches!(origin, Origin::File { file, .. } if **file == *layers::BUILT_IN)
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Journal {
+    pub sync: Sited<Sync>,
+}
+
+/// When the journal is sure that the disk has what it wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sync {
+    /// Every 50 ms.
+    Group,
+    /// Before each act.
+    Each,
+}
+
+impl Word for Sync {
+    const WORDS: &'static [(&'static str, Self)] = &[("group", Sync::Group), ("each", Sync::Each)];
+}
+
+/// One receiver of records.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Otlp {
+    pub endpoint: Sited<String>,
+    pub headers: BTreeMap<String, Sited<HeaderValue>>,
+}
+
+/// The value of a header: often a token, so it never prints.
+#[derive(Clone, PartialEq, Eq)]
+pub struct HeaderValue(String);
+
+impl HeaderValue {
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(value.into())
+    }
+
+    /// The value itself, for the request that carries it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for HeaderValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// What of the process decides where configuration and state are.
+#[derive(Debug, Clone)]
+pub struct Surroundings {
+    pub uid: u32,
+    pub user: String,
+    pub home: Option<PathBuf>,
+    /// `$BELLJAR_STATE`.
+    pub state: Option<PathBuf>,
+    /// `$XDG_STATE_HOME`.
+    pub xdg_state: Option<PathBuf>,
+    /// `$XDG_CONFIG_HOME`.
+    pub xdg_config: Option<PathBuf>,
+    /// Where the task comes from: the folder of its spec, or the current one. The nearest `.belljar/config.toml` at or above it
+    /// is the highest layer, if its folder is trusted.
+    pub project: Option<PathBuf>,
+    etc: PathBuf,
+    /// Who alone may write requirements.
+    root: u32,
+}
+
+impl Surroundings {
+    /// Those of this process. A relative path in a variable counts as unset, as the XDG base directory specification asks.
+    pub fn of_process() -> Self {
+        let folder = |name| {
+            std::env::var_os(name)
+                .map(PathBuf::from)
+                .filter(|path| path.is_absolute())
+        };
+        let myself = myself();
+        Self {
+            uid: myself.uid,
+            user: myself.name,
+            home: folder("HOME").or(myself.home),
+            state: folder("BELLJAR_STATE"),
+            xdg_state: folder("XDG_STATE_HOME"),
+            xdg_config: folder("XDG_CONFIG_HOME"),
+            project: std::env::current_dir().ok(),
+            etc: PathBuf::from(ETC),
+            root: 0,
+        }
+    }
+
+    /// `$BELLJAR_STATE`, else `/var/lib/belljar` for root, else `$XDG_STATE_HOME/belljar`.
+    pub fn state_folder(&self) -> PathBuf {
+        if let Some(state) = &self.state {
+            return state.clone();
+        }
+        if self.uid == 0 {
+            return PathBuf::from("/var/lib/belljar");
+        }
+        match (&self.xdg_state, &self.home) {
+            (Some(state), _) => state.join("belljar"),
+            (None, Some(home)) => home.join(".local/state/belljar"),
+            // A user without a home still has a place that is theirs alone.
+            (None, None) => PathBuf::from(format!("/run/user/{}/belljar", self.uid)),
+        }
+    }
+
+    /// Who asks, when this process is the one who asks.
+    pub fn caller(&self) -> Caller {
+        Caller {
+            uid: self.uid,
+            user: self.user.clone(),
+            home: self.home.clone(),
+            state: self.state_folder(),
+        }
+    }
+
+    fn user_folder(&self) -> Option<PathBuf> {
+        let config = self
+            .xdg_config
+            .clone()
+            .or_else(|| Some(self.home.as_ref()?.join(".config")))?;
+        Some(config.join("belljar"))
+    }
+}
+
+impl Config {
+    /// Reads all layers; a file that is not there is an empty one, a file that cannot be read is a fault.
+    pub fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
+        layers::load(surroundings)
+    }
+
+    /// Every way in which the configuration itself goes beyond the requirements; a task is refused for each of them.
+    pub fn violations(&self) -> Vec<Fault> {
+        let asked = ConfigAsked {
+            journal: &self.journal,
+            otlp: &self.otlp,
+        };
+        self.requirements
+            .iter()
+            .flat_map(|demands| demands.check_config(&asked))
+            .collect()
+    }
+
+    /// What is built in, with no file read.
+    pub fn built_in(state: &Path) -> Config {
+        layers::built_in(state)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! The configuration as a list of settings, each with the place that it came from.
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Config;
+use crate::document::{Origin, Sited, Word};
+use crate::task::limits::Bytes;
+use crate::task::spec::TaskSpec;
+
+/// One key with its value and its place.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Setting {
+    pub key: String,
+    pub value: Value,
+    pub origin: Origin,
+}
+
+impl Config {
+    /// Every setting that holds, in the order of `config/default.toml`. Values of headers are hidden.
+    pub fn settings(&self) -> Vec<Setting> {
+        let mut list = Listing::default();
+        list.each("trusted_folders", &self.trusted_folders);
+        list.task("task.", &self.task);
+        list.word("journal.sync", Some(&self.journal.sync));
+        for (n, otlp) in self.otlp.iter().enumerate() {
+            list.one(&format!("otlp[{n}].endpoint"), Some(&otlp.endpoint), |text| json!(text));
+            for (name, value) in &otlp.headers {
+                list.one(&format!("otlp[{n}].headers.{name}"), Some(value), |_| json!("(hidden)"));
+            }
+        }
+        list.0
+    }
+}
+
+#[derive(Default)]
+struct Listing(Vec<Setting>);
+
+impl Listing {
+    fn one<T>(&mut self, key: &str, sited: Option<&Sited<T>>, value: impl Fn(&T) -> Value) {
+        if let Some(sited) = sited {
+            self.0.push(Setting {
+                key: key.to_owned(),
+                value: value(&sited.value),
+                origin: sited.origin.clone(),
+            });
+        }
+    }
+
+    fn word<T: Word + PartialEq>(&mut self, key: &str, sited: Option<&Sited<T>>) {
+        self.one(key, sited, |word| json!(word.word()));
+    }
+
+    fn text(&mut self, key: &str, sited: Option<&Sited<String>>) {
+        self.one(key, sited, |text| json!(text));
+    }
+
+    fn size(&mut self, key: &str, sited: Option<&Sited<Bytes>>) {
+        self.one(key, sited, |bytes| json!(bytes.to_string()));
+    }
+
+    fn time(&mut self, key: &str, sited: Option<&Sited<std::time::Duration>>) {
+        self.one(key, sited, |time| json!(format!("{time:?}")));
+    }
+
+    fn each(&mut self, key: &str, list: &[Sited<String>]) {
+        for (n, text) in list.iter().enumerate() {
+            self.text(&format!("{key}[{n}]"), Some(text));
+        }
+    }
+
+    fn task(&mut self, at: &str, task: &TaskSpec) {
+        let key = |name: &str| format!("{at}{name}");
+        self.text(&key("image"), task.image.as_ref());
+        self.word(&key("user"), task.user.as_ref());
+        self.word(&key("backend"), task.backend.as_ref());
+        self.text(&key("runtime"), task.runtime.as_ref());
+        self.one(&key("workdir"), task.workdir.as_ref(), |path| json!(path));
+        for (n, root) in task.writable_roots.iter().enumerate() {
+            let at = key(&format!("writable_roots[{n}]"));
+            self.text(&format!("{at}.host"), Some(&root.host));
+            self.one(&format!("{at}.path"), root.path.as_ref(), |path| json!(path));
+            self.word(&format!("{at}.git"), root.git.as_ref());
+            self.each(&format!("{at}.protect"), &root.protect);
+        }
+        for (n, root) in task.readable_roots.iter().enumerate() {
+            let at = key(&format!("readable_roots[{n}]"));
+            self.text(&format!("{at}.host"), Some(&root.host));
+            self.one(&format!("{at}.path"), root.path.as_ref(), |path| json!(path));
+        }
+        for (name, value) in &task.env {
+            self.text(&key(&format!("env.{name}")), Some(value));
+        }
+        for (name, secret) in &task.secrets {
+            self.text(&key(&format!("secrets.{name}.source")), Some(&secret.source));
+            self.each(&key(&format!("secrets.{name}.hosts")), &secret.hosts);
+        }
+        self.size(&key("limits.memory"), task.limits.memory.as_ref());
+        self.one(&key("limits.cpus"), task.limits.cpus.as_ref(), |cpus| json!(cpus));
+        self.one(&key("limits.pids"), task.limits.pids.as_ref(), |pids| json!(pids));
+        self.size(&key("limits.disk"), task.limits.disk.as_ref());
+        self.time(&key("limits.task_time"), task.limits.task_time.as_ref());
+        self.time(&key("limits.exec_time"), task.limits.exec_time.as_ref());
+        self.size(&key("limits.output"), task.limits.output.as_ref());
+        self.word(&key("network.mode"), task.network.mode.as_ref());
+        self.each(&key("network.allow"), &task.network.allow);
+        self.each(&key("network.deny"), &task.network.deny);
+        self.word(&key("network.unknown"), task.network.unknown.as_ref());
+        self.each(&key("gate.rules"), &task.gate.rules);
+        self.word(&key("gate.unmatched"), task.gate.unmatched.as_ref());
+        self.word(&key("gate.reviewer"), task.gate.reviewer.as_ref());
+        self.time(&key("gate.approval_time"), task.gate.approval_time.as_ref());
+    }
+}

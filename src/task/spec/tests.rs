@@ -1,0 +1,307 @@
+use super::*;
+
+const WHOLE: &str = r#"
+version = 1
+name = "fix-flaky-test"
+purpose = "make tests/net.rs pass ten times in a row"
+image = "host"
+command = ["bash", "-lc", "make test"]
+workdir = "/workspace"
+user = "agent"
+backend = "oci"
+runtime = "builtin"
+
+[[writable_roots]]
+host = "."
+path = "/workspace"
+git = "safe"
+protect = ["Makefile"]
+
+[[readable_roots]]
+host = "~/.cargo/registry"
+path = "/cargo-registry"
+
+[env]
+CI = "true"
+
+[secrets.GITHUB_TOKEN]
+source = "keyring:github"
+hosts = ["api.github.com"]
+
+[limits]
+memory = "2GiB"
+cpus = 2.0
+pids = 512
+disk = "4GiB"
+task_time = "1h"
+exec_time = "10m"
+output = "64MiB"
+
+[network]
+mode = "proxy"
+allow = ["docs.example.org", "*.packages.example.net"]
+deny = ["pastebin.com"]
+unknown = "ask"
+
+[gate]
+rules = ["agent.rules"]
+unmatched = "allow"
+reviewer = "user"
+approval_time = "10m"
+"#;
+
+fn faults(text: &str) -> String {
+    TaskSpec::from_toml(text, "task.toml").unwrap_err().to_string()
+}
+
+fn values<T: Clone>(list: &[Sited<T>]) -> Vec<T> {
+    list.iter().map(|sited| sited.value.clone()).collect()
+}
+
+#[test]
+fn the_whole_format_is_read_with_places() {
+    let spec = TaskSpec::from_toml(WHOLE, "task.toml").unwrap();
+    let origin = |line, column| Origin::File {
+        file: "task.toml".into(),
+        line,
+        column,
+    };
+    assert_eq!(spec.name, Some(Sited::new("fix-flaky-test".to_owned(), origin(3, 8))));
+    assert_eq!(spec.command.unwrap().value, ["bash", "-lc", "make test"]);
+    assert_eq!(
+        spec.writable_roots[0].git,
+        Some(Sited::new(GitMode::Safe, origin(15, 7)))
+    );
+    assert_eq!(values(&spec.writable_roots[0].protect), ["Makefile"]);
+    assert_eq!(
+        spec.readable_roots[0].path.as_ref().unwrap().value.as_str(),
+        "/cargo-registry"
+    );
+    assert_eq!(spec.env["CI"], Sited::new("true".to_owned(), origin(23, 6)));
+    assert_eq!(spec.secrets["GITHUB_TOKEN"].source.value, "keyring:github");
+    assert_eq!(spec.limits.memory, Some(Sited::new(Bytes(2 << 30), origin(30, 10))));
+    assert_eq!(spec.limits.cpus.unwrap().value, 2.0);
+    assert_eq!(spec.limits.pids.unwrap().value, 512);
+    assert_eq!(spec.limits.task_time.unwrap().value, Duration::from_secs(3600));
+    assert_eq!(
+        values(&spec.network.allow),
+        ["docs.example.org", "*.packages.example.net"]
+    );
+    assert_eq!(spec.network.mode.unwrap().value, NetworkMode::Proxy);
+    assert_eq!(spec.gate.unmatched.unwrap().value, Unmatched::Allow);
+    assert_eq!(spec.gate.approval_time.unwrap().value, Duration::from_secs(600));
+}
+
+#[test]
+fn every_fault_of_a_spec_is_listed_at_once() {
+    let text = r#"version = 2
+nam = "x"
+command = []
+workdir = "work"
+user = "admin"
+env = { "A=B" = "1", C = 2, D = "\u0000" }
+[[writable_roots]]
+path = "/a/../b"
+git = "none"
+protect = ["/etc", "../x", ""]
+[[readable_roots]]
+host = ""
+git = "safe"
+[secrets.TOKEN]
+source = "vault:x"
+hosts = []
+[limits]
+memory = "2 parsecs"
+cpus = 0
+pids = 1.5
+disk = "4KiB"
+exec_time = "10"
+output = true
+[network]
+mode = "open"
+allow = ["a b", 1]
+[gate]
+unmatched = "yes"
+"#;
+    let expected = r#"task.toml:1:11: version: 2 is not a whole number from 1 to 1
+task.toml:2:1: nam: unknown key (did you mean "name"?)
+task.toml:3:11: command: a command needs at least one word
+task.toml:4:11: workdir: "work" is not absolute
+task.toml:5:8: user: "admin" is not one of "agent", "root"
+task.toml:6:17: env."A=B": "A=B" is not the name of an environment variable
+task.toml:6:26: env.C: expected a string, found a whole number
+task.toml:6:33: env.D: the value of a variable cannot hold a NUL
+task.toml:7:1: writable_roots[0].host: the key is missing (expected a path)
+task.toml:8:8: writable_roots[0].path: "/a/../b" contains a ".."
+task.toml:9:7: writable_roots[0].git: "none" is not one of "safe", "read-only", "open"
+task.toml:10:12: writable_roots[0].protect[0]: "/etc" is not a name below the root
+task.toml:10:20: writable_roots[0].protect[1]: "/../x" contains a ".."
+task.toml:10:28: writable_roots[0].protect[2]: "" is not a name below the root
+task.toml:12:8: readable_roots[0].host: a path must not be empty
+task.toml:13:1: readable_roots[0].git: unknown key (expected host, path)
+task.toml:14:1: secrets.TOKEN: a secret needs at least one host
+task.toml:15:10: secrets.TOKEN.source: "vault:x" is not keyring:NAME, env:NAME or file:PATH
+task.toml:18:10: limits.memory: "2 parsecs" is not a size (expected a number and KiB, MiB, GiB, TiB, kB, MB, GB or TB)
+task.toml:19:8: limits.cpus: 0 is not a number from 0.01 to 4096
+task.toml:20:8: limits.pids: expected a whole number, found a number with a fraction
+task.toml:21:8: limits.disk: 4KiB is less than 1MiB, which holds nothing
+task.toml:22:13: limits.exec_time: "10" is not a length of time (expected a number and ms, s, m, h or d)
+task.toml:23:10: limits.output: expected a string, found true or false
+task.toml:25:8: network.mode: "open" is not one of "none", "proxy"
+task.toml:26:10: network.allow[0]: "a b" is not a host or a pattern of hosts
+task.toml:26:17: network.allow[1]: expected a string, found a whole number
+task.toml:28:13: gate.unmatched: "yes" is not one of "allow", "ask", "deny""#;
+    assert_eq!(faults(text), expected);
+}
+
+#[test]
+fn the_version_must_be_given() {
+    assert_eq!(
+        faults(""),
+        "task.toml:1:1: version: the key is missing (expected version = 1)"
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_a_fault_of_that_file() {
+    let faults = TaskSpec::read(Path::new("/nonexistent/task.toml"))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        faults,
+        "/nonexistent/task.toml:1:1: the file cannot be read: No such file or directory (os error 2)"
+    );
+}
+
+/// The schema comes from the types, the reading from code: every table of the one must know the keys of the other.
+#[test]
+fn the_schema_and_the_reader_know_the_same_keys() {
+    let schema = serde_json::to_value(TaskSpec::schema()).unwrap();
+    let keys = |table: &serde_json::Value| -> Vec<String> {
+        let mut keys: Vec<String> = table["properties"].as_object().unwrap().keys().cloned().collect();
+        keys.sort();
+        keys
+    };
+    let read = |text: &str| -> Vec<String> {
+        let faults = faults(&format!("version = 1\n{text}qqqqqqqqqqqqqqqqqqqq = 1\n"));
+        let (_, list) = faults
+            .lines()
+            .find_map(|line| line.split_once("unknown key (expected "))
+            .unwrap();
+        let mut keys: Vec<String> = list.trim_end_matches(')').split(", ").map(str::to_owned).collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!(keys(&schema), read(""));
+    assert_eq!(schema["additionalProperties"], false);
+    for (name, text) in [
+        ("WritableRoot", "[[writable_roots]]\nhost = \".\"\n"),
+        ("ReadableRoot", "[[readable_roots]]\nhost = \".\"\n"),
+        ("SecretSpec", "[secrets.X]\nsource = \"env:X\"\nhosts = [\"a\"]\n"),
+        ("LimitsSpec", "[limits]\n"),
+        ("NetworkSpec", "[network]\n"),
+        ("GateSpec", "[gate]\n"),
+    ] {
+        assert_eq!(keys(&schema["$defs"][name]), read(text), "{name}");
+        assert_eq!(schema["$defs"][name]["additionalProperties"], false, "{name}");
+    }
+}
+
+fn strings(words: &[&str]) -> Vec<String> {
+    words.iter().map(|word| (*word).to_owned()).collect()
+}
+
+#[test]
+fn flags_alone_make_a_spec() {
+    let flags = Overrides {
+        image: Some("./rootfs".into()),
+        write: strings(&[".", "/data:/d", "out"]),
+        read: strings(&["~/x:/x", "/opt/tools"]),
+        env: strings(&["A=b=c"]),
+        memory: Some("1GiB".into()),
+        timeout: Some("5m".into()),
+        allow: strings(&["example.org"]),
+        rules: strings(&["a.rules"]),
+        command: strings(&["make", ""]),
+        ..Overrides::default()
+    };
+    let spec = TaskSpec::default().apply(flags, Path::new("/home/u/p")).unwrap();
+    assert_eq!(spec.image.unwrap().value, "/home/u/p/./rootfs");
+    let roots: Vec<_> = spec
+        .writable_roots
+        .iter()
+        .map(|root| {
+            (
+                root.host.value.as_str(),
+                root.path.as_ref().map(|path| path.value.as_str()),
+            )
+        })
+        .collect();
+    assert_eq!(
+        roots,
+        [
+            ("/home/u/p/.", Some("/workspace")),
+            ("/data", Some("/d")),
+            ("/home/u/p/out", None)
+        ]
+    );
+    assert_eq!(spec.readable_roots[0].host.value, "~/x");
+    assert_eq!(spec.readable_roots[1].path, None);
+    assert_eq!(spec.env["A"], Sited::new("b=c".to_owned(), Origin::Flag("--env")));
+    assert_eq!(spec.limits.memory.unwrap().value, Bytes(1 << 30));
+    assert_eq!(spec.limits.task_time.unwrap().value, Duration::from_secs(300));
+    assert_eq!(spec.gate.rules[0].value, "/home/u/p/a.rules");
+    assert_eq!(spec.command.unwrap().value, ["make", ""]);
+}
+
+#[test]
+fn a_flag_takes_the_place_of_a_file_s_root_and_keeps_its_protection() {
+    let spec = TaskSpec::from_toml(WHOLE, "task.toml").unwrap();
+    let flags = Overrides {
+        write: strings(&["/elsewhere"]),
+        ..Overrides::default()
+    };
+    let spec = spec.apply(flags, Path::new("/")).unwrap();
+    assert_eq!(spec.writable_roots.len(), 1);
+    assert_eq!(spec.writable_roots[0].host.value, "/elsewhere");
+    assert_eq!(values(&spec.writable_roots[0].protect), ["Makefile"]);
+    assert_eq!(spec.limits.pids.unwrap().value, 512);
+}
+
+#[test]
+fn every_fault_of_the_flags_is_listed_with_its_flag() {
+    let flags = Overrides {
+        user: Some("me".into()),
+        env: strings(&["A", "=x"]),
+        pids: Some("many".into()),
+        cpus: Some("NaN".into()),
+        write: strings(&["x:/a/../b", ""]),
+        command: strings(&[""]),
+        ..Overrides::default()
+    };
+    let faults = TaskSpec::default()
+        .apply(flags, Path::new("/"))
+        .unwrap_err()
+        .to_string();
+    let expected = r#"--: the first word of a command must not be empty
+--cpus: "NaN" is not a number from 0.01 to 4096
+--env: "" is not the name of an environment variable
+--env: "A" is not NAME=VALUE
+--pids: "many" is not a whole number from 2 to 4194304
+--user: "me" is not one of "agent", "root"
+--write: "/a/../b" contains a ".."
+--write: a path must not be empty"#;
+    assert_eq!(faults, expected);
+}
+
+#[test]
+fn a_higher_layer_replaces_values_and_adds_to_lists() {
+    let low = "version = 1\nuser = \"root\"\n[network]\ndeny = [\"a\"]\n[gate]\nrules = [\"low.rules\"]\n[env]\nA = \"1\"\nB = \"1\"\n";
+    let high = "version = 1\nuser = \"agent\"\n[network]\ndeny = [\"b\"]\n[gate]\nrules = [\"high.rules\"]\n[env]\nB = \"2\"\n";
+    let low = TaskSpec::from_toml(low, "low").unwrap();
+    let spec = TaskSpec::from_toml(high, "high").unwrap().over(low);
+    assert_eq!(spec.user.unwrap().value, User::Agent);
+    assert_eq!(values(&spec.network.deny), ["a", "b"]);
+    assert_eq!(values(&spec.gate.rules), ["low.rules", "high.rules"]);
+    assert_eq!((spec.env["A"].value.as_str(), spec.env["B"].value.as_str()), ("1", "2"));
+}
