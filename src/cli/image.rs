@@ -1,0 +1,104 @@
+//! `belljar image import|ls|rm|prune`: the local store. Answers go to `out`, how far it is to `progress`.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use comfy_table::{Table, presets};
+
+use crate::image::{ImageError, Progress, Store};
+use crate::path::{HostPath, PathError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ImageCommandError {
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error("\"{path}\" cannot be imported")]
+    Path { path: PathBuf, source: PathError },
+    #[error("\"{path}\" cannot be read")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("the answer cannot be written")]
+    Write(#[from] io::Error),
+}
+
+/// `belljar image import PATH [NAME] [--json]`: an OCI layout (folder or archive) or what `docker save` writes.
+pub fn import(
+    store: &Store,
+    path: &Path,
+    name: Option<&str>,
+    json: bool,
+    progress: &dyn Progress,
+    out: &mut dyn Write,
+) -> Result<(), ImageCommandError> {
+    let real = path.canonicalize().map_err(|source| ImageCommandError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let real = HostPath::new(real).map_err(|source| ImageCommandError::Path {
+        path: path.to_owned(),
+        source,
+    })?;
+    let named = store.import(&real, name, progress)?;
+    match json {
+        true => writeln!(out, "{}", serde_json::json!(named))?,
+        false => writeln!(out, "{}  {}", named.name, named.digest)?,
+    }
+    Ok(())
+}
+
+/// `belljar image ls [--json]`.
+pub fn list(store: &Store, json: bool, out: &mut dyn Write) -> Result<(), ImageCommandError> {
+    let names = store.names()?;
+    if json {
+        return Ok(writeln!(out, "{:#}", serde_json::json!(names))?);
+    }
+    if names.is_empty() {
+        return Ok(writeln!(out, "no image in the local store; \"host\" is always there")?);
+    }
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_header(["NAME", "DIGEST"]);
+    for named in names {
+        table.add_row([named.name, named.digest]);
+    }
+    Ok(writeln!(out, "{table}")?)
+}
+
+/// `belljar image rm NAME…`: the names; `prune` frees what they used.
+pub fn remove(store: &Store, names: &[String], out: &mut dyn Write) -> Result<(), ImageCommandError> {
+    for name in names {
+        store.remove(name)?;
+        writeln!(out, "{name}")?;
+    }
+    Ok(())
+}
+
+/// `belljar image prune [--json]`.
+pub fn prune(store: &Store, json: bool, out: &mut dyn Write) -> Result<(), ImageCommandError> {
+    let pruned = store.prune()?;
+    match json {
+        true => writeln!(out, "{}", serde_json::json!(pruned))?,
+        false => writeln!(out, "{} images and {} layers removed", pruned.images, pruned.layers)?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Silent;
+
+    #[test]
+    fn an_empty_store_says_so_and_prunes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::of_state(folder.path());
+        let mut out = Vec::new();
+        list(&store, false, &mut out).unwrap();
+        list(&store, true, &mut out).unwrap();
+        prune(&store, true, &mut out).unwrap();
+        let expected = "no image in the local store; \"host\" is always there\n[]\n{\"images\":0,\"layers\":0}\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let error = remove(&store, &["absent".into()], &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().starts_with("no image \"absent\""), "{error}");
+        let error = import(&store, Path::new("/nonexistent"), None, false, &Silent, &mut Vec::new()).unwrap_err();
+        assert_eq!(error.to_string(), "\"/nonexistent\" cannot be read");
+    }
+}
