@@ -1,10 +1,12 @@
-//! `belljar image import|ls|rm|prune`: the local store. Answers go to `out`, how far it is to `progress`.
+//! `belljar image build|import|ls|rm|prune`: the local store. Answers go to `out`, how far it is to `progress`.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use comfy_table::{Table, presets};
 
+use crate::document::Faults;
+use crate::image::build::{BuildError, Builder, Recipe};
 use crate::image::{ImageError, Progress, Store};
 use crate::path::{HostPath, PathError};
 
@@ -12,6 +14,11 @@ use crate::path::{HostPath, PathError};
 pub enum ImageCommandError {
     #[error(transparent)]
     Image(#[from] ImageError),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The faults of a recipe, a line each.
+    #[error("{0}")]
+    Recipe(Faults),
     #[error("\"{path}\" cannot be imported")]
     Path { path: PathBuf, source: PathError },
     #[error("\"{path}\" cannot be read")]
@@ -43,6 +50,54 @@ pub fn import(
         false => writeln!(out, "{}  {}", named.name, named.digest)?,
     }
     Ok(())
+}
+
+/// `belljar image build RECIPE [NAME] [--json]`: a recipe of belljar's own, or a folder with a `recipe.toml`. What the builder says
+/// goes to `talk`.
+pub fn build(
+    store: &Store,
+    asked: Build<'_>,
+    progress: &dyn Progress,
+    streams: Streams<'_>,
+) -> Result<(), ImageCommandError> {
+    let recipe = Recipe::find(asked.recipe).map_err(ImageCommandError::Recipe)?;
+    let folder_name = || {
+        Path::new(asked.recipe)
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or(asked.recipe)
+    };
+    let name = asked.name.unwrap_or_else(folder_name);
+    let builder = Builder {
+        program: "mmdebstrap".into(),
+        mirror: asked.mirror.map(str::to_owned),
+    };
+    let talk = streams.talk;
+    // A terminal that went away must not stop a build.
+    let mut said = |line: &str| drop(writeln!(talk, "{line}"));
+    let named = builder.build(&recipe, name, store, progress, &mut said)?;
+    match asked.json {
+        true => writeln!(streams.out, "{}", serde_json::json!(named))?,
+        false => writeln!(streams.out, "{}  {}", named.name, named.digest)?,
+    }
+    Ok(())
+}
+
+/// What `image build` was asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Build<'a> {
+    pub recipe: &'a str,
+    /// The recipe's own name when absent.
+    pub name: Option<&'a str>,
+    /// A mirror of Debian's packages.
+    pub mirror: Option<&'a str>,
+    pub json: bool,
+}
+
+/// Where answers and talk go.
+pub struct Streams<'a> {
+    pub out: &'a mut dyn Write,
+    pub talk: &'a mut dyn Write,
 }
 
 /// `belljar image ls [--json]`.
