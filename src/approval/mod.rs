@@ -53,7 +53,11 @@ impl Ask for Nobody {
 }
 
 fn nobody(why: &str) -> Approver {
-    Approver { kind: ApproverKind::Nobody, name: "nobody".to_owned(), via: why.to_owned() }
+    Approver {
+        kind: ApproverKind::Nobody,
+        name: "nobody".to_owned(),
+        via: why.to_owned(),
+    }
 }
 
 /// The desk of one task: puts questions, keeps the time, remembers answers, writes the records.
@@ -67,14 +71,33 @@ pub struct Desk {
 
 impl Desk {
     pub fn new(ask: Arc<dyn Ask>, journal: Journal, time: Duration) -> Desk {
-        Desk { ask, journal, time, grants: Mutex::default() }
+        Desk {
+            ask,
+            journal,
+            time,
+            grants: Mutex::default(),
+        }
     }
 
     /// Puts a question and waits for its answer, at most as long as the task allows. Both are in the journal before this returns.
     pub async fn put(&self, asked: Asked) -> Result<(Answer, Approver), JournalError> {
-        let entry = |event| Entry { task: Some(asked.task), exec: asked.exec, event };
-        if let Some(by) = self.grants.lock().unwrap_or_else(PoisonError::into_inner).get(&asked.digest).cloned() {
-            let approver = Approver { kind: ApproverKind::Grant, name: by.name, via: "granted for the task".to_owned() };
+        let entry = |event| Entry {
+            task: Some(asked.task),
+            exec: asked.exec,
+            event,
+        };
+        if let Some(by) = self
+            .grants
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&asked.digest)
+            .cloned()
+        {
+            let approver = Approver {
+                kind: ApproverKind::Grant,
+                name: by.name,
+                via: "granted for the task".to_owned(),
+            };
             return Ok((Answer::Approve(Scope::Task), approver));
         }
         let event = Event::ApprovalAsked {
@@ -106,7 +129,10 @@ impl Desk {
         };
         self.journal.append(entry(event)).await?;
         if let Answer::Approve(Scope::Task | Scope::Session) = answer {
-            self.grants.lock().unwrap_or_else(PoisonError::into_inner).insert(asked.digest, approver.clone());
+            self.grants
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(asked.digest, approver.clone());
         }
         Ok((answer, approver))
     }

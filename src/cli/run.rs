@@ -6,6 +6,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context as _;
 
@@ -17,6 +18,7 @@ use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
 use crate::api::{Server, stdio};
 use crate::approval::{Ask, Nobody};
 use crate::audit::journal::{Journal, JournalOptions};
+use crate::audit::otlp::{Exporter, ExporterHandle, OtlpConfig};
 use crate::audit::record::Identity;
 use crate::config::Config;
 use crate::policy::{Policy, Stdin};
@@ -58,19 +60,80 @@ pub struct RunManner {
     pub otlp: Option<String>,
 }
 
+/// How long the end of a run waits for its collectors.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
+
 pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let RunArgs { task, manner } = args;
-    let Ready { task, config, surroundings } = task.admit()?;
+    let Ready {
+        task,
+        config,
+        surroundings,
+    } = task.admit()?;
     let policy = Policy::load(&task.gate.rules, task.gate.unmatched)?;
-    let options = JournalOptions { sync: journal_sync(&config), ..JournalOptions::default() };
-    let journal = Journal::open(&config.state.join("journal"), options)?;
-    let identity = Identity { uid: surroundings.uid, user: surroundings.user.clone() };
+    let options = JournalOptions {
+        sync: journal_sync(&config),
+        ..JournalOptions::default()
+    };
+    let folder = config.state.join("journal");
+    let journal = Journal::open(&folder, options)?;
+    let exporter = start_exporter(&folder, &config, manner.otlp.as_deref())?;
+    let identity = Identity {
+        uid: surroundings.uid,
+        user: surroundings.user.clone(),
+    };
     let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal, identity)?;
     let ask = whom_to_ask(&task, &manner, &surroundings.user);
     let command = task.command.clone();
     let handle = supervisor.start_task(task, policy, ask).await?;
     let folder = handle.folder().to_owned();
-    drive(handle, &folder, command, &manner).await
+    let code = drive(handle, &folder, command, &manner).await;
+    if let Some(exporter) = exporter {
+        flush(exporter, &manner).await;
+    }
+    code
+}
+
+/// Sends records to the collectors of the configuration, of OpenTelemetry's own variables, and of the flag.
+fn start_exporter(folder: &Path, config: &Config, flag: Option<&str>) -> anyhow::Result<Option<ExporterHandle>> {
+    let mut collectors: Vec<_> = config
+        .otlp
+        .iter()
+        .map(|otlp| {
+            let headers = otlp
+                .headers
+                .iter()
+                .map(|(name, value)| (name.clone(), value.value.expose().to_owned()));
+            OtlpConfig {
+                headers: headers.collect(),
+                ..OtlpConfig::new(&otlp.endpoint.value)
+            }
+        })
+        .collect();
+    collectors.extend(OtlpConfig::from_variables(|name| std::env::var(name).ok())?);
+    collectors.extend(flag.map(OtlpConfig::new));
+    if collectors.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Exporter::start(folder, collectors)?))
+}
+
+/// Gives the collectors a moment to take what there is; the rest is sent by the next start.
+async fn flush(exporter: ExporterHandle, manner: &RunManner) {
+    let lag = exporter.flush(FLUSH_PATIENCE).await;
+    if lag.records > 0 && !manner.quiet {
+        let why = lag
+            .signals
+            .iter()
+            .find_map(|signal| signal.error.as_deref())
+            .unwrap_or("the collector is slow");
+        eprintln!(
+            "belljar: {} records are not exported yet ({}); the next start goes on",
+            lag.records,
+            terminal::clean(why)
+        );
+    }
+    exporter.shutdown();
 }
 
 fn journal_sync(config: &Config) -> crate::audit::journal::Sync {
@@ -83,7 +146,9 @@ fn journal_sync(config: &Config) -> crate::audit::journal::Sync {
 /// The person at this terminal, where there is one whose streams do not belong to a harness.
 fn whom_to_ask(task: &Task, manner: &RunManner, user: &str) -> Arc<dyn Ask> {
     if manner.stdio || manner.json {
-        return Arc::new(Nobody { why: "a program drives this task".to_owned() });
+        return Arc::new(Nobody {
+            why: "a program drives this task".to_owned(),
+        });
     }
     Arc::new(AtTerminal::new(&task.name, task.purpose.as_deref(), user))
 }

@@ -16,6 +16,7 @@ use crate::task::limits::Limits;
 use crate::task::spec::{SecretSpec, TaskSpec, WORKSPACE, expand_home};
 use crate::task::{
     Access, Admitted, Gate, GitMode, ImageRef, Network, NetworkMode, Root, Runtime, Secret, SecretSource, Task,
+    is_image_name,
 };
 
 /// Who asks, and where belljar keeps its state for them.
@@ -293,7 +294,7 @@ impl Admission {
             return Some(ImageRef::Host);
         }
         if !(text.starts_with('/') || text.starts_with('~')) {
-            return match is_reference(text) {
+            return match is_image_name(text) {
                 true => Some(ImageRef::Named(text.to_owned())),
                 false => {
                     let what = format!(
@@ -488,38 +489,6 @@ fn noun(kind: Kind) -> &'static str {
         Kind::Fifo => "a pipe",
         Kind::Device => "a device",
     }
-}
-
-/// A name of the store or a reference of a registry: `[host[:port]/]path[:tag][@digest]`, as the distribution
-/// specification writes them (<https://github.com/opencontainers/distribution-spec>).
-fn is_reference(text: &str) -> bool {
-    let (name, digest) = match text.split_once('@') {
-        Some((name, digest)) => (name, Some(digest)),
-        None => (text, None),
-    };
-    let hex =
-        |digest: &str| digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    let digest_is_right = digest.is_none_or(|digest| digest.strip_prefix("sha256:").is_some_and(hex));
-    let (path, tag) = match name.rsplit_once(':') {
-        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
-        _ => (name, None),
-    };
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let tag_is_right = tag.is_none_or(|tag| {
-        tag.len() <= 128 && tag.starts_with(word) && tag.chars().all(|c| word(c) || c == '.' || c == '-')
-    });
-    let part_is_right = |(n, part): (usize, &str)| {
-        let (part, port) = match part.split_once(':') {
-            Some((host, port)) if n == 0 && path.contains('/') => (host, port),
-            _ => (part, "0"),
-        };
-        let host = n == 0 && path.contains('/');
-        let plain = |c: char| {
-            c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c) || host && c.is_ascii_uppercase()
-        };
-        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(plain) && port.parse::<u16>().is_ok()
-    };
-    digest_is_right && tag_is_right && text.len() <= 512 && path.split('/').enumerate().all(part_is_right)
 }
 
 /// By content: gzip, zstd, or the magic of a plain tar.

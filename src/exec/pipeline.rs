@@ -30,7 +30,7 @@ pub struct Context {
     pub task: TaskId,
     pub journal: Journal,
     pub policy: Policy,
-    pub desk: Desk,
+    pub desk: Arc<Desk>,
     pub sandbox: Arc<Sandbox>,
     pub exec_time: Option<Duration>,
     /// Of stdout and stderr together, in bytes.
@@ -55,13 +55,21 @@ enum PipelineError {
 }
 
 /// Runs one exec from its request to its end. Never dropped half-way but with the process: `supervisor` joins it.
-pub async fn run(context: &Context, request: &ExecRequest, inputs: Inputs, log: &Log, on: &(dyn Fn(&ExecEvent) + Sync)) -> ExecEnd {
+pub async fn run(
+    context: &Context,
+    request: &ExecRequest,
+    inputs: Inputs,
+    log: &Log,
+    on: &(dyn Fn(&ExecEvent) + Sync),
+) -> ExecEnd {
     match steps(context, request, inputs, log, on).await {
         Ok(end) => end,
         Err(error) => {
             tracing::error!(exec = %request.id, error = &error as &dyn std::error::Error, "an exec failed");
             // The chain names host paths; outside only the step is told.
-            ExecEnd::Failed { error: error.to_string() }
+            ExecEnd::Failed {
+                error: error.to_string(),
+            }
         }
     }
 }
@@ -77,9 +85,15 @@ async fn steps(
         on(&event);
         log.append(event).await;
     };
-    let entry = |event| Entry { task: Some(context.task), exec: Some(request.id), event };
+    let entry = |event| Entry {
+        task: Some(context.task),
+        exec: Some(request.id),
+        event,
+    };
 
-    let judgement = context.policy.judge(request.id, &request.command, context.sandbox.place());
+    let judgement = context
+        .policy
+        .judge(request.id, &request.command, context.sandbox.place());
     let (word, basis) = match &judgement {
         Judgement::Allow(permit) => ("allow", permit.basis()),
         Judgement::Ask(question) => ("ask", question.basis()),
@@ -93,7 +107,10 @@ async fn steps(
         Judgement::Allow(permit) => Ok(permit),
         Judgement::Deny(refusal) => Err(refusal),
         Judgement::Ask(question) => {
-            tell(ExecEvent::Asked { reason: question.reason().to_owned() }).await;
+            tell(ExecEvent::Asked {
+                reason: question.reason().to_owned(),
+            })
+            .await;
             ask(context, request, question, &mut inputs.control).await?
         }
     };
@@ -122,7 +139,10 @@ async fn steps(
         Err(error) => (Ended::lost(&error.to_string()), Some(error)),
     };
     let finished = finished(context, request, basis, end);
-    context.journal.append(entry(Event::ExecFinished(Box::new(finished.clone())))).await?;
+    context
+        .journal
+        .append(entry(Event::ExecFinished(Box::new(finished.clone()))))
+        .await?;
     match failure {
         None => Ok(ExecEnd::Finished(Box::new(finished))),
         Some(error) => Err(error.into()),
@@ -137,10 +157,21 @@ async fn ask(
     control: &mut mpsc::Receiver<Control>,
 ) -> Result<Result<Permit, Refusal>, PipelineError> {
     let command = &request.command;
-    let about = shlex::try_join(command.argv.iter().map(String::as_str)).unwrap_or_else(|_| format!("{:?}", command.argv));
+    let about =
+        shlex::try_join(command.argv.iter().map(String::as_str)).unwrap_or_else(|_| format!("{:?}", command.argv));
     let mut facts = vec![("folder".to_owned(), command.cwd.to_string())];
-    facts.extend(command.env.iter().map(|(name, value)| (format!("env {name}"), value.clone())));
-    facts.extend(request.reason.iter().map(|reason| ("reason given".to_owned(), reason.clone())));
+    facts.extend(
+        command
+            .env
+            .iter()
+            .map(|(name, value)| (format!("env {name}"), value.clone())),
+    );
+    facts.extend(
+        request
+            .reason
+            .iter()
+            .map(|reason| ("reason given".to_owned(), reason.clone())),
+    );
     let asked = Asked {
         id: ApprovalId::new(),
         task: context.task,
@@ -180,7 +211,19 @@ async fn start_and_wait(
         (Some(limit), Some(asked)) => Some(limit.min(asked)),
         (limit, asked) => limit.or(asked),
     };
-    run::run(&context.sandbox, request, permit, Limits { time, output: context.output }, inputs, log, on).await
+    run::run(
+        &context.sandbox,
+        request,
+        permit,
+        Limits {
+            time,
+            output: context.output,
+        },
+        inputs,
+        log,
+        on,
+    )
+    .await
 }
 
 fn judged(context: &Context, request: &ExecRequest, judgement: &str, basis: &Basis) -> Event {
@@ -240,6 +283,10 @@ fn finished(context: &Context, request: &ExecRequest, basis: Basis, end: Ended) 
 impl Ended {
     /// The command was to start, and what became of it is not known.
     fn lost(error: &str) -> Ended {
-        Ended { outcome: ExecOutcome::Lost, error: Some(error.to_owned()), ..Ended::default() }
+        Ended {
+            outcome: ExecOutcome::Lost,
+            error: Some(error.to_owned()),
+            ..Ended::default()
+        }
     }
 }

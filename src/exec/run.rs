@@ -8,7 +8,6 @@ use belljar_guest::{FromSlot, Rusage, Step, ToSlot};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep_until;
 
@@ -88,8 +87,14 @@ enum Cause {
 
 /// What the slot said at the end.
 enum Report {
-    Exited { status: i32, usage: Rusage },
-    NotStarted { step: Step, errno: i32 },
+    Exited {
+        status: i32,
+        usage: Rusage,
+    },
+    NotStarted {
+        step: Step,
+        errno: i32,
+    },
     /// The slot is gone without a word.
     Gone,
 }
@@ -105,11 +110,19 @@ pub async fn run(
     on: &(dyn Fn(&ExecEvent) + Sync),
 ) -> Result<Ended, SandboxError> {
     let begun = Instant::now();
-    let budget = Budget { left: std::sync::atomic::AtomicU64::new(limits.output), spent: tokio::sync::Notify::new() };
+    let budget = Budget {
+        left: std::sync::atomic::AtomicU64::new(limits.output),
+        spent: tokio::sync::Notify::new(),
+    };
     let (streams, started) = match request.command.tty {
         Some(TtySize { rows, cols }) => {
             let tty = Stdio::Tty { rows, cols };
-            (Streams::Tty, sandbox.start_exec(permit, &request.command, request.detach, tty).await?)
+            (
+                Streams::Tty,
+                sandbox
+                    .start_exec(permit, &request.command, request.detach, tty)
+                    .await?,
+            )
         }
         None => {
             let (out, stdout) = packet::output_pipe(PIPE_BYTES)?;
@@ -118,8 +131,14 @@ pub async fn run(
                 Stdin::None => (OwnedFd::from(std::fs::File::open("/dev/null")?), None),
                 Stdin::Stream => packet::input_pipe().map(|(read, write)| (read, Some(write)))?,
             };
-            let pipes = Stdio::Pipes { stdin: stdin.as_fd(), stdout: stdout.as_fd(), stderr: stderr.as_fd() };
-            let started = sandbox.start_exec(permit, &request.command, request.detach, pipes).await?;
+            let pipes = Stdio::Pipes {
+                stdin: stdin.as_fd(),
+                stdout: stdout.as_fd(),
+                stderr: stderr.as_fd(),
+            };
+            let started = sandbox
+                .start_exec(permit, &request.command, request.detach, pipes)
+                .await?;
             // The command's ends are closed here: the pipes end when the command's side lets go of them.
             (Streams::Pipes { out, err, feed }, started)
         }
@@ -137,7 +156,17 @@ pub async fn run(
             let event = ExecEvent::Started;
             on(&event);
             log.append(event).await;
-            attend(sandbox, &slot, request.detach, streams, limits.time, &budget, inputs, log).await
+            attend(
+                sandbox,
+                &slot,
+                request.detach,
+                streams,
+                limits.time,
+                &budget,
+                inputs,
+                log,
+            )
+            .await
         }
     };
     let (report, cause, stdout, stderr) = report;
@@ -164,7 +193,10 @@ impl Budget {
     /// How many of these bytes may still go out.
     fn take(&self, bytes: u64) -> u64 {
         use std::sync::atomic::Ordering::Relaxed;
-        let before = self.left.fetch_update(Relaxed, Relaxed, |left| Some(left.saturating_sub(bytes))).unwrap_or(0);
+        let before = self
+            .left
+            .fetch_update(Relaxed, Relaxed, |left| Some(left.saturating_sub(bytes)))
+            .unwrap_or(0);
         if before < bytes {
             self.spent.notify_one();
         }
@@ -173,7 +205,11 @@ impl Budget {
 }
 
 enum Streams {
-    Pipes { out: OwnedFd, err: OwnedFd, feed: Option<OwnedFd> },
+    Pipes {
+        out: OwnedFd,
+        err: OwnedFd,
+        feed: Option<OwnedFd>,
+    },
     Tty,
     Terminal(OwnedFd),
 }
@@ -191,7 +227,10 @@ impl Streams {
     }
 }
 
-#[allow(clippy::too_many_arguments, reason = "the one caller is above, and a struct would only name these again")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the one caller is above, and a struct would only name these again"
+)]
 async fn attend(
     sandbox: &Sandbox,
     slot: &Slot,
@@ -323,12 +362,17 @@ async fn pump(
     log: &Log,
     mut over: watch::Receiver<Option<Duration>>,
 ) {
-    let Ok(fd) = AsyncFd::with_interest(fd, Interest::READABLE) else { return };
+    let Ok(fd) = packet::watched(fd, Interest::READABLE) else {
+        return;
+    };
     let mut buffer: Vec<u8> = Vec::new();
     loop {
         // Room for one piece only while there is something to read: most commands write little, and thousands run.
         let quiet = async {
-            let patience = over.wait_for(Option::is_some).await.map(|patience| patience.unwrap_or_default());
+            let patience = over
+                .wait_for(Option::is_some)
+                .await
+                .map(|patience| patience.unwrap_or_default());
             tokio::time::sleep(patience.unwrap_or_default()).await;
         };
         tokio::select! {
@@ -356,7 +400,11 @@ async fn pump(
         tally.bytes += data.len() as u64;
         let allowed = budget.take(data.len() as u64) as usize;
         if allowed > 0 {
-            log.append(ExecEvent::Output { stream, data: data.slice(..allowed) }).await;
+            log.append(ExecEvent::Output {
+                stream,
+                data: data.slice(..allowed),
+            })
+            .await;
         }
     }
 }
@@ -370,18 +418,29 @@ struct Tally {
 
 impl Tally {
     fn sum(self) -> Streamed {
-        Streamed { bytes: self.bytes, digest: Some(Digest::from_array(self.hash.finalize().into()).to_string()) }
+        Streamed {
+            bytes: self.bytes,
+            digest: Some(Digest::from_array(self.hash.finalize().into()).to_string()),
+        }
     }
 }
 
 /// Writes what the caller sends to the command; its end is the end of the command's input.
 async fn feed_stdin(pipe: Option<OwnedFd>, terminal: Option<&OwnedFd>, mut stdin: mpsc::Receiver<Bytes>) {
     let is_terminal = terminal.is_some();
-    let Some(fd) = pipe.or_else(|| terminal.and_then(|fd| fd.try_clone().ok())) else { return };
-    let Ok(fd) = AsyncFd::with_interest(fd, Interest::WRITABLE) else { return };
+    let Some(fd) = pipe.or_else(|| terminal.and_then(|fd| fd.try_clone().ok())) else {
+        return;
+    };
+    let Ok(fd) = packet::watched(fd, Interest::WRITABLE) else {
+        return;
+    };
     while let Some(mut data) = stdin.recv().await {
         while !data.is_empty() {
-            let written = fd.async_io(Interest::WRITABLE, |fd| rustix::io::write(fd, &data).map_err(io::Error::from)).await;
+            let written = fd
+                .async_io(Interest::WRITABLE, |fd| {
+                    rustix::io::write(fd, &data).map_err(io::Error::from)
+                })
+                .await;
             match written {
                 Ok(written) => drop(data.split_to(written)),
                 // The command no longer reads; what comes is not for it.
@@ -391,7 +450,11 @@ async fn feed_stdin(pipe: Option<OwnedFd>, terminal: Option<&OwnedFd>, mut stdin
     }
     if is_terminal {
         // As the key for the end of input does; the terminal itself stays open for output.
-        let _ = fd.async_io(Interest::WRITABLE, |fd| rustix::io::write(fd, b"\x04").map_err(io::Error::from)).await;
+        let _ = fd
+            .async_io(Interest::WRITABLE, |fd| {
+                rustix::io::write(fd, b"\x04").map_err(io::Error::from)
+            })
+            .await;
     }
 }
 
@@ -405,7 +468,12 @@ fn conclude(
     stderr: Streamed,
 ) -> Ended {
     let oom_kills = counters.and_then(|counters| counters.oom_kills).unwrap_or(0);
-    let mut ended = Ended { wall, stdout, stderr, ..Ended::default() };
+    let mut ended = Ended {
+        wall,
+        stdout,
+        stderr,
+        ..Ended::default()
+    };
     let rusage = match report {
         Report::Exited { status, usage } => {
             // wait(2): the low seven bits are the signal, the second byte the exit code.
@@ -430,7 +498,11 @@ fn conclude(
             None
         }
         Report::Gone => {
-            ended.outcome = if oom_kills > 0 { ExecOutcome::OomKilled } else { ExecOutcome::Lost };
+            ended.outcome = if oom_kills > 0 {
+                ExecOutcome::OomKilled
+            } else {
+                ExecOutcome::Lost
+            };
             ended.error = Some("the process that watched over the command is gone".to_owned());
             None
         }
@@ -449,9 +521,13 @@ fn conclude(
 fn not_started(step: Step, errno: i32) -> (i32, String) {
     let error = io::Error::from_raw_os_error(errno);
     match step {
-        Step::Lookup if error.kind() == io::ErrorKind::PermissionDenied => (126, format!("the program cannot be executed: {error}")),
+        Step::Lookup if error.kind() == io::ErrorKind::PermissionDenied => {
+            (126, format!("the program cannot be executed: {error}"))
+        }
         Step::Lookup => (127, format!("no such program: {error}")),
-        Step::Exec if error.kind() == io::ErrorKind::NotFound => (127, format!("no such program, or no such interpreter: {error}")),
+        Step::Exec if error.kind() == io::ErrorKind::NotFound => {
+            (127, format!("no such program, or no such interpreter: {error}"))
+        }
         Step::Exec => (126, format!("the program cannot be executed: {error}")),
         Step::Cwd => (126, format!("the working folder cannot be entered: {error}")),
         Step::Tty => (126, format!("no terminal can be made: {error}")),

@@ -184,7 +184,10 @@ mod tests {
     use crate::exec::{ExecEnd, Stream};
 
     fn output(bytes: usize) -> ExecEvent {
-        ExecEvent::Output { stream: Stream::Stdout, data: Bytes::from(vec![b'x'; bytes]) }
+        ExecEvent::Output {
+            stream: Stream::Stdout,
+            data: Bytes::from(vec![b'x'; bytes]),
+        }
     }
 
     fn ended() -> ExecEvent {

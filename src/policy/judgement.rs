@@ -160,7 +160,11 @@ impl Question {
 
     /// Takes the question back: nothing is started.
     pub fn withdraw(self, reason: &str) -> Result<Permit, Refusal> {
-        Err(Refusal { basis: self.basis, reason: reason.to_owned(), how_to_ask: "ask for it again".to_owned() })
+        Err(Refusal {
+            basis: self.basis,
+            reason: reason.to_owned(),
+            how_to_ask: "ask for it again".to_owned(),
+        })
     }
 
     /// Turns the desk's answer into a permit or a refusal. The one way from a question to a start.

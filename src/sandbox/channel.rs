@@ -48,7 +48,7 @@ impl Link {
     pub fn new(socket: OwnedFd) -> io::Result<Self> {
         process::set_nonblocking(&socket)?;
         Ok(Self {
-            socket: AsyncFd::new(socket)?,
+            socket: packet::watched(socket, Interest::READABLE)?,
         })
     }
 

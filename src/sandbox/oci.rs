@@ -126,7 +126,7 @@ impl Sandbox {
                 place: digest,
                 guest,
                 cgroup: cgroup.clone(),
-                pid1: AsyncFd::with_interest(launched, Interest::READABLE)?,
+                pid1: packet::watched(launched, Interest::READABLE)?,
                 pool: Mutex::new(Pool::default()),
             };
             let slot = sandbox.make_slot().await?;

@@ -8,20 +8,22 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::task::Live;
-use super::{TaskHandle, image_name, recovery, runtime_name};
+use super::{TaskHandle, image_name, recovery, runtime_name, way_out};
 use crate::approval::{Ask, Desk};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
+use crate::egress::gate::GateError;
+use crate::egress::host::HostError;
 use crate::exec::pipeline::Context;
 use crate::path::HostPath;
-use crate::policy::{Digest, Policy};
+use crate::policy::Policy;
 use crate::sandbox::launcher::{LaunchError, Launcher};
 use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
 use crate::sandbox::seccomp;
 use crate::sys::cgroup::Cgroups;
 use crate::sys::process;
-use crate::task::{ImageRef, NetworkMode, Runtime, Task};
+use crate::task::Task;
 
 /// Why nothing can be supervised.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +45,12 @@ pub enum StartError {
     Folder { path: PathBuf, source: io::Error },
     #[error("could not start the sandbox")]
     Sandbox(#[from] SandboxError),
+    #[error("the network rule {rule} names no host")]
+    NetworkRule { rule: String, source: HostError },
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    #[error("could not open the way out")]
+    Proxy { source: io::Error },
 }
 
 /// All that tasks of this process share.
@@ -57,26 +65,50 @@ pub struct Supervisor {
 impl Supervisor {
     /// Starts the launcher, finds out what the machine has, and clears up what killed belljars left. Blocking; call it before secrets
     /// are read. `program` is belljar's own, `/proc/self/exe` where this process is belljar.
-    pub fn start(program: &Path, state: &Path, journal: Journal, identity: Identity) -> Result<Supervisor, SupervisorError> {
+    pub fn start(
+        program: &Path,
+        state: &Path,
+        journal: Journal,
+        identity: Identity,
+    ) -> Result<Supervisor, SupervisorError> {
         let launcher = Launcher::start(program)?;
         let cgroups = Arc::new(Cgroups::detect());
-        make_private_folder(&recovery::tasks_folder(state))
-            .map_err(|source| SupervisorError::State { path: state.to_owned(), source })?;
+        make_private_folder(&recovery::tasks_folder(state)).map_err(|source| SupervisorError::State {
+            path: state.to_owned(),
+            source,
+        })?;
         let lost = recovery::recover(state, &cgroups, &journal)?;
         if lost > 0 {
             tracing::info!(lost, "starts without an end were closed as lost");
         }
-        let machinery = Machinery { launcher: Arc::new(Mutex::new(launcher)), cgroups: cgroups.clone() };
-        Ok(Supervisor { machinery, journal, state: state.to_owned(), identity, cgroups })
+        let machinery = Machinery {
+            launcher: Arc::new(Mutex::new(launcher)),
+            cgroups: cgroups.clone(),
+        };
+        Ok(Supervisor {
+            machinery,
+            journal,
+            state: state.to_owned(),
+            identity,
+            cgroups,
+        })
     }
 
     /// Starts a task: its sandbox is there and records say so when this returns. Its commands come through the handle.
     pub async fn start_task(&self, task: Task, policy: Policy, ask: Arc<dyn Ask>) -> Result<TaskHandle, StartError> {
         let begun = Instant::now();
         let id = task.id;
-        let entry = |event| Entry { task: Some(id), exec: None, event };
+        let gate = way_out::gate(&task.network, &policy)?;
+        let entry = |event| Entry {
+            task: Some(id),
+            exec: None,
+            event,
+        };
         let folder = recovery::tasks_folder(&self.state).join(id.to_string());
-        let lock = make_task_folder(&folder, &task).map_err(|source| StartError::Folder { path: folder.clone(), source })?;
+        let lock = make_task_folder(&folder, &task).map_err(|source| StartError::Folder {
+            path: folder.clone(),
+            source,
+        })?;
         let admitted = Event::TaskAdmitted {
             name: task.name.clone(),
             purpose: task.purpose.clone(),
@@ -95,22 +127,38 @@ impl Supervisor {
             })?;
             Ok::<_, StartError>(Sandbox::start(&self.machinery, plan, place).await?)
         };
+        let failed = async |error: StartError| {
+            let event = Event::TaskFinished {
+                outcome: TaskOutcome::Failed,
+                reason: Some(error.to_string()),
+                wall_seconds: begun.elapsed().as_secs_f64(),
+                execs: 0,
+                refused: 0,
+                usage: Usage::NONE,
+                left_files: Vec::new(),
+            };
+            // Where the journal is what failed, there is nobody to tell but the caller.
+            let _ = self.journal.append(entry(event)).await;
+            let _ = fs::remove_dir_all(&folder);
+            error
+        };
         let sandbox = match started.await {
             Ok(sandbox) => sandbox,
-            Err(error) => {
-                let event = Event::TaskFinished {
-                    outcome: TaskOutcome::Failed,
-                    reason: Some(error.to_string()),
-                    wall_seconds: begun.elapsed().as_secs_f64(),
-                    execs: 0,
-                    refused: 0,
-                    usage: Usage::NONE,
-                    left_files: Vec::new(),
-                };
-                // Where the journal is what failed, there is nobody to tell but the caller.
-                let _ = self.journal.append(entry(event)).await;
-                let _ = fs::remove_dir_all(&folder);
-                return Err(error);
+            Err(error) => return Err(failed(error).await),
+        };
+        let desk = Arc::new(Desk::new(ask, self.journal.clone(), task.gate.approval_time));
+        let refused = way_out::Refused::default();
+        let proxy = match gate {
+            None => None,
+            Some(gate) => {
+                let opened = way_out::open(&sandbox, gate, id, self.journal.clone(), desk.clone(), refused.clone());
+                match opened.await {
+                    Ok(proxy) => Some(proxy),
+                    Err(error) => {
+                        sandbox.destroy().await;
+                        return Err(failed(error).await);
+                    }
+                }
             }
         };
         let plan_digest = sandbox.place().to_string();
@@ -123,21 +171,23 @@ impl Supervisor {
             start_seconds: begun.elapsed().as_secs_f64(),
         };
         let started = self.journal.submit(entry(event));
-        let enforced = self.journal.submit(entry(Event::SandboxEnforced { controls: enforcement(&task, &self.cgroups) }));
+        let enforced = self.journal.submit(entry(Event::SandboxEnforced {
+            controls: enforcement(&task, &self.cgroups),
+        }));
         let recorded = async {
             started.await?;
             enforced.await
         };
         if let Err(error) = recorded.await {
+            drop(proxy);
             sandbox.destroy().await;
-            let _ = fs::remove_dir_all(&folder);
-            return Err(error.into());
+            return Err(failed(error.into()).await);
         }
         let context = Context {
             task: id,
             journal: self.journal.clone(),
             policy,
-            desk: Desk::new(ask, self.journal.clone(), task.gate.approval_time),
+            desk,
             sandbox,
             exec_time: task.limits.exec_time,
             output: task.limits.output.0,
@@ -145,9 +195,9 @@ impl Supervisor {
             plan_digest,
             requirements_digest: None,
         };
-        let live = Live::new(task, context);
+        let live = Live::new(task, context, refused);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
-        tokio::spawn(live.clone().drive(async || {}, lock, folder.clone()));
+        tokio::spawn(live.clone().drive(proxy, lock, folder.clone()));
         Ok(TaskHandle { live, folder })
     }
 }
@@ -174,10 +224,23 @@ fn make_task_folder(folder: &Path, task: &Task) -> io::Result<fs::File> {
 /// What is really enforced. Every step of the setup either succeeds or ends the sandbox before it runs anything, so what was asked of
 /// the kernel holds in full; limits are what the machine's cgroups can give.
 fn enforcement(task: &Task, cgroups: &Cgroups) -> Vec<Control> {
-    let full = |control: &str| Control { control: control.to_owned(), enforced: Enforced::Full, reason: None };
+    let full = |control: &str| Control {
+        control: control.to_owned(),
+        enforced: Enforced::Full,
+        reason: None,
+    };
     let mut controls: Vec<_> = [
-        "namespaces", "mounts", "network", "capabilities", "no_new_privs", "seccomp", "masked_paths", "environment", "descriptors",
-        "keyring", "limit.disk",
+        "namespaces",
+        "mounts",
+        "network",
+        "capabilities",
+        "no_new_privs",
+        "seccomp",
+        "masked_paths",
+        "environment",
+        "descriptors",
+        "keyring",
+        "limit.disk",
     ]
     .map(full)
     .to_vec();
@@ -189,23 +252,19 @@ fn enforcement(task: &Task, cgroups: &Cgroups) -> Vec<Control> {
     ];
     for (control, can, asked) in limits {
         if asked {
-            let reason = (!can).then(|| cgroups.why.clone().unwrap_or_else(|| "the controller is not there".to_owned()));
+            let reason = (!can).then(|| {
+                cgroups
+                    .why
+                    .clone()
+                    .unwrap_or_else(|| "the controller is not there".to_owned())
+            });
             let enforced = if can { Enforced::Full } else { Enforced::None };
-            controls.push(Control { control: control.to_owned(), enforced, reason });
+            controls.push(Control {
+                control: control.to_owned(),
+                enforced,
+                reason,
+            });
         }
     }
     controls
-}
-
-/// Whether a task asks for what this backend does not have.
-pub fn unsupported(task: &Task) -> Option<String> {
-    match (&task.image, &task.runtime, task.network.mode) {
-        (ImageRef::Host, Runtime::Builtin, NetworkMode::None | NetworkMode::Proxy) => None,
-        _ => Some("not there yet".to_owned()),
-    }
-}
-
-/// The digest of bytes, as records name it.
-pub fn digest(bytes: &[u8]) -> String {
-    Digest::of_bytes(bytes).to_string()
 }

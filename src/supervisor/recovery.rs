@@ -17,7 +17,11 @@ pub fn tasks_folder(state: &Path) -> PathBuf {
 
 /// Takes the lock of a task's folder; `None` while another belljar holds it.
 pub fn try_lock(folder: &Path) -> io::Result<Option<File>> {
-    let file = File::options().create(true).truncate(false).write(true).open(folder.join("lock"))?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(folder.join("lock"))?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),
@@ -30,7 +34,9 @@ pub fn recover(state: &Path, cgroups: &Cgroups, journal: &Journal) -> Result<u64
     let tasks = tasks_folder(state);
     for entry in fs::read_dir(&tasks).into_iter().flatten().flatten() {
         let folder = entry.path();
-        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<TaskId>().ok()) else { continue };
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<TaskId>().ok()) else {
+            continue;
+        };
         match try_lock(&folder) {
             Ok(Some(_held)) => {
                 if let Some(cgroup) = cgroups.find_task(&id.to_string()) {

@@ -9,11 +9,13 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{mpsc, watch};
 
+use super::way_out::Refused;
 use super::{
-    AgentEvent, ExecCounts, ExecInfo, ExecState, NotRecorded, NotRunning, RefusedEgress, StdinClosed, SubmitError, TaskInfo, TaskState,
-    TaskSummary,
+    AgentEvent, ExecCounts, ExecInfo, ExecState, NotRecorded, NotRunning, StdinClosed, SubmitError, TaskInfo,
+    TaskState, TaskSummary,
 };
 use crate::audit::record::{Entry, Event, TaskOutcome, Usage, UsageSource};
+use crate::egress::ProxyHandle;
 use crate::exec::pipeline::{self, Context, Inputs};
 use crate::exec::stream::{ExecEvents, Log};
 use crate::exec::{Control, ExecEnd, ExecEvent, ExecRequest};
@@ -41,7 +43,7 @@ pub struct Live {
     created: Timestamp,
     begun: Instant,
     execs: Mutex<Execs>,
-    refused_egress: Mutex<Vec<RefusedEgress>>,
+    refused_egress: Refused,
     stop: watch::Sender<Option<Stop>>,
     ended: watch::Sender<Option<Arc<TaskSummary>>>,
 }
@@ -86,14 +88,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Live {
-    pub fn new(task: Task, context: Context) -> Arc<Live> {
+    pub fn new(task: Task, context: Context, refused_egress: Refused) -> Arc<Live> {
         Arc::new(Live {
             task,
             context,
             created: Timestamp::now(),
             begun: Instant::now(),
             execs: Mutex::default(),
-            refused_egress: Mutex::default(),
+            refused_egress,
             stop: watch::Sender::new(None),
             ended: watch::Sender::new(None),
         })
@@ -136,7 +138,10 @@ impl Live {
         let exec = Arc::new(Exec {
             created: Timestamp::now(),
             log: Mutex::new(Some(log.clone())),
-            status: Mutex::new(Status { state: ExecState::Judging, judgement: None }),
+            status: Mutex::new(Status {
+                state: ExecState::Judging,
+                judgement: None,
+            }),
             control,
             stdin: Mutex::new(has_input.then_some(stdin)),
             done: watch::Sender::new(None),
@@ -161,8 +166,14 @@ impl Live {
         let running = exec.clone();
         // Joined by `finish`, which waits for every exec's end.
         tokio::spawn(async move {
-            let inputs = Inputs { control: controls, stdin: pieces };
-            let end = pipeline::run(&live.context, &running.request, inputs, &log, &|event| running.note(event)).await;
+            let inputs = Inputs {
+                control: controls,
+                stdin: pieces,
+            };
+            let end = pipeline::run(&live.context, &running.request, inputs, &log, &|event| {
+                running.note(event)
+            })
+            .await;
             live.over(&running, &log, end);
         });
         Ok(exec)
@@ -177,7 +188,10 @@ impl Live {
         execs.running -= 1;
         // Old output goes; what the execs came to stays until the task ends.
         let ended = execs.order.len().saturating_sub(REPLAY_MAX + RUNNING_MAX);
-        if let Some(old) = ended.checked_sub(1).and_then(|index| execs.map.get(&execs.order[index])) {
+        if let Some(old) = ended
+            .checked_sub(1)
+            .and_then(|index| execs.map.get(&execs.order[index]))
+        {
             if old.done.borrow().is_some() {
                 lock(&old.log).take();
             }
@@ -195,23 +209,17 @@ impl Live {
 
     pub async fn record(&self, event: AgentEvent) -> Result<(), NotRecorded> {
         let AgentEvent { name, call_id, body } = event;
-        let entry = Entry { task: Some(self.task.id), exec: None, event: Event::AgentEvent { name, call_id, body } };
-        self.context.journal.append(entry).await.map(drop).map_err(|error| NotRecorded(error.to_string()))
-    }
-
-    /// Notes a refused destination for the task's summary.
-    pub fn note_refused(&self, host: &str, port: u16, rule: &str, reason: &str) {
-        let mut refused = lock(&self.refused_egress);
-        match refused.iter_mut().find(|one| one.host == host && one.port == port && one.rule == rule) {
-            Some(one) => one.count += 1,
-            None => refused.push(RefusedEgress {
-                host: host.to_owned(),
-                port,
-                rule: rule.to_owned(),
-                reason: reason.to_owned(),
-                count: 1,
-            }),
-        }
+        let entry = Entry {
+            task: Some(self.task.id),
+            exec: None,
+            event: Event::AgentEvent { name, call_id, body },
+        };
+        self.context
+            .journal
+            .append(entry)
+            .await
+            .map(drop)
+            .map_err(|error| NotRecorded(error.to_string()))
     }
 
     /// Asks the task to end; the first reason stands.
@@ -233,7 +241,7 @@ impl Live {
     }
 
     /// Watches over the task until it ends, then ends it: the one owner of its sandbox. `lock_file` is held until all is gone.
-    pub async fn drive(self: Arc<Self>, after: impl AsyncFnOnce(), lock_file: File, folder: std::path::PathBuf) {
+    pub async fn drive(self: Arc<Self>, proxy: Option<ProxyHandle>, lock_file: File, folder: std::path::PathBuf) {
         let mut stop = self.stop.subscribe();
         let why = {
             let timer = async {
@@ -249,7 +257,7 @@ impl Live {
             }
         };
         self.request_stop(why);
-        self.finish(why, after).await;
+        self.finish(why, proxy).await;
         let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&folder));
         if let Ok(Err(error)) = removed.await {
             tracing::warn!(%error, "a task's folder could not be removed; the next start tries again");
@@ -257,7 +265,7 @@ impl Live {
         drop(lock_file);
     }
 
-    async fn finish(&self, why: Stop, after: impl AsyncFnOnce()) {
+    async fn finish(&self, why: Stop, proxy: Option<ProxyHandle>) {
         let execs = self.execs();
         for exec in &execs {
             exec.cancel();
@@ -269,7 +277,9 @@ impl Live {
         };
         let whole = tokio::time::timeout(STOP_PATIENCE, all).await;
         let counters = self.context.sandbox.counters();
-        after().await;
+        if let Some(proxy) = proxy {
+            proxy.shutdown().await;
+        }
         self.context.sandbox.destroy().await;
         if whole.is_err() {
             // With their sandbox gone they end for certain.
@@ -285,7 +295,10 @@ impl Live {
         };
         let execs: Vec<_> = self.execs().iter().map(|exec| exec.info()).collect();
         let wall_seconds = self.begun.elapsed().as_secs_f64();
-        let refused = execs.iter().filter(|exec| matches!(exec.end, Some(ExecEnd::Refused(_)))).count() as u64;
+        let refused = execs
+            .iter()
+            .filter(|exec| matches!(exec.end, Some(ExecEnd::Refused(_))))
+            .count() as u64;
         let event = Event::TaskFinished {
             outcome,
             reason: reason.clone(),
@@ -295,9 +308,16 @@ impl Live {
             usage: counters.map_or(Usage::NONE, task_usage),
             left_files: Vec::new(),
         };
-        let entry = Entry { task: Some(self.task.id), exec: None, event };
+        let entry = Entry {
+            task: Some(self.task.id),
+            exec: None,
+            event,
+        };
         if let Err(error) = self.context.journal.append(entry).await {
-            tracing::error!(error = &error as &dyn std::error::Error, "a task's end could not be recorded");
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "a task's end could not be recorded"
+            );
         }
         let summary = TaskSummary {
             id: self.task.id,

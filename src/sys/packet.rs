@@ -13,6 +13,16 @@ use rustix::net::{
 };
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 use serde::{Deserialize, Serialize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Registers a descriptor with this runtime's reactor. The descriptor must not block.
+#[allow(unsafe_code)]
+pub fn watched(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an OwnedFd names one open descriptor until it is dropped, and `AsyncFd` deregisters it before it drops it; nobody can
+    // swap it for another one in between, for it is only ever lent out by reference.
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(io::Error::from)
+}
 
 /// Two connected ends, both close-on-exec.
 pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
