@@ -19,6 +19,7 @@ use super::folder::{self, Card};
 use super::messages::ErrorCode;
 use super::routes;
 use crate::supervisor::TaskHandle;
+use crate::sys::user::myself;
 
 /// How long answers that are on their way may still take when the server is stopped.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
@@ -136,7 +137,7 @@ impl Peer {
 }
 
 async fn only_the_owner(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next: Next) -> Response {
-    if !peer.may_use(nix::unistd::geteuid().as_raw()) {
+    if !peer.may_use(myself().uid) {
         let error = ApiError::new(
             ErrorCode::Forbidden,
             "only the task's user and root may use this socket",

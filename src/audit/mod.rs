@@ -11,10 +11,11 @@
 //! The journal is the source and all else follows from it. Written before a thing is done and before an answer is given.
 
 pub mod journal;
+pub mod key;
 pub mod otlp;
 pub mod query;
 pub mod record;
 pub mod redact;
 mod verify;
 
-pub use verify::{Broken, Verified, VerifyError, verify};
+pub use verify::{Broken, Known, Verified, VerifyError, verify};

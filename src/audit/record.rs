@@ -174,10 +174,14 @@ pub enum Event {
     },
     #[serde(rename = "journal.checkpoint")]
     JournalCheckpoint {
+        /// The journal's own id.
+        journal: String,
+        /// The record that stands before this one, and its hash.
         through_seq: u64,
         hash: String,
-        signature: Option<String>,
-        public_key: Option<String>,
+        /// Ed25519, in hex; see `audit::key`.
+        signature: String,
+        public_key: String,
     },
 }
 

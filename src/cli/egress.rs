@@ -124,8 +124,15 @@ fn check(
     } else {
         Addresses::Fixed(fixed(&args.resolve)?)
     };
-    for host in hosts {
-        let finding = wait_for(judge(&gate, host, None, &addresses))?;
+    // One runtime for all: the resolver keeps its connections to name servers in it.
+    let findings = wait_for(async {
+        let mut findings = Vec::new();
+        for host in hosts {
+            findings.push(judge(&gate, host, None, &addresses).await);
+        }
+        findings
+    })?;
+    for (host, finding) in hosts.iter().zip(findings) {
         if args.json {
             serde_json::to_writer(&mut *out, &finding)?;
             writeln!(out)?;

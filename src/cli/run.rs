@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::ask::AtTerminal;
 use super::flags::{Ready, TaskArgs};
@@ -21,9 +22,10 @@ use crate::audit::journal::{Journal, JournalOptions};
 use crate::audit::otlp::{Exporter, ExporterHandle, OtlpConfig};
 use crate::audit::record::Identity;
 use crate::config::Config;
+use crate::image::{self, Image, Store};
 use crate::policy::{Policy, Stdin};
 use crate::supervisor::{Supervisor, TaskHandle};
-use crate::task::Task;
+use crate::task::{ImageRef, Task};
 
 /// Runs a task: a spec file, flags, or both. Flags win over the file.
 #[derive(Debug, clap::Args)]
@@ -85,13 +87,52 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal, identity)?;
     let ask = whom_to_ask(&task, &manner, &surroundings.user);
     let command = task.command.clone();
-    let handle = supervisor.start_task(task, policy, ask).await?;
+    let image = unpack(&task.image, &config, manner.quiet).await?;
+    let handle = supervisor.start_task(task, image, policy, ask).await?;
     let folder = handle.folder().to_owned();
     let code = drive(handle, &folder, command, &manner).await;
     if let Some(exporter) = exporter {
         flush(exporter, &manner).await;
     }
     code
+}
+
+/// The image's layers, unpacked where they are not yet, with a line on a terminal that says how far that is.
+async fn unpack(image: &ImageRef, config: &Config, quiet: bool) -> anyhow::Result<Image> {
+    let store = Store::of_state(&config.state);
+    let image = image.clone();
+    let progress = UnpackingLine::new(quiet);
+    Ok(tokio::task::spawn_blocking(move || image::resolve(&image, &store, &progress)).await??)
+}
+
+struct UnpackingLine(ProgressBar);
+
+impl UnpackingLine {
+    /// Hidden by itself where stderr is no terminal.
+    fn new(quiet: bool) -> Self {
+        let target = if quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr_with_hz(10)
+        };
+        let style = ProgressStyle::with_template("unpacking layer {msg} {bar:30} {bytes}/{total_bytes}");
+        let bar = ProgressBar::with_draw_target(None, target);
+        Self(bar.with_style(style.expect("the template is a constant")))
+    }
+}
+
+impl image::Progress for UnpackingLine {
+    fn unpacking(&self, layer: usize, layers: usize, done: u64, total: u64) {
+        self.0.set_message(format!("{layer}/{layers}"));
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+}
+
+impl Drop for UnpackingLine {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
 }
 
 /// Sends records to the collectors of the configuration, of OpenTelemetry's own variables, and of the flag.

@@ -578,6 +578,15 @@ impl Denial {
         }
     }
 
+    /// A denial of what the proxy does for nobody, wherever it was to go.
+    pub fn unserved(reason: &str, host: Option<String>, port: u16) -> Self {
+        Self {
+            rule: "protocol".to_owned(),
+            how_to_ask: "nobody can approve this; connect by TCP through the proxy".to_owned(),
+            ..Self::malformed(reason.to_owned(), host, port)
+        }
+    }
+
     /// A denial of a connection that nothing was read from, since there are too many.
     pub fn over_limit() -> Self {
         Self {

@@ -20,6 +20,7 @@ use crate::exec::pipeline::{self, Context, Inputs};
 use crate::exec::stream::{ExecEvents, Log};
 use crate::exec::{Control, ExecEnd, ExecEvent, ExecRequest};
 use crate::id::ExecId;
+use crate::image::Image;
 use crate::policy::Stdin;
 use crate::sys::cgroup::Version;
 use crate::task::Task;
@@ -44,6 +45,8 @@ pub struct Live {
     begun: Instant,
     execs: Mutex<Execs>,
     refused_egress: Refused,
+    /// Held so that nobody removes its layers.
+    _image: Image,
     stop: watch::Sender<Option<Stop>>,
     ended: watch::Sender<Option<Arc<TaskSummary>>>,
 }
@@ -88,7 +91,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Live {
-    pub fn new(task: Task, context: Context, refused_egress: Refused) -> Arc<Live> {
+    pub fn new(task: Task, context: Context, image: Image, refused_egress: Refused) -> Arc<Live> {
         Arc::new(Live {
             task,
             context,
@@ -96,6 +99,7 @@ impl Live {
             begun: Instant::now(),
             execs: Mutex::default(),
             refused_egress,
+            _image: image,
             stop: watch::Sender::new(None),
             ended: watch::Sender::new(None),
         })

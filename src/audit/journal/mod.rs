@@ -30,6 +30,7 @@ use std::task::{Context, Poll, Wake, Waker};
 
 use tokio::sync::oneshot;
 
+use super::key::SigningKey;
 use super::record::{Entry, Event};
 use super::redact::Redactor;
 
@@ -45,6 +46,8 @@ pub struct JournalOptions {
     pub sync: Sync,
     /// What is taken out of a record before it is written.
     pub redactor: Redactor,
+    /// Signs checkpoints: while records are written, when one is asked for, and at the end. Without it there are none.
+    pub key: Option<SigningKey>,
 }
 
 /// When a record must be on the disk.
@@ -128,6 +131,8 @@ pub enum JournalError {
     },
     #[error("{waiting} records wait to be written, no more are taken")]
     QueueFull { waiting: usize },
+    #[error("the journal has no key to sign a checkpoint with")]
+    NoKey,
     #[error("the journal was closed")]
     Closed,
 }
@@ -149,7 +154,7 @@ impl Journal {
     ///
     /// The folder gets mode 0700, the database 0600.
     pub fn open(folder: &Path, options: JournalOptions) -> Result<Self, JournalError> {
-        let store = store::Store::open(folder, options.sync)?;
+        let store = store::Store::open(folder, options.sync, options.key)?;
         let opened = Event::JournalOpened {
             journal: store.journal_id().to_owned(),
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -186,14 +191,13 @@ impl Journal {
     /// together are committed together. The receipt tells when it is committed; dropping the receipt does not take the record back.
     pub fn submit(&self, mut entry: Entry) -> Receipt {
         self.inner.redactor.clean(&mut entry);
-        let (reply, receipt) = oneshot::channel();
-        if let Err(error) = self.inner.writer.push(&entry, reply) {
-            let (reply, receipt) = oneshot::channel();
-            // The receiver is in the receipt below.
-            let _ = reply.send(Err(error));
-            return Receipt { receipt };
-        }
-        Receipt { receipt }
+        Receipt::of(|reply| self.inner.writer.push(&entry, reply))
+    }
+
+    /// Signs all that was submitted until now; gives the number of the checkpoint's record. To be called before the last export
+    /// of a run, so that the checkpoint leaves the machine with the records it speaks for.
+    pub fn checkpoint(&self) -> Receipt {
+        Receipt::of(|reply| self.inner.writer.push_checkpoint(reply))
     }
 
     /// The folder that the journal is in.
@@ -214,6 +218,19 @@ pub struct Receipt {
 }
 
 impl Receipt {
+    fn of(push: impl FnOnce(writer::Reply) -> Result<(), JournalError>) -> Self {
+        let (reply, receipt) = oneshot::channel();
+        match push(reply) {
+            Ok(()) => Self { receipt },
+            Err(error) => {
+                let (reply, receipt) = oneshot::channel();
+                // The receiver is in the receipt below.
+                let _ = reply.send(Err(error));
+                Self { receipt }
+            }
+        }
+    }
+
     /// Blocks the thread until the record is committed.
     pub fn wait(mut self) -> Result<Seq, JournalError> {
         // Not `blocking_recv`: that panics in async code, and a guard that is dropped there must still write its record.

@@ -10,7 +10,9 @@ use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
 use super::{JournalError, Seq, Sync};
-use crate::audit::record::Entry;
+use crate::audit::key::{Checkpoint, SigningKey};
+use crate::audit::record::{Entry, Event};
+use crate::audit::verify::hex;
 
 /// The database's name in the journal's folder.
 pub(crate) const FILE: &str = "journal.db";
@@ -23,6 +25,9 @@ const BUSY_WAIT: Duration = Duration::from_secs(30);
 
 /// The length of the log from which on it is moved into the database.
 pub(super) const CHECKPOINT_BYTES: u64 = 4 << 20;
+
+/// How many records of one process may stand without a signature while it goes on.
+const CHECKPOINT_RECORDS: u64 = 1024;
 
 /// The steps from one version of the schema to the next; a journal of version n has had the first n.
 const VERSIONS: &[&str] = &[
@@ -87,6 +92,25 @@ pub(super) struct Store {
     place: Place,
     /// Device and inode of the database at the time of opening.
     file: (u64, u64),
+    key: Option<SigningKey>,
+    /// Records that this process wrote since its last checkpoint.
+    unsigned: u64,
+}
+
+/// What a group became.
+pub(super) struct Written {
+    /// The number of its first record; the others follow without a gap.
+    pub first: Seq,
+    /// The checkpoint that was written after it.
+    pub checkpoint: Option<Seq>,
+}
+
+/// When a group is followed by a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sign {
+    /// When enough records have gathered.
+    Now,
+    WhenDue,
 }
 
 /// Where records are written: the part of the envelope that is the same in all of them.
@@ -105,7 +129,7 @@ impl Place {
 }
 
 impl Store {
-    pub fn open(folder: &Path, sync: Sync) -> Result<Self, JournalError> {
+    pub fn open(folder: &Path, sync: Sync, key: Option<SigningKey>) -> Result<Self, JournalError> {
         make_folder(folder)?;
         let path = folder.join(FILE);
         let mut db = connect_write(&path, sync)?;
@@ -121,6 +145,8 @@ impl Store {
             journal_id,
             place: Place::here(),
             file,
+            key,
+            unsigned: 0,
         })
     }
 
@@ -139,23 +165,44 @@ impl Store {
             .map_err(|source| self.read_error(source))
     }
 
-    /// Writes a group in one transaction and returns the number of its first record.
-    pub fn write(&mut self, group: &[Draft]) -> Result<Seq, JournalError> {
+    /// Whether checkpoints can be made at all.
+    pub fn signs(&self) -> bool {
+        self.key.is_some()
+    }
+
+    /// Writes a group in one transaction, and a checkpoint after it when one is due or asked for.
+    pub fn write(&mut self, group: &[Draft], sign: Sign) -> Result<Written, JournalError> {
         // SQLite would go on writing to a database whose file was removed, and nobody would ever see those records.
         if identity(&self.path)? != self.file {
             return Err(JournalError::Replaced {
                 path: self.path.clone(),
             });
         }
-        let written = |db: &mut Connection, place: &Place| -> rusqlite::Result<Seq> {
-            let step = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let first = append(&step, group, place)?;
-            step.commit()?;
-            Ok(first)
-        };
-        written(&mut self.db, &self.place).map_err(|source| JournalError::Write {
-            path: self.path.clone(),
+        let unsigned = self.unsigned + group.len() as u64;
+        let key = self.key.as_ref().filter(|_| match sign {
+            Sign::Now => unsigned > 0,
+            Sign::WhenDue => unsigned >= CHECKPOINT_RECORDS,
+        });
+        let path = &self.path;
+        let error = |source| JournalError::Write {
+            path: path.clone(),
             source: Arc::new(source),
+        };
+        let step = self
+            .db
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(error)?;
+        let end = append(&step, group, &self.place).map_err(error)?;
+        let mut checkpoint = None;
+        if let Some(key) = key {
+            let draft = Draft::new(&signed(key, &self.journal_id, &end), jiff::Timestamp::now())?;
+            checkpoint = Some(append(&step, &[draft], &self.place).map_err(error)?.last);
+        }
+        step.commit().map_err(error)?;
+        self.unsigned = if checkpoint.is_some() { 0 } else { unsigned };
+        Ok(Written {
+            first: end.first,
+            checkpoint,
         })
     }
 
@@ -296,7 +343,7 @@ fn journal_id(db: &mut Connection) -> rusqlite::Result<String> {
 }
 
 /// Adds records at the end of the chain; `step` is a transaction that holds the write lock.
-pub(super) fn append(step: &Connection, group: &[Draft], place: &Place) -> rusqlite::Result<Seq> {
+pub(super) fn append(step: &Connection, group: &[Draft], place: &Place) -> rusqlite::Result<End> {
     let last = step
         .prepare_cached("SELECT seq, hash FROM records ORDER BY seq DESC LIMIT 1")?
         .query_row([], |row| Ok((row.get::<_, i64>(0)?, row.get::<_, [u8; 32]>(1)?)))
@@ -325,7 +372,38 @@ pub(super) fn append(step: &Connection, group: &[Draft], place: &Place) -> rusql
         note_start_or_end(step, draft, seq)?;
         prev = hash;
     }
-    Ok(first.unsigned_abs())
+    Ok(End {
+        first: first.unsigned_abs(),
+        last: seq.unsigned_abs(),
+        hash: prev,
+    })
+}
+
+/// The chain's end after a group.
+pub(super) struct End {
+    /// The group's first record.
+    first: Seq,
+    last: Seq,
+    hash: [u8; 32],
+}
+
+fn signed(key: &SigningKey, journal: &str, end: &End) -> Entry {
+    let checkpoint = Checkpoint {
+        journal,
+        through_seq: end.last,
+        hash: &end.hash,
+    };
+    Entry {
+        task: None,
+        exec: None,
+        event: Event::JournalCheckpoint {
+            journal: journal.to_owned(),
+            through_seq: end.last,
+            hash: hex(&end.hash),
+            signature: key.sign(&checkpoint),
+            public_key: key.public().to_string(),
+        },
+    }
 }
 
 /// A time as the database keeps it; good until the year 2262.

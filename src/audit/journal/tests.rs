@@ -6,7 +6,7 @@ use rusqlite::Connection;
 
 use super::*;
 use crate::audit::record::{ExecFinished, ExecOutcome, TaskOutcome, Usage};
-use crate::audit::verify;
+use crate::audit::{Known, Verified, VerifyError};
 use crate::id::{ExecId, TaskId};
 
 fn note(name: &str) -> Entry {
@@ -68,6 +68,10 @@ fn exec_finished(task: TaskId, exec: ExecId) -> Entry {
 
 fn open(folder: &Path) -> Journal {
     Journal::open(folder, JournalOptions::default()).unwrap()
+}
+
+fn verify(folder: &Path) -> Result<Verified, VerifyError> {
+    crate::audit::verify(folder, &Known::default())
 }
 
 fn kinds(folder: &Path) -> Vec<String> {
@@ -158,6 +162,7 @@ fn secrets_do_not_reach_the_database() {
     let options = JournalOptions {
         sync: Sync::Each,
         redactor,
+        key: None,
     };
     let journal = Journal::open(folder.path(), options).unwrap();
     let mut entry = exec_started(TaskId::new(), ExecId::new());
@@ -244,13 +249,11 @@ fn starts_without_an_end_are_closed_once_as_lost() {
 #[test]
 fn clocks_that_jump_do_not_disturb_the_order() {
     let folder = tempfile::tempdir().unwrap();
-    let mut store = store::Store::open(folder.path(), Sync::Batch).unwrap();
+    let mut store = store::Store::open(folder.path(), Sync::Batch, None).unwrap();
     let at = |seconds| store::Draft::new(&note("x"), jiff::Timestamp::from_second(seconds).unwrap()).unwrap();
-    assert_eq!(
-        store.write(&[at(2_000_000_000), at(1_000), at(1_700_000_000)]).unwrap(),
-        1
-    );
-    assert_eq!(store.write(&[at(-5)]).unwrap(), 4);
+    let mut write = |group: &[store::Draft]| store.write(group, store::Sign::WhenDue).unwrap().first;
+    assert_eq!(write(&[at(2_000_000_000), at(1_000), at(1_700_000_000)]), 1);
+    assert_eq!(write(&[at(-5)]), 4);
     assert_eq!(verify(folder.path()).unwrap().records, 4);
 }
 
@@ -330,7 +333,7 @@ fn every_changed_byte_of_a_record_is_found() {
 
 fn assert_broken_at(folder: &Path, seq: Seq, what: &str) -> String {
     match verify(folder) {
-        Err(crate::audit::VerifyError::Broken(broken)) => {
+        Err(VerifyError::Broken(broken)) => {
             assert_eq!(broken.seq, seq, "{what}: {broken}");
             broken.why
         }
@@ -367,10 +370,109 @@ fn a_damaged_file_is_broken_where_it_cannot_be_read() {
     let middle = bytes.len() / 2;
     bytes[middle..middle + 20_000].fill(0xa5);
     std::fs::write(&path, bytes).unwrap();
+    assert!(matches!(verify(folder.path()), Err(VerifyError::Broken(_))));
+}
+
+fn keyed(folder: &Path) -> (JournalOptions, crate::audit::key::PublicKey) {
+    let key = SigningKey::load_or_make(&folder.join("audit.key")).unwrap();
+    let public_key = key.public();
+    let options = JournalOptions {
+        key: Some(key),
+        ..JournalOptions::default()
+    };
+    (options, public_key)
+}
+
+#[test]
+fn checkpoints_are_signed_on_the_way_on_request_and_at_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (options, public_key) = keyed(folder.path());
+    let journal = Journal::open(folder.path(), options).unwrap();
+    for _ in 0..3 {
+        let receipts: Vec<_> = (0..1024).map(|n| journal.submit(note(&n.to_string()))).collect();
+        for receipt in receipts {
+            receipt.wait().unwrap();
+        }
+    }
+    let seq = journal.checkpoint().wait().unwrap();
+    assert_eq!(journal.checkpoint().wait().unwrap(), seq);
+    let asked = journal.reader().unwrap().record(seq).unwrap().unwrap();
+    assert_eq!(asked.kind, "journal.checkpoint");
+    assert_eq!(asked.value()["through_seq"], seq - 1);
+    journal.append_blocking(note("last")).unwrap();
+    drop(journal);
+    let known = Known {
+        public_key: Some(public_key),
+        head: None,
+    };
+    let verified = crate::audit::verify(folder.path(), &known).unwrap();
+    assert!((4..=5).contains(&verified.checkpoints), "{verified:?}");
+    assert_eq!(verified.unsigned, 0);
     assert!(matches!(
-        verify(folder.path()),
-        Err(crate::audit::VerifyError::Broken(_))
+        open(folder.path()).checkpoint().wait(),
+        Err(JournalError::NoKey)
     ));
+}
+
+#[test]
+fn a_journal_that_was_written_anew_or_cut_off_shows_by_what_is_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let (options, public_key) = keyed(folder.path());
+    let journal = Journal::open(folder.path(), options).unwrap();
+    journal.append_blocking(note("a")).unwrap();
+    drop(journal);
+    let head = verify(folder.path()).unwrap().head;
+    let with = |public_key, head| crate::audit::verify(folder.path(), &Known { public_key, head });
+    with(Some(public_key), Some((3, head.clone()))).unwrap();
+    let why = |result: Result<Verified, VerifyError>| match result {
+        Err(VerifyError::Broken(broken)) => (broken.seq, broken.why),
+        other => panic!("{other:?}"),
+    };
+    // The end is cut off, together with all that names it.
+    let db = Connection::open(folder.path().join(FILE)).unwrap();
+    db.execute("DELETE FROM records WHERE seq = 3", []).unwrap();
+    assert!(verify(folder.path()).is_ok());
+    let (seq, text) = why(with(None, Some((3, head.clone()))));
+    assert!(seq == 3 && text.contains("ends before record 3"), "{text}");
+    // Written anew by somebody without the key.
+    drop(open(folder.path()));
+    let (seq, text) = why(with(None, Some((3, head))));
+    assert!(seq == 3 && text.contains("written anew"), "{text}");
+    let (_, text) = why(with(Some(public_key), None));
+    assert!(text.contains("no record of this journal is signed"), "{text}");
+    // Or with a key of his own.
+    let other = tempfile::tempdir().unwrap();
+    drop(Journal::open(folder.path(), keyed(other.path()).0).unwrap());
+    let (_, text) = why(with(Some(public_key), None));
+    assert!(text.contains("by another key"), "{text}");
+    // Or with the right key and a signature that is not its own.
+    let db = Connection::open(folder.path().join(FILE)).unwrap();
+    forge_last_checkpoint(&db, public_key);
+    let (_, text) = why(with(Some(public_key), None));
+    assert!(text.contains("did not sign"), "{text}");
+}
+
+/// Puts another public key into the last record, and the hash that belongs to what it then says.
+fn forge_last_checkpoint(db: &Connection, public_key: crate::audit::key::PublicKey) {
+    let (seq, prev, json): (i64, [u8; 32], String) = db
+        .query_row(
+            "SELECT seq, prev, json FROM records ORDER BY seq DESC LIMIT 1",
+            [],
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
+        )
+        .unwrap();
+    let at = json.find("ed25519:").unwrap();
+    let forged = format!(
+        "{}{public_key}{}",
+        &json[..at],
+        &json[at + public_key.to_string().len()..]
+    );
+    let hash = chain(&prev, forged.as_bytes());
+    db.execute(
+        "UPDATE records SET json = ?1, hash = ?2 WHERE seq = ?3",
+        rusqlite::params![forged, hash, seq],
+    )
+    .unwrap();
 }
 
 // ---- Other processes: this test program runs itself anew, as a child that does one thing. ----

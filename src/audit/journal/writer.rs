@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::store::{self, Draft, Store};
+use super::store::{self, Draft, Sign, Store, Written};
 use super::{JournalError, Seq, Sync};
 use crate::audit::record::Entry;
 
@@ -27,7 +27,7 @@ const SYNC_PAUSE: Duration = Duration::from_millis(35);
 /// When the writer itself moves the log into the database: it never came to rest for the sync thread to do it.
 const CHECKPOINT_NOW_BYTES: u64 = 64 << 20;
 
-type Reply = oneshot::Sender<Result<Seq, JournalError>>;
+pub(super) type Reply = oneshot::Sender<Result<Seq, JournalError>>;
 
 pub(super) struct Writer {
     queue: Arc<Queue>,
@@ -44,6 +44,8 @@ struct Queue {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<(Draft, Reply)>,
+    /// Those who asked for a checkpoint.
+    checkpoints: Vec<Reply>,
     /// The first failure; it stays.
     failed: Option<JournalError>,
     writer_sleeps: bool,
@@ -106,11 +108,18 @@ impl Writer {
             });
         }
         state.waiting.push_back((draft, reply));
-        let wake = std::mem::take(&mut state.writer_sleeps);
-        drop(state);
-        if wake {
-            self.queue.work.notify_one();
+        self.queue.wake(state);
+        Ok(())
+    }
+
+    /// Asks for a checkpoint after all that is queued.
+    pub fn push_checkpoint(&self, reply: Reply) -> Result<(), JournalError> {
+        let mut state = self.queue.lock();
+        if let Some(error) = &state.failed {
+            return Err(error.clone());
         }
+        state.checkpoints.push(reply);
+        self.queue.wake(state);
         Ok(())
     }
 }
@@ -131,10 +140,18 @@ impl Queue {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    fn wake(&self, mut state: MutexGuard<'_, State>) {
+        let sleeps = std::mem::take(&mut state.writer_sleeps);
+        drop(state);
+        if sleeps {
+            self.work.notify_one();
+        }
+    }
+
     /// The next group, or `None` when the journal is closed and nothing waits.
-    fn next_group(&self, group: &mut Vec<Draft>, replies: &mut Vec<Reply>) -> Option<()> {
+    fn next_group(&self, group: &mut Vec<Draft>, replies: &mut Vec<Reply>) -> Option<Vec<Reply>> {
         let mut state = self.lock();
-        while state.waiting.is_empty() {
+        while state.waiting.is_empty() && state.checkpoints.is_empty() {
             if state.closing {
                 return None;
             }
@@ -147,17 +164,25 @@ impl Queue {
             group.push(draft);
             replies.push(reply);
         }
-        Some(())
+        // A checkpoint is for all that was queued before it was asked for.
+        if state.waiting.is_empty() {
+            return Some(std::mem::take(&mut state.checkpoints));
+        }
+        Some(Vec::new())
     }
 
     /// From here on nothing is taken, and what waits is told so.
     fn fail(&self, error: &JournalError) {
-        let waiting = {
+        let (waiting, checkpoints) = {
             let mut state = self.lock();
             state.failed.get_or_insert_with(|| error.clone());
-            std::mem::take(&mut state.waiting)
+            (
+                std::mem::take(&mut state.waiting),
+                std::mem::take(&mut state.checkpoints),
+            )
         };
-        for (_, reply) in waiting {
+        let waiting = waiting.into_iter().map(|(_, reply)| reply);
+        for reply in waiting.chain(checkpoints) {
             let _ = reply.send(Err(error.clone()));
         }
     }
@@ -166,19 +191,25 @@ impl Queue {
 fn write_loop(queue: &Queue, mut store: Store) {
     let mut group = Vec::new();
     let mut replies = Vec::new();
-    while queue.next_group(&mut group, &mut replies).is_some() {
-        // The sync thread may have failed meanwhile.
-        let failed = queue.lock().failed.clone();
-        let written = match failed {
-            Some(error) => Err(error),
-            None => store.write(&group),
+    while let Some(checkpoints) = queue.next_group(&mut group, &mut replies) {
+        let sign = if checkpoints.is_empty() {
+            Sign::WhenDue
+        } else {
+            Sign::Now
         };
-        match written {
-            Ok(first) => {
-                queue.disk.mark_dirty();
-                for (seq, reply) in (first..).zip(replies.drain(..)) {
+        match write(queue, &mut store, &group, sign) {
+            Ok(written) => {
+                for (seq, reply) in (written.first..).zip(replies.drain(..)) {
                     // Whoever asked may have gone; the record stays.
                     let _ = reply.send(Ok(seq));
+                }
+                for reply in checkpoints {
+                    let _ = reply.send(match written.checkpoint {
+                        Some(seq) => Ok(seq),
+                        // Nothing was written since the last one, or nothing can be signed.
+                        None if store.signs() => Ok(written.first - 1),
+                        None => Err(JournalError::NoKey),
+                    });
                 }
                 if queue.disk.log_is_large.swap(false, Ordering::Relaxed)
                     && let Err(error) = store.checkpoint()
@@ -187,7 +218,7 @@ fn write_loop(queue: &Queue, mut store: Store) {
                 }
             }
             Err(error) => {
-                for reply in replies.drain(..) {
+                for reply in replies.drain(..).chain(checkpoints) {
                     let _ = reply.send(Err(error.clone()));
                 }
                 queue.fail(&error);
@@ -195,7 +226,22 @@ fn write_loop(queue: &Queue, mut store: Store) {
         }
         group.clear();
     }
+    // The last records get their signature too; when that fails, the chain still holds them.
+    if store.signs() {
+        let _ = write(queue, &mut store, &[], Sign::Now);
+    }
     queue.disk.close();
+}
+
+fn write(queue: &Queue, store: &mut Store, group: &[Draft], sign: Sign) -> Result<Written, JournalError> {
+    // The sync thread may have failed meanwhile.
+    let failed = queue.lock().failed.clone();
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let written = store.write(group, sign)?;
+    queue.disk.mark_dirty();
+    Ok(written)
 }
 
 impl Disk {

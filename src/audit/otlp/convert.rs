@@ -16,7 +16,7 @@ use uuid::Uuid;
 
 use super::names;
 use crate::audit::journal::{JournalError, Reader, Stored};
-use crate::audit::verify::hex;
+use crate::audit::verify::{hex, unhex};
 
 /// The longest text in one attribute. Collectors take 4 MiB in a message, and a record that none takes would hold up all that
 /// come after it; the whole text stays in the journal.
@@ -231,19 +231,6 @@ fn traceparent(text: &str) -> Option<([u8; 16], [u8; 8])> {
     unhex(trace, &mut id)?;
     unhex(parent, &mut span)?;
     (id != [0; 16] && span != [0; 8]).then_some((id, span))
-}
-
-fn unhex(text: &str, bytes: &mut [u8]) -> Option<()> {
-    let digits = text.as_bytes();
-    if digits.len() != bytes.len() * 2 {
-        return None;
-    }
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        let high = char::from(pair[0]).to_digit(16)?;
-        let low = char::from(pair[1]).to_digit(16)?;
-        *byte = (high << 4 | low) as u8;
-    }
-    Some(())
 }
 
 fn exec_parent(value: &Value) -> Option<([u8; 16], [u8; 8])> {

@@ -17,6 +17,8 @@ mod convert;
 mod cursor;
 mod metrics;
 pub mod names;
+#[cfg(test)]
+mod real_tests;
 mod send;
 #[cfg(test)]
 mod tests;

@@ -6,7 +6,7 @@
 mod text;
 
 use std::io::{ErrorKind, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -14,14 +14,18 @@ use clap::{Args, Subcommand};
 use jiff::{SignedDuration, Timestamp};
 
 use crate::audit::journal::{Reader, Seq, Stored};
+use crate::audit::key::SigningKey;
 use crate::audit::otlp::{Exporter, OtlpConfig, Protocol};
 use crate::audit::query::{self, Filter, Take};
-use crate::audit::{VerifyError, verify};
+use crate::audit::{Known, VerifyError, verify};
 use crate::id::ExecId;
 use crate::task::limits::parse_time;
 
 /// The journal's folder in belljar's state.
 pub const FOLDER: &str = "journal";
+
+/// The key that signs checkpoints, in belljar's state.
+pub const KEY: &str = "audit.key";
 
 /// How often `--follow` looks for new records.
 const LOOK: Duration = Duration::from_millis(200);
@@ -59,7 +63,9 @@ enum AuditCommand {
         json: bool,
     },
     /// Proves that no record was changed, removed or cut off, or says which is the first that was
-    Verify {
+    Verify(VerifyArgs),
+    /// Shows the public key that proves this journal's checkpoints; keep it elsewhere
+    Key {
         #[arg(long)]
         json: bool,
     },
@@ -111,6 +117,18 @@ struct FilterArgs {
 }
 
 #[derive(Debug, Args)]
+struct VerifyArgs {
+    /// A file with the public key that must have signed the checkpoints, as `audit key` shows it
+    #[arg(long, value_name = "FILE")]
+    public_key: Option<PathBuf>,
+    /// A record's number and hash that were kept elsewhere, as an earlier proof shows them
+    #[arg(long, value_name = "SEQ:HASH")]
+    head: Option<String>,
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct ExportArgs {
     /// A record a line on stdout, as it stands in the journal
     #[arg(long, conflicts_with = "otlp", required_unless_present = "otlp")]
@@ -149,7 +167,8 @@ pub fn run(args: AuditArgs, state: &Path, out: &mut dyn Write) -> anyhow::Result
             let shape = if json { Shape::Json } else { Shape::Text };
             tail(lines, follow, &filter, shape, &folder, out)
         }
-        AuditCommand::Verify { json } => prove(json, &folder, out),
+        AuditCommand::Verify(args) => prove(&args, &folder, out),
+        AuditCommand::Key { json } => key(json, state, out),
         AuditCommand::Export(args) => export(&args, &folder, out),
     };
     match done {
@@ -244,8 +263,20 @@ fn show(exec: &str, json: bool, folder: &Path, out: &mut dyn Write) -> anyhow::R
     Ok(0)
 }
 
-fn prove(json: bool, folder: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
-    match verify(folder) {
+fn key(json: bool, state: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
+    let public_key = SigningKey::load_or_make(&state.join(KEY))?.public();
+    if json {
+        writeln!(out, "{}", serde_json::json!({"public_key": public_key.to_string()}))?;
+    } else {
+        writeln!(out, "{public_key}")?;
+    }
+    Ok(0)
+}
+
+fn prove(args: &VerifyArgs, folder: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
+    let json = args.json;
+    let known = args.known()?;
+    match verify(folder, &known) {
         Ok(verified) if json => {
             let answer = serde_json::json!({"whole": true, "journal": verified});
             writeln!(out, "{answer}")?;
@@ -254,8 +285,14 @@ fn prove(json: bool, folder: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
         Ok(verified) => {
             writeln!(
                 out,
-                "whole: {} records, {} to {}\nhead:  {}",
-                verified.records, verified.first_seq, verified.last_seq, verified.head
+                "whole: {} records, {} to {}; {} checkpoints, {} records after the last one\nhead:  {}:{}",
+                verified.records,
+                verified.first_seq,
+                verified.last_seq,
+                verified.checkpoints,
+                verified.unsigned,
+                verified.last_seq,
+                verified.head
             )?;
             Ok(0)
         }
@@ -337,6 +374,23 @@ fn line(record: &Stored, shape: Shape, out: &mut dyn Write) -> std::io::Result<(
     match shape {
         Shape::Json => writeln!(out, "{}", record.json),
         Shape::Text => writeln!(out, "{}", text::line(record)),
+    }
+}
+
+impl VerifyArgs {
+    fn known(&self) -> anyhow::Result<Known> {
+        let mut known = Known::default();
+        if let Some(path) = &self.public_key {
+            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            known.public_key = Some(text.parse().with_context(|| path.display().to_string())?);
+        }
+        if let Some(head) = &self.head {
+            let parts = head
+                .split_once(':')
+                .and_then(|(seq, hash)| Some((seq.parse().ok()?, hash.to_owned())));
+            known.head = Some(parts.ok_or_else(|| anyhow!("--head: expected SEQ:HASH, as `audit verify` shows them"))?);
+        }
+        Ok(known)
     }
 }
 

@@ -218,10 +218,20 @@ fn show_gives_one_exec_whole() {
 #[test]
 fn verify_proves_the_journal_or_names_the_first_wrong_record() {
     let fixture = Fixture::new();
+    let whole = fixture.answer(&["verify"]);
     assert!(
-        fixture
-            .answer(&["verify"])
-            .starts_with("whole: 5 records, 1 to 5\nhead:  ")
+        whole.starts_with("whole: 5 records, 1 to 5; 0 checkpoints, 5 records after the last one\n"),
+        "{whole}"
+    );
+    let head = whole.trim_end().rsplit(' ').next().unwrap();
+    assert_eq!(fixture.answer(&["verify", "--head", head]), whole);
+    assert_eq!(fixture.ask(&["verify", "--head", "5:00"]).unwrap().0, 1);
+    let key = fixture.state.path().join("public");
+    std::fs::write(&key, fixture.answer(&["key"])).unwrap();
+    let (code, text) = fixture.ask(&["verify", "--public-key", key.to_str().unwrap()]).unwrap();
+    assert!(
+        code == 1 && text.contains("no record of this journal is signed"),
+        "{text}"
     );
     let db = rusqlite::Connection::open(fixture.journal.folder().join("journal.db")).unwrap();
     db.execute(

@@ -384,7 +384,7 @@ impl<'s, 'w> Reader<'s, 'w> {
             }
             Some(b'{') => {
                 self.at += 1;
-                let (many, numeric) = self.parameter(quoted)?;
+                let (many, numeric) = self.deeper(|reader| reader.parameter(quoted))?;
                 draft.unknown(if many { Fields::Any } else { fields }, numeric);
             }
             Some(b'[') => return self.lost("the old form of arithmetic, $[ ]"),

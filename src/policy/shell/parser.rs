@@ -5,7 +5,7 @@
 //! on where bash would read otherwise.
 
 use super::lexer::{Heredoc, Lexed, Mode, Read, Reader};
-use super::word::{Draft, Fields, Word};
+use super::word::{Draft, Word};
 use super::{Dialect, Redirect};
 
 /// A simple command in the making.
@@ -14,6 +14,13 @@ pub(super) struct Draught {
     pub argv: Vec<Word>,
     pub env: Vec<(String, Word)>,
     pub redirects: Vec<Redirect>,
+}
+
+/// Where a command stands. `time` is a keyword only where a pipeline starts; behind a `|` it is the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    PipelineStart,
+    Within,
 }
 
 /// What ends a list.
@@ -118,8 +125,10 @@ impl Reader<'_, '_> {
     }
 
     fn pipeline(&mut self) -> Read<()> {
+        let mut place = Place::PipelineStart;
         loop {
-            self.deeper(|reader| reader.command())?;
+            self.deeper(|reader| reader.command(place))?;
+            place = Place::Within;
             self.skip_blanks();
             if self.stands("||") || !self.take("|") {
                 return Ok(());
@@ -132,7 +141,7 @@ impl Reader<'_, '_> {
     }
 
     /// One command, simple or compound, at the place where keywords count.
-    fn command(&mut self) -> Read<()> {
+    fn command(&mut self, place: Place) -> Read<()> {
         self.skip_blanks();
         match self.peek() {
             Some(b'(') => {
@@ -160,9 +169,10 @@ impl Reader<'_, '_> {
                 // A lone `!` is a command of its own in bash.
                 match self.peek() {
                     Some(b';' | b'\n' | b'&' | b'|' | b')') | None => Ok(()),
-                    _ => self.deeper(|reader| reader.command()),
+                    _ => self.deeper(|reader| reader.command(Place::PipelineStart)),
                 }
             }
+            "time" if place == Place::Within => self.simple(Some(Word::known("time"))),
             "time" => self.timed(),
             "coproc" => self.coprocess(),
             "{" => {
@@ -291,7 +301,7 @@ impl Reader<'_, '_> {
         }
         match self.peek() {
             Some(b';' | b'\n' | b'&' | b'|' | b')') | None => Ok(()),
-            _ => self.deeper(|reader| reader.command()),
+            _ => self.deeper(|reader| reader.command(Place::PipelineStart)),
         }
     }
 
@@ -310,7 +320,7 @@ impl Reader<'_, '_> {
                 self.at = was;
             }
         }
-        self.deeper(|reader| reader.command())
+        self.deeper(|reader| reader.command(Place::Within))
     }
 
     fn compound_stands(&mut self) -> bool {
@@ -417,7 +427,7 @@ impl Reader<'_, '_> {
         if !self.compound_stands() {
             return self.lost("a function without a body");
         }
-        self.deeper(|reader| reader.command())
+        self.deeper(|reader| reader.command(Place::Within))
     }
 
     /// `[[ … ]]`, after the opening word.
@@ -580,6 +590,9 @@ impl Reader<'_, '_> {
             }
             self.at += 1;
             let numeric = self.array()?;
+            if !Self::ends_token(self.peek()) {
+                return self.lost("a word that goes on after an array");
+            }
             self.walk.assigned(&name, numeric);
             self.walk.binds(&name, None);
             let source = self.src[start..self.at].to_owned();
@@ -594,13 +607,13 @@ impl Reader<'_, '_> {
         self.walk.assigned(&name, value.numeric);
         if declares {
             // One argument `NAME=value`; a builtin that declares splits nothing.
-            let mut draft = Draft::new();
-            draft.extend(&self.src.as_bytes()[start..value.start]);
-            match value.word.value() {
-                Some(known) => draft.extend(known.as_bytes()),
-                None => draft.unknown(Fields::One, false),
+            let head = &self.src[start..value.start];
+            let mut word = value.word.clone();
+            word.text.insert_str(0, head);
+            if let Some(unknown) = &mut word.unknown {
+                unknown.prefix.insert_str(0, head);
             }
-            draught.argv.push(draft.finish(&self.src[start..value.end]));
+            draught.argv.push(word);
             self.walk.binds(&name, Some(&value.word));
         } else {
             draught.env.push((name, value.word));
@@ -686,18 +699,41 @@ impl Reader<'_, '_> {
             self.announce(operator == "<<-", draught)?;
             return Ok(true);
         }
+        if matches!(operator, "<&" | ">&") && self.peek() == Some(b'-') {
+            // A token of its own: in `>&-x` the x is the next word.
+            self.at += 1;
+            draught.redirects.push(Redirect {
+                operator,
+                target: Word::known("-"),
+                body: None,
+            });
+            return Ok(true);
+        }
         let mode = if operator == "<<<" {
             Mode::Single
         } else {
             Mode::Argument
         };
         let target = self.word_required(mode)?.word;
+        if matches!(operator, "<&" | ">&") {
+            self.duplicate(&target);
+        }
         draught.redirects.push(Redirect {
             operator,
             target,
             body: None,
         });
         Ok(true)
+    }
+
+    /// `>&word` with a word that is no number is expanded by bash a second time, quotes or not: `>&'$(rm x)'` runs rm.
+    fn duplicate(&mut self, target: &Word) {
+        let harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./+,%:".contains(&byte);
+        match target.value() {
+            Some(word) if word.bytes().all(harmless) => {}
+            None if is_variable(&target.text) => self.walk.numbers.uses(variable(&target.text).to_owned()),
+            _ => self.walk.opaque("a redirect that is expanded twice"),
+        }
     }
 
     fn skip_redirect_blanks(&mut self) {
@@ -790,6 +826,19 @@ impl Reader<'_, '_> {
         self.walk.fill(heredoc.slot, word);
         Ok(())
     }
+}
+
+/// Whether a word is one variable and nothing else: `$x`, `"$x"`, `${x}`.
+fn is_variable(text: &str) -> bool {
+    text.contains('$')
+        && !variable(text).is_empty()
+        && variable(text)
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+fn variable(text: &str) -> &str {
+    text.trim_matches('"').trim_start_matches('$').trim_matches(['{', '}'])
 }
 
 fn is_plain_name(word: &Word) -> bool {
