@@ -3,10 +3,12 @@
 pub mod ask;
 pub mod audit;
 pub mod config;
+pub mod doctor;
 pub mod egress;
 pub mod exec;
 pub mod exit;
 pub mod flags;
+pub mod plan;
 mod pump;
 pub mod rules;
 pub mod run;
@@ -38,6 +40,8 @@ enum Command {
     /// Lists, shows and stops live tasks; prints the schema of task specs
     #[command(subcommand)]
     Task(task::TaskCommand),
+    Plan(Box<plan::PlanArgs>),
+    Doctor(doctor::DoctorArgs),
     Rules(rules::RulesArgs),
     Egress(egress::EgressArgs),
     Audit(audit::AuditArgs),
@@ -54,6 +58,8 @@ impl Cli {
             Command::Exec(args) => exec::run(args).await,
             Command::Task(command) => task::run(command).await,
             Command::Config(command) => config::run(command),
+            Command::Plan(args) => plan::run(*args).await,
+            Command::Doctor(args) => tokio::task::block_in_place(|| doctor::run(args)),
             // These three read and print, and wait for nothing else.
             Command::Rules(args) => tokio::task::block_in_place(|| rules::run(args)),
             Command::Egress(args) => {

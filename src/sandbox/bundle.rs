@@ -7,6 +7,7 @@
 //!
 //! Format: <https://github.com/opencontainers/runtime-spec/blob/v1.0.2/config.md>.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 
 use oci_spec::OciSpecError;
@@ -43,6 +44,16 @@ const VERSION: &str = "1.0.2";
 pub struct HardLimits {
     pub open_files: u64,
     pub locked_bytes: u64,
+}
+
+impl HardLimits {
+    pub fn of_process() -> Self {
+        let hard = |resource| rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        Self {
+            open_files: hard(rustix::process::Resource::Nofile),
+            locked_bytes: hard(rustix::process::Resource::Memlock),
+        }
+    }
 }
 
 /// Locked memory a process: the kernel's own default.
@@ -99,6 +110,11 @@ pub fn of(plan: &Plan, allowed: &[Allowed], hard: HardLimits) -> Result<Spec, Oc
         .uid_mappings(mappings(&uids)?)
         .gid_mappings(mappings(&gids)?)
         .seccomp(seccomp(allowed)?)
+        // Anybody inside may listen on any port of the sandbox's own loopback, as with the builtin launcher.
+        .sysctl(HashMap::from([(
+            "net.ipv4.ip_unprivileged_port_start".to_owned(),
+            "0".to_owned(),
+        )]))
         .masked_paths(texts(&plan.masked))
         .readonly_paths(texts(&plan.read_only))
         .build()?;

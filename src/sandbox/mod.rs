@@ -17,6 +17,8 @@ pub mod channel;
 pub mod host_root;
 pub mod launcher;
 pub mod oci;
+pub mod outside;
 pub mod plan;
+pub mod probe;
 pub mod seccomp;
 mod setup;
