@@ -3,11 +3,13 @@
 pub mod ask;
 pub mod audit;
 pub mod config;
+pub mod doctor;
 pub mod egress;
 pub mod exec;
 pub mod exit;
 pub mod flags;
 pub mod image;
+pub mod plan;
 mod pump;
 pub mod rules;
 pub mod run;
@@ -43,6 +45,8 @@ enum Command {
     /// Lists, shows and stops live tasks; prints the schema of task specs
     #[command(subcommand)]
     Task(task::TaskCommand),
+    Plan(Box<plan::PlanArgs>),
+    Doctor(doctor::DoctorArgs),
     /// Says how commands are judged, and tests files of rules
     Rules(rules::RulesArgs),
     /// Says what the proxy would do with a host
@@ -69,6 +73,8 @@ impl Cli {
             Command::Config(command) => config::run(command),
             Command::Image(command) => image::run(command, &state_folder()),
             Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
+            Command::Plan(args) => wait_for(plan::run(*args)),
+            Command::Doctor(args) => doctor::run(args),
         }
     }
 }
