@@ -71,6 +71,7 @@ async fn what_a_failing_runtime_says_reaches_the_caller() {
     let error = Live::begin(state.path(), "false", |_| {}).await.err().unwrap();
     let text = format!("{:#}", anyhow::Error::from(error));
     assert!(text.contains("the guest is gone"), "{text}");
+    let state = tempfile::tempdir().unwrap();
     let error = Live::begin(state.path(), "cat", |_| {}).await.err().unwrap();
     let text = format!("{:#}", anyhow::Error::from(error));
     assert!(text.contains("the runtime said: "), "{text}");
