@@ -35,8 +35,5 @@ fn run() -> anyhow::Result<u8> {
         }
     };
     telemetry::start()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let code = runtime.block_on(cli.run());
-    runtime.shutdown_background();
-    code
+    cli.run()
 }

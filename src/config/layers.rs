@@ -35,13 +35,10 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
     let mut layers = vec![Layer::from_toml(DEFAULT, BUILT_IN, None).expect("the built-in configuration was tested")];
     let mut files = Vec::new();
     let mut faults: Vec<Fault> = Vec::new();
-    let (requirements, demanded) = match requirements::load(&surroundings.etc, surroundings.root) {
-        Ok(loaded) => loaded,
-        Err(found) => {
-            faults.extend(found.into_vec());
-            Default::default()
-        }
-    };
+    let demands = requirements::load(&surroundings.etc, surroundings.root).unwrap_or_else(|found| {
+        faults.extend(found.into_vec());
+        Default::default()
+    });
     for folder in &folders {
         let file = folder.join("config.toml");
         // Only a file that is surely not there is an empty layer: one that cannot be looked at might forbid something.
@@ -82,11 +79,12 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
         }
     }
     Faults::check(faults)?;
-    files.extend(demanded);
+    files.extend(demands.files);
     let mut config = Config {
         folders,
         files,
-        requirements,
+        requirements: demands.requirements,
+        requirements_digest: demands.digest,
         untrusted,
         ..merged(layers, surroundings.state_folder())
     };
@@ -122,6 +120,7 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
         folders: Vec::new(),
         files: Vec::new(),
         requirements: Vec::new(),
+        requirements_digest: None,
         untrusted: None,
     }
 }

@@ -21,6 +21,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 use crate::document::{Fault, Faults, Origin, Sited, Word};
+use crate::policy::Digest;
 use crate::sys::user::myself;
 use crate::task::spec::TaskSpec;
 use requirements::ConfigAsked;
@@ -50,6 +51,8 @@ pub struct Config {
     pub untrusted: Option<PathBuf>,
     /// What the admin demands, a file each.
     pub requirements: Vec<Requirements>,
+    /// Over all that was read of them; none where there are none.
+    pub requirements_digest: Option<Digest>,
 }
 
 /// Whether nobody said it: it stands in the lowest layer.

@@ -235,7 +235,7 @@ fn make_private_folder(path: &Path) -> io::Result<()> {
 /// Makes the folder under a name that recovery does not look at, locks it, and only then gives it its own: no other belljar can take
 /// a task for dead that is just beginning.
 fn make_task_folder(folder: &Path, task: &Task) -> io::Result<fs::File> {
-    let new = folder.with_extension("new");
+    let new = folder.with_extension(recovery::NEW);
     fs::DirBuilder::new().mode(0o700).create(&new)?;
     let lock = recovery::try_lock(&new)?.ok_or(io::ErrorKind::ResourceBusy)?;
     fs::create_dir(new.join("root"))?;

@@ -267,7 +267,7 @@ impl Live {
             tracing::warn!(%error, "a task's folder could not be removed; the next start tries again");
         }
         drop(lock_file);
-        // Only now: whoever waits for the end may leave, and what is not removed by then would stay.
+        // Last: whoever waits for the end may end the process.
         self.ended.send_replace(Some(Arc::new(summary)));
     }
 

@@ -242,6 +242,9 @@ fn rules_of_the_admin_are_read_when_they_are_trusted_and_go_with_every_task() {
     assert_eq!(task.gate.required.len(), 1);
     assert_eq!(task.gate.required[0].name, rules.to_str().unwrap());
     assert!(task.gate.required[0].text.starts_with("prefix_rule"));
+    let digest = place.config().requirements_digest.unwrap();
+    fs::write(&rules, "").unwrap();
+    assert_ne!(place.config().requirements_digest.unwrap(), digest);
     fs::set_permissions(&rules, fs::Permissions::from_mode(0o666)).unwrap();
     assert!(load_faults(&place).contains("others than root can write to it"));
 }

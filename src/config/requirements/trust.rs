@@ -1,5 +1,6 @@
 //! Which files of requirements count: only root may have written them, or nothing runs.
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -8,18 +9,34 @@ use std::path::{Path, PathBuf};
 use super::Requirements;
 use crate::config::codex;
 use crate::document::{Fault, Faults, Origin};
+use crate::policy::Digest;
 use crate::sys::path::open_file_without_symlinks;
 use crate::task::RulesText;
 
 /// Larger than any that a person keeps in mind.
 const LARGEST: u64 = 1 << 20;
 
+/// What the trusted files say.
+#[derive(Default)]
+pub(in crate::config) struct Loaded {
+    pub requirements: Vec<Requirements>,
+    pub files: Vec<PathBuf>,
+    /// Over the names and texts of all files that were read, rules and Codex's among them; goes into the records.
+    pub digest: Option<Digest>,
+}
+
 /// Reads `requirements.toml`, then `requirements.d/*.toml` by name. `owner` is root, but for tests.
 ///
 /// A file that is not there demands nothing; one that is there and cannot be read, trusted or understood is a fault.
-pub(in crate::config) fn load(etc: &Path, owner: u32) -> Result<(Vec<Requirements>, Vec<PathBuf>), Faults> {
+pub(in crate::config) fn load(etc: &Path, owner: u32) -> Result<Loaded, Faults> {
     let mut faults = Vec::new();
     let (mut all, mut read) = (Vec::new(), Vec::new());
+    let texts = RefCell::new(Vec::new());
+    let trusted_text = |path: &Path, owner| {
+        let text = trusted_text(path, owner)?;
+        texts.borrow_mut().push((path.display().to_string(), text.clone()));
+        Ok::<String, String>(text)
+    };
     for file in files(etc, owner, &mut faults) {
         let shown = file.display().to_string();
         let found = trusted_text(&file, owner).map_err(|what| Faults::one(whole(&file), "", what));
@@ -53,7 +70,13 @@ pub(in crate::config) fn load(etc: &Path, owner: u32) -> Result<(Vec<Requirement
         }
     }
     Faults::check(faults)?;
-    Ok((all, read))
+    let texts = texts.into_inner();
+    let parts = texts.iter().flat_map(|(path, text)| [path.as_bytes(), text.as_bytes()]);
+    Ok(Loaded {
+        digest: (!texts.is_empty()).then(|| Digest::of_parts(parts)),
+        requirements: all,
+        files: read,
+    })
 }
 
 fn files(etc: &Path, owner: u32, faults: &mut Vec<Fault>) -> Vec<PathBuf> {
