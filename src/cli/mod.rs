@@ -8,11 +8,8 @@ pub mod egress;
 pub mod exec;
 pub mod exit;
 pub mod flags;
-<<<<<<< HEAD
-pub mod plan;
-=======
 pub mod image;
->>>>>>> main
+pub mod plan;
 mod pump;
 pub mod rules;
 pub mod run;
@@ -48,12 +45,9 @@ enum Command {
     /// Lists, shows and stops live tasks; prints the schema of task specs
     #[command(subcommand)]
     Task(task::TaskCommand),
-<<<<<<< HEAD
     Plan(Box<plan::PlanArgs>),
     Doctor(doctor::DoctorArgs),
-=======
     /// Says how commands are judged, and tests files of rules
->>>>>>> main
     Rules(rules::RulesArgs),
     /// Says what the proxy would do with a host
     Egress(egress::EgressArgs),
@@ -77,21 +71,10 @@ impl Cli {
             Command::Rules(args) => rules::run(args),
             Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
             Command::Config(command) => config::run(command),
-<<<<<<< HEAD
-            Command::Plan(args) => plan::run(*args).await,
-            Command::Doctor(args) => tokio::task::block_in_place(|| doctor::run(args)),
-            // These three read and print, and wait for nothing else.
-            Command::Rules(args) => tokio::task::block_in_place(|| rules::run(args)),
-            Command::Egress(args) => {
-                tokio::task::block_in_place(|| egress::run(args, &mut std::io::stdout(), network_of_spec))
-            }
-            Command::Audit(args) => {
-                tokio::task::block_in_place(|| audit::run(args, &state_folder(), &mut std::io::stdout()))
-            }
-=======
+            Command::Plan(args) => plan::run(*args),
+            Command::Doctor(args) => doctor::run(args),
             Command::Image(command) => image::run(command, &state_folder()),
             Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
->>>>>>> main
         }
     }
 }
