@@ -47,6 +47,8 @@ promises!(
     two_commands_run_at_once,
     the_box_is_sealed,
     read_only_roots_and_masked_paths_hold,
+    the_way_out_is_the_proxy_alone,
+    an_images_layers_stay_as_they_are,
     nothing_is_left_behind,
     a_killed_sandbox_leaves_nothing_running,
 );
