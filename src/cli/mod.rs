@@ -71,10 +71,10 @@ impl Cli {
             Command::Rules(args) => rules::run(args),
             Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
             Command::Config(command) => config::run(command),
+            Command::Plan(args) => plan::run(*args),
+            Command::Doctor(args) => doctor::run(args),
             Command::Image(command) => image::run(command, &state_folder()),
             Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
-            Command::Plan(args) => wait_for(plan::run(*args)),
-            Command::Doctor(args) => doctor::run(args),
         }
     }
 }

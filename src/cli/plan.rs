@@ -5,6 +5,8 @@ use std::io::Write as _;
 
 use super::flags::{Ready, TaskArgs};
 use super::terminal::clean;
+use super::unpacking::UnpackingLine;
+use crate::image::{self, Store};
 use crate::sandbox::bundle::{self, HardLimits};
 use crate::sandbox::plan::{Ids, Plan, Source, What};
 use crate::sandbox::seccomp;
@@ -20,9 +22,13 @@ pub struct PlanArgs {
     json: bool,
 }
 
-pub async fn run(args: PlanArgs) -> anyhow::Result<u8> {
+pub fn run(args: PlanArgs) -> anyhow::Result<u8> {
     let Ready { task, config, .. } = args.task.admit()?;
-    let image = super::run::unpack(&task.image, &config, args.json).await?;
+    let image = image::resolve(
+        &task.image,
+        &Store::of_state(&config.state),
+        &UnpackingLine::new(args.json),
+    )?;
     let plan = supervisor::plan(&task, &image);
     let runtime = supervisor::runtime_name(&task.runtime);
     let bundle = bundle::of(&plan, &seccomp::FILTER.allowed, HardLimits::of_process())?;

@@ -98,7 +98,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
 }
 
 /// The image's layers, unpacked where they are not yet, with a line on a terminal that says how far that is.
-pub(super) async fn unpack(image: &ImageRef, config: &Config, quiet: bool) -> anyhow::Result<Image> {
+async fn unpack(image: &ImageRef, config: &Config, quiet: bool) -> anyhow::Result<Image> {
     let store = Store::of_state(&config.state);
     let image = image.clone();
     let progress = UnpackingLine::new(quiet);

@@ -235,6 +235,15 @@ impl Sandbox {
         }));
     }
 
+    /// Gives pipes to the command's user, so that it can open them again by name (`/dev/stderr`). Only for what was made for it.
+    pub fn hand_over(&self, pipes: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let (uid, gid) = self.plan.owner_outside();
+        let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+        pipes
+            .iter()
+            .try_for_each(|pipe| Ok(rustix::fs::fchown(pipe, Some(uid), Some(gid))?))
+    }
+
     /// Starts the command that the permit is for.
     pub async fn start_exec(
         self: &Arc<Self>,

@@ -47,6 +47,8 @@ promises!(
     two_commands_run_at_once,
     the_box_is_sealed,
     read_only_roots_and_masked_paths_hold,
+    the_way_out_is_the_proxy_alone,
+    an_images_layers_stay_as_they_are,
     nothing_is_left_behind,
     a_killed_sandbox_leaves_nothing_running,
 );
@@ -71,6 +73,7 @@ async fn what_a_failing_runtime_says_reaches_the_caller() {
     let error = Live::begin(state.path(), "false", |_| {}).await.err().unwrap();
     let text = format!("{:#}", anyhow::Error::from(error));
     assert!(text.contains("the guest is gone"), "{text}");
+    let state = tempfile::tempdir().unwrap();
     let error = Live::begin(state.path(), "cat", |_| {}).await.err().unwrap();
     let text = format!("{:#}", anyhow::Error::from(error));
     assert!(text.contains("the runtime said: "), "{text}");
