@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 
-use super::rules::{Fault, Hit, NetworkRule, Place, RuleSet, RuleText, RulesError};
+use super::rules::{Fault, Hit, ManagedRule, NetworkRule, Place, RuleSet, RuleText, RulesError};
 use super::shell::{self, Fit, Redirect, Role, SimpleCommand, Word};
 use super::{Basis, Command, Decision, Digest, Judgement, Permit, Question, Refusal, RuleMatch};
 use crate::id::ExecId;
@@ -106,14 +106,26 @@ impl Policy {
 
     /// Loads rules that are at hand already.
     pub fn from_texts(texts: &[RuleText], unmatched: Unmatched) -> Result<Self, RulesError> {
-        let rules = RuleSet::load(texts)?;
+        Ok(Self::of(RuleSet::load(texts)?, unmatched))
+    }
+
+    fn of(rules: RuleSet, unmatched: Unmatched) -> Self {
         let restricts = rules.rules().iter().any(|rule| rule.decision != Decision::Allow);
-        Ok(Self {
+        Self {
             rules,
             unmatched,
             resolve: true,
             restricts,
-        })
+        }
+    }
+
+    /// Adds what the admin demands; it can only restrict.
+    #[must_use]
+    pub fn with_managed(self, rules: Vec<ManagedRule>) -> Self {
+        Self {
+            resolve: self.resolve,
+            ..Self::of(self.rules.with_managed(rules), self.unmatched)
+        }
     }
 
     /// Makes `/usr/bin/git` stand for itself only, never for `git`.

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::rules::{ManagedRule, Token};
 use super::*;
 use crate::id::ExecId;
 use crate::path::SandboxPath;
@@ -388,4 +389,32 @@ fn approvals_are_asked_as_by_codex_and_offer_the_same_rule() {
             assert_eq!(amend::suggest(&found, requested.as_deref()), amendment, "{id}");
         }
     }
+}
+
+#[test]
+fn managed_rules_restrict_and_never_allow() {
+    let managed = |decision| ManagedRule {
+        file: "requirements.toml".into(),
+        line: 7,
+        pattern: vec![
+            Token::Word("git".into()),
+            Token::AnyOf(vec!["push".into(), "fetch".into()]),
+        ],
+        decision,
+        justification: Some("use the mirror".into()),
+        canonical: false,
+        person_only: true,
+    };
+    let base = || policy("prefix_rule(pattern=[\"git\"])", Unmatched::Deny);
+    let managed_policy = base().with_managed(vec![managed(Decision::Prompt)]);
+    let found = managed_policy.explain(&command(&["git", "push"]));
+    assert_eq!(found.judgement, Verdict::Ask);
+    let rule = found
+        .rules
+        .iter()
+        .find(|rule| rule.decision == Decision::Prompt)
+        .unwrap();
+    assert!(rule.person_only && rule.file == "requirements.toml" && rule.line == 7 && rule.id.starts_with("managed:"));
+    let empty = policy("", Unmatched::Deny).with_managed(vec![managed(Decision::Allow)]);
+    assert_eq!(verdict(&empty, "git push"), Verdict::Deny);
 }

@@ -169,6 +169,8 @@ struct Walk {
     /// The shell whose script is being read.
     dialect: Dialect,
     depth: u32,
+    /// How many programs that run others in ways of their own are being looked through.
+    runners: u32,
     reread: usize,
     /// Here-documents seen so far; a body's slot is its number.
     slots: usize,
@@ -290,6 +292,9 @@ impl Walk {
     fn run(&mut self, argv: Vec<Word>, env: Vec<(String, Word)>, redirects: Vec<Redirect>) {
         if self.depth >= DEPTH_LIMIT {
             return self.opaque("nested too deeply");
+        }
+        if self.commands.len() >= COMMAND_LIMIT {
+            return self.opaque("too many commands");
         }
         let index = self.list(SimpleCommand {
             argv,

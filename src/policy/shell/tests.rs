@@ -129,6 +129,8 @@ fn wrappers_are_seen_through() {
         "ls | time rm x",
         "flock /l rm x",
         "busybox rm x",
+        "uv run --with y rm x",
+        "docker run --rm -v a:b image sh -c 'rm x'",
         "ssh h rm x",
         "git -c core.pager='rm x' log",
         "GIT_PAGER='rm x' git log",
@@ -423,6 +425,7 @@ fn nesting_costs_no_stack_and_length_no_more_than_its_share() {
         }
     }
     understand_script(&script);
+    assert!(bash(&"npx ".repeat(5_000)).commands.len() < 100);
     assert_eq!(bash(&"ls; ".repeat(5_000)).commands.len(), 5_001);
     assert!(is_opaque(&"ls; ".repeat(50_000)));
 }
