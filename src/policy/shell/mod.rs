@@ -183,6 +183,9 @@ impl Walk {
         if self.numbers.any_unknown() {
             self.opaque("arithmetic on a variable that may hold anything");
         }
+        if self.numbers.any_reread() {
+            self.opaque("a declaration that evaluates what it is given");
+        }
         if !self.waiting.is_empty() {
             self.opaque("a script whose text is missing");
         }

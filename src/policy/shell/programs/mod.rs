@@ -72,7 +72,7 @@ pub(super) fn look_through(walk: &mut Walk, command: &SimpleCommand) -> Found {
         "env" => env(walk, args, command),
         "bash" | "rbash" => shell(walk, args, command, Dialect::Bash),
         "sh" | "dash" | "ash" | "ksh" | "mksh" => shell(walk, args, command, Dialect::Posix),
-        "zsh" | "fish" | "csh" | "tcsh" | "pwsh" | "powershell" | "nu" | "xonsh" => foreign_shell(walk, name, args),
+        "zsh" | "fish" | "csh" | "tcsh" | "pwsh" | "powershell" | "nu" | "xonsh" => foreign_shell(walk, args),
         "bash.exe" | "sh.exe" => shell(walk, args, command, Dialect::Posix),
         "busybox" | "toybox" => {
             if args.is_empty() || args[0].value().is_some_and(|word| word.starts_with("--")) {
