@@ -302,16 +302,18 @@ fn is_guarded(target: &Word) -> bool {
 
 /// After one of these, where a command runs is not known.
 fn changes_folder(command: &SimpleCommand) -> bool {
-    let mut words = command.argv.iter();
-    match words.next().and_then(Word::value) {
-        Some("cd" | "pushd" | "popd") => true,
-        Some("env" | "sudo" | "git" | "make" | "runuser" | "ssh") => words.any(|word| {
-            word.starts_with("-C") == Fit::Yes
-                || word.starts_with("-D") == Fit::Yes
-                || word.starts_with("--chdir") == Fit::Yes
-        }),
-        _ => false,
-    }
+    let Some(name) = command.argv.first().and_then(Word::value) else {
+        return false;
+    };
+    let options: &[&str] = match name.rsplit('/').next().unwrap_or(name) {
+        "cd" | "pushd" | "popd" | "su" | "runuser" | "doas" | "chroot" | "nsenter" | "unshare" | "ssh" => return true,
+        "sudo" => &["-i", "-D", "-R", "--login", "--chdir", "--chroot"],
+        "env" | "git" | "make" => &["-C", "--chdir", "--directory"],
+        "find" | "gfind" => &["-execdir", "-okdir"],
+        _ => return false,
+    };
+    let may_be = |word: &Word| options.iter().any(|option| word.starts_with(option) != Fit::No);
+    command.argv.iter().skip(1).any(may_be)
 }
 
 impl Explanation {

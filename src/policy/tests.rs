@@ -182,6 +182,41 @@ fn a_rule_that_may_match_asks() {
 }
 
 #[test]
+fn a_rule_of_a_folder_holds_there_and_may_hold_where_the_folder_is_not_known() {
+    let policy = policy(
+        "prefix_rule(pattern=[\"make\"], cwd=\"/workspace/vendor\", decision=\"forbidden\")\n\
+         prefix_rule(pattern=[[\"make\", \"cd\"]], cwd=\"/workspace\")",
+        Unmatched::Ask,
+    );
+    let in_folder = |cwd: &str, script: &str| {
+        let mut command = command(&["bash", "-c", script]);
+        command.cwd = SandboxPath::new(cwd).unwrap();
+        policy.explain(&command).judgement
+    };
+    assert_eq!(in_folder("/workspace", "make"), Verdict::Allow);
+    assert_eq!(in_folder("/workspace/vendor/x", "make"), Verdict::Deny);
+    assert_eq!(in_folder("/", "make"), Verdict::Ask);
+    assert_eq!(in_folder("/workspace", "cd vendor && make"), Verdict::Ask);
+    assert_eq!(in_folder("/workspace", "env -C vendor make"), Verdict::Ask);
+}
+
+#[test]
+fn a_rule_of_redirects_or_variables_looks_at_any_command() {
+    let policy = policy(
+        "prefix_rule(redirects=[\"*.lock\"], decision=\"forbidden\")\n\
+         prefix_rule(env=[\"CI\"], decision=\"prompt\", reviewer=\"user\")\n\
+         prefix_rule(pattern=[\"echo\"], redirects=[\"out/**\"])",
+        Unmatched::Deny,
+    );
+    assert_eq!(verdict(&policy, "echo x > a/Cargo.lock"), Verdict::Deny);
+    assert_eq!(verdict(&policy, "echo x > out/y"), Verdict::Allow);
+    assert_eq!(verdict(&policy, "echo x > out/../y"), Verdict::Deny);
+    assert_eq!(verdict(&policy, "echo x > out/$y"), Verdict::Deny);
+    let found = policy.explain(&command(&["env", "CI=1", "echo"]));
+    assert!(found.rules.iter().any(|rule| rule.person_only), "{found:?}");
+}
+
+#[test]
 fn a_refusal_names_the_rule_its_reason_and_the_way_on() {
     let policy = policy(
         "prefix_rule(pattern=[\"rm\"], decision=\"forbidden\", justification=\"use git clean\", id=\"no-rm\")",
