@@ -176,9 +176,18 @@ fn wrappers_are_seen_through() {
         );
     }
     // What they run ends in words that are not known.
-    for script in ["ls | xargs -0 -n 1 rm", "parallel -j 4 rm ::: x", "find . -delete"] {
+    for script in [
+        "ls | xargs -0 -n 1 rm",
+        "xargs -i -l1 rm x",
+        "parallel -j 4 rm ::: x",
+        "find . -delete",
+    ] {
         let found = listed(script);
         assert_eq!(found.last().unwrap()[0], "rm", "{found:?}");
+        assert_eq!(
+            found.last().unwrap().last().unwrap(),
+            if script.contains(":::") { "\"$1\"" } else { "{}" }
+        );
     }
 }
 
