@@ -20,6 +20,7 @@ use crate::exec::pipeline::{self, Context, Inputs};
 use crate::exec::stream::{ExecEvents, Log};
 use crate::exec::{Control, ExecEnd, ExecEvent, ExecRequest};
 use crate::id::ExecId;
+use crate::image::Image;
 use crate::policy::Stdin;
 use crate::sandbox::protect::Guard;
 use crate::sys::cgroup::Version;
@@ -45,6 +46,8 @@ pub struct Live {
     begun: Instant,
     execs: Mutex<Execs>,
     refused_egress: Refused,
+    /// Held so that nobody removes its layers.
+    _image: Image,
     stop: watch::Sender<Option<Stop>>,
     ended: watch::Sender<Option<Arc<TaskSummary>>>,
 }
@@ -89,7 +92,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Live {
-    pub fn new(task: Task, context: Context, refused_egress: Refused) -> Arc<Live> {
+    pub fn new(task: Task, context: Context, image: Image, refused_egress: Refused) -> Arc<Live> {
         Arc::new(Live {
             task,
             context,
@@ -97,6 +100,7 @@ impl Live {
             begun: Instant::now(),
             execs: Mutex::default(),
             refused_egress,
+            _image: image,
             stop: watch::Sender::new(None),
             ended: watch::Sender::new(None),
         })

@@ -3,6 +3,7 @@
 //! The answer goes to the given writer, as text for people or, with `--json`, as JSON for programs: a record a line,
 //! byte for byte as it stands in the journal. Text from records is shown with its control characters escaped.
 
+mod answers;
 mod text;
 
 use std::io::{ErrorKind, Write};
@@ -17,6 +18,7 @@ use crate::audit::journal::{Reader, Seq, Stored};
 use crate::audit::key::SigningKey;
 use crate::audit::otlp::{Exporter, OtlpConfig, Protocol};
 use crate::audit::query::{self, Filter, Take};
+use crate::audit::schema::schemas;
 use crate::audit::{Known, VerifyError, verify};
 use crate::id::ExecId;
 use crate::task::limits::parse_time;
@@ -71,6 +73,17 @@ enum AuditCommand {
     },
     /// Writes records for other programs
     Export(ExportArgs),
+    /// Sums up what was run, asked, refused and used
+    Stats(answers::StatsArgs),
+    /// Says whether somebody should look at a task or an exec, and why
+    Triage(answers::TriageArgs),
+    /// Makes a page of a task or a span of time: what ran when, what it used, what was denied
+    Report(answers::ReportArgs),
+    /// Shows the JSON Schema of records
+    Schema {
+        /// One kind; else an object with all of them
+        kind: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -170,6 +183,10 @@ pub fn run(args: AuditArgs, state: &Path, out: &mut dyn Write) -> anyhow::Result
         AuditCommand::Verify(args) => prove(&args, &folder, out),
         AuditCommand::Key { json } => key(json, state, out),
         AuditCommand::Export(args) => export(&args, &folder, out),
+        AuditCommand::Stats(args) => answers::show_stats(&args, &folder, out),
+        AuditCommand::Triage(args) => answers::show_triage(&args, &folder, out),
+        AuditCommand::Report(args) => answers::write_report(&args, &folder, out),
+        AuditCommand::Schema { kind } => schema(kind.as_deref(), out),
     };
     match done {
         // `belljar audit ls | head`: whoever read has seen enough.
@@ -270,6 +287,22 @@ fn key(json: bool, state: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
     } else {
         writeln!(out, "{public_key}")?;
     }
+    Ok(0)
+}
+
+fn schema(kind: Option<&str>, out: &mut dyn Write) -> anyhow::Result<u8> {
+    let schemas = schemas();
+    match kind {
+        None => serde_json::to_writer_pretty(&mut *out, &schemas)?,
+        Some(kind) => {
+            let kinds = || schemas.keys().cloned().collect::<Vec<_>>().join(", ");
+            let schema = schemas
+                .get(kind)
+                .ok_or_else(|| anyhow!("no record is of kind \"{}\"; there are {}", text::shown(kind), kinds()))?;
+            serde_json::to_writer_pretty(&mut *out, schema)?;
+        }
+    }
+    writeln!(out)?;
     Ok(0)
 }
 
