@@ -74,8 +74,11 @@ pub fn recover(state: &Path, cgroups: &Cgroups, journal: &Journal) -> Result<u64
             Err(error) => tracing::warn!(%id, %error, "a task's folder could not be looked at"),
         }
     }
-    if let Err(error) = protect::release_dead(state, &|task| tasks.join(task.to_string()).exists()) {
-        tracing::warn!(%error, "placeholders of dead tasks could not be removed");
+    match protect::settle_dead(state, &|task| tasks.join(task.to_string()).exists()) {
+        Ok(left) => left
+            .iter()
+            .for_each(|left| tracing::warn!(left, "a task that was lost left this")),
+        Err(error) => tracing::warn!(%error, "placeholders of dead tasks could not be removed"),
     }
     // A task is alive while its folder is there: it is made before the first record and removed after the last.
     journal.close_lost(&|task| tasks.join(task.to_string()).exists())

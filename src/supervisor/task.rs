@@ -268,12 +268,8 @@ impl Live {
             }
         };
         self.request_stop(why);
-        let summary = self.finish(why, proxy).await;
-        let removed = tokio::task::spawn_blocking(move || {
-            // Its placeholders go once nothing inside could be in their place.
-            drop(guard);
-            std::fs::remove_dir_all(&folder)
-        });
+        let summary = self.finish(why, proxy, guard).await;
+        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&folder));
         if let Ok(Err(error)) = removed.await {
             tracing::warn!(%error, "a task's folder could not be removed; the next start tries again");
         }
@@ -282,7 +278,7 @@ impl Live {
         self.ended.send_replace(Some(Arc::new(summary)));
     }
 
-    async fn finish(&self, why: Stop, proxy: Option<ProxyHandle>) -> TaskSummary {
+    async fn finish(&self, why: Stop, proxy: Option<ProxyHandle>, guard: Guard) -> TaskSummary {
         let execs = self.execs();
         for exec in &execs {
             exec.cancel();
@@ -304,6 +300,10 @@ impl Live {
                 exec.wait().await;
             }
         }
+        // Nothing inside runs any more that could change what is looked at here.
+        let left_files = tokio::task::spawn_blocking(move || guard.settle())
+            .await
+            .unwrap_or_default();
         let (outcome, reason) = match why {
             Stop::Finished => (TaskOutcome::Finished, None),
             Stop::Asked => (TaskOutcome::Stopped, None),
@@ -323,7 +323,7 @@ impl Live {
             execs: execs.len() as u64,
             refused,
             usage: counters.map_or(Usage::NONE, task_usage),
-            left_files: Vec::new(),
+            left_files,
         };
         let entry = Entry {
             task: Some(self.task.id),

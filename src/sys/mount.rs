@@ -169,7 +169,7 @@ pub fn open_inside(root: BorrowedFd<'_>, path: &str, flags: OFlags, mode: Mode) 
     Ok(openat2(root, path, flags | OFlags::CLOEXEC, mode, how)?)
 }
 
-/// Opens a path beneath a folder; a link anywhere on it, the last name included, is an error.
+/// Opens a path beneath a folder. A link on the way is an error; with O_PATH a link at its end is opened itself.
 pub fn open_beneath(folder: BorrowedFd<'_>, path: &std::path::Path, flags: OFlags) -> io::Result<OwnedFd> {
     let path = if path.as_os_str().is_empty() {
         std::path::Path::new(".")

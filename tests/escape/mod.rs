@@ -11,6 +11,7 @@
 //! | using up the machine | cgroup limits, capped file systems, resource limits | `probes`: RES |
 //! | looking into other execs, killing what watches over one | a Landlock domain a slot, nothing dumpable | `neighbours` |
 //! | what the host's tools obey later: hooks, settings, agents', editors' and shells' files, there or not yet | mounts over names and their parents | `protected` |
+//! | files that come back: set-id bits, FIFOs, sockets, repositories and links that git outside would follow | looked at and disarmed when the task is over | `left` |
 //! | the host's environment and sockets | nothing is inherited or mounted | `probes`: ENV, SOC |
 //!
 //! What is no boundary: processes of one task see each other's names and arguments and may signal one another, for they are one
@@ -19,6 +20,7 @@
 //! `cargo test --test escape -- --nocapture --test-threads=1` prints a row an attack, `| attack | backend | result |`.
 
 mod jail;
+mod left;
 mod neighbours;
 mod probes;
 mod protected;

@@ -355,6 +355,30 @@ fn names_of_the_task_itself_are_protected_too() {
 }
 
 #[test]
+fn names_that_are_links_are_held_with_what_they_name() {
+    for caller in callers() {
+        let place = Place::new(caller);
+        place.on_host("mkdir -p conf/claude && echo x > conf/claude/settings.json && ln -s conf/claude .claude && ln -s $PWD/conf/mcp .mcp.json && ln -s /etc/hostname .envrc");
+        let before = place.on_host("ls -lR");
+        let mut jail = place.start("");
+        let attacks = [
+            ("replace a link", "ln -sfn /tmp .claude"),
+            ("remove a link", "rm .claude"),
+            ("rename a link", "mv .envrc x"),
+            ("change what a link names", "echo y > conf/claude/settings.json"),
+            ("rename what a link names", "mv conf/claude conf/c"),
+            ("rename the parent of that", "mv conf c"),
+            ("make what a link names", "echo y > conf/mcp"),
+            ("write through a link", "echo y > .mcp.json"),
+        ];
+        let faults = attack(&mut jail, caller, "/workspace", &attacks);
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
+        jail.end();
+        assert_eq!(place.on_host("ls -lR"), before);
+    }
+}
+
+#[test]
 fn placeholders_are_shared_and_go_with_the_last_task_of_a_root() {
     for caller in callers() {
         let place = Place::new(caller);

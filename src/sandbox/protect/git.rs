@@ -7,12 +7,16 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use super::Stand;
-use super::walk::{Kind, Walk};
+use super::config::{self, Lead};
+use super::walk::{Kind, Walk, within};
+use super::{Stand, sweep};
 use crate::task::GitMode;
 
 /// How deep the git folders of submodules lie in `modules`: their names may have slashes.
 const MODULE_DEPTH: usize = 6;
+
+/// Settings files that lead to more of them, at most.
+const LEADS_MAX: usize = 16;
 
 impl Walk<'_> {
     /// Whether a folder is what git takes for a repository, whatever its name: HEAD, objects, refs.
@@ -28,8 +32,8 @@ impl Walk<'_> {
             (GitMode::Open, _) | (_, Kind::Absent) => Ok(()),
             (GitMode::Safe, Kind::Folder) => self.git_folder(path),
             (_, kind) => {
-                self.present(path, kind);
-                Ok(())
+                self.found.repositories.insert(path.to_owned());
+                self.present(path, kind)
             }
         }
     }
@@ -39,8 +43,8 @@ impl Walk<'_> {
         match self.git {
             GitMode::Open => return Ok(()),
             GitMode::ReadOnly if !path.as_os_str().is_empty() => {
-                self.present(path, Kind::Folder);
-                return Ok(());
+                self.found.repositories.insert(path.to_owned());
+                return self.present(path, Kind::Folder);
             }
             GitMode::ReadOnly => {
                 let gap = "the root is itself a repository's folder, of which only settings and hooks are read-only";
@@ -48,6 +52,7 @@ impl Walk<'_> {
             }
             GitMode::Safe => self.pin(path),
         }
+        self.found.repositories.insert(path.to_owned());
         self.settings(path)?;
         // An absent one would be an invitation: with it git takes another folder's settings for this repository's. This one
         // says "here".
@@ -64,9 +69,36 @@ impl Walk<'_> {
         self.worktrees(&path.join("worktrees"))
     }
 
+    /// The settings, and what they lead to within the root: other settings, and a folder of hooks that is not git's own.
     fn settings(&mut self, path: &Path) -> io::Result<()> {
-        self.fix(&path.join("config"), Stand::Empty)?;
-        self.fix(&path.join("config.worktree"), Stand::Empty)
+        for name in ["config", "config.worktree"] {
+            self.fix(&path.join(name), Stand::Empty)?;
+        }
+        let text = sweep::text(&self.root, path.join("config")).unwrap_or_default();
+        let mut files = vec![(path.to_owned(), text)];
+        for _ in 0..LEADS_MAX {
+            let Some((folder, text)) = files.pop() else { break };
+            for lead in config::leads(&text) {
+                let (from, name, stand) = match &lead {
+                    Lead::Settings(name) => (Some(folder.as_path()), name, Stand::Socket),
+                    // The work tree of a folder named .git is the one that it lies in.
+                    Lead::Hooks(name) => (path.parent(), name, Stand::Folder),
+                };
+                // Somebody's home, or git's own folder: of the host's, not in this root.
+                if name.starts_with(['~', '%']) {
+                    continue;
+                }
+                let Some(target) = from.and_then(|from| within(from, Path::new(name))) else {
+                    continue;
+                };
+                self.fix(&target, stand)?;
+                if let (Lead::Settings(_), Some(parent)) = (&lead, target.parent()) {
+                    let text = sweep::text(&self.root, &target).unwrap_or_default();
+                    files.push((parent.to_owned(), text));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// New submodules cannot come, but those that are there work.
@@ -86,12 +118,13 @@ impl Walk<'_> {
     fn worktrees(&mut self, path: &Path) -> io::Result<()> {
         for name in self.folders(path)? {
             let inner = path.join(name);
+            self.found.repositories.insert(inner.clone());
             self.pin(&inner);
             for file in ["commondir", "gitdir"] {
                 let file = inner.join(file);
                 let kind = self.kind(&file)?;
                 if kind != Kind::Absent {
-                    self.present(&file, kind);
+                    self.present(&file, kind)?;
                 }
             }
             self.fix(&inner.join("config.worktree"), Stand::Empty)?;

@@ -3,7 +3,8 @@
 //!
 //! ```text
 //!   look ── which names are there, which are not ──> holds (mounts of the plan) and placeholders
-//!   place ── makes the placeholders on the host, notes them first ──> Guard ── dropped after the sandbox ──> they are gone again
+//!   place ── makes the placeholders on the host, notes them first ──> Guard ── settled after the sandbox ──> they are gone again
+//!   sweep ── at the end: what is there that no mount could forbid
 //! ```
 //!
 //! A name that is there becomes a read-only mount of itself. A mount point can neither be removed nor renamed, but its parents
@@ -15,8 +16,10 @@
 //! Not a boundary: what another process of the host does to the same names while the task runs. Replacing a mounted name from
 //! outside unmounts it inside (the kernel's rule since Linux 3.18).
 
+mod config;
 mod git;
 mod place;
+mod sweep;
 mod walk;
 
 use std::io;
@@ -27,7 +30,7 @@ use crate::path::{HostPath, SandboxPath};
 use crate::sys::mount::Attributes;
 use crate::task::{Access, Root};
 
-pub use place::{Guard, release_dead};
+pub use place::{Guard, settle_dead};
 
 /// Folders that tools obey, at the top of a root where absent and wherever they are found.
 const FOLDERS: [&str; 10] = [

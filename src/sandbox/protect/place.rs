@@ -7,34 +7,44 @@
 //!
 //! Removing a name that another task has mounted over would unmount it there, so a placeholder goes only when no note names it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use super::sweep::{Before, sweep};
 use super::walk::Found;
 use super::{ProtectError, Protected, Stand, look_at, writable};
 use crate::id::TaskId;
-use crate::path::HostPath;
+use crate::path::{HostPath, SandboxPath};
 use crate::policy::Digest;
 use crate::sys::mount;
-use crate::task::Root;
+use crate::task::{GitMode, Root};
 
 /// What one task put into one root.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Note {
     version: u32,
     root: HostPath,
+    /// Where it lies inside.
+    path: SandboxPath,
+    git: GitMode,
+    /// Nanoseconds since 1970.
+    begun: i64,
+    /// Git folders that were there.
+    repositories: BTreeSet<PathBuf>,
     /// Parents first.
     stands: Vec<(PathBuf, Stand)>,
 }
 
-/// Keeps the placeholders of a task; dropped once nothing inside runs any more.
+/// Keeps the placeholders of a task; settled, or dropped, once nothing inside runs any more.
 #[derive(Debug)]
 pub struct Guard {
     pub protected: Protected,
@@ -75,13 +85,14 @@ impl Guard {
 
     /// Makes the placeholders of one root; a name that cannot be made by us on a file system that nobody can write to needs none.
     fn place(&self, root: &Root, mut found: Found) -> Result<Found, ProtectError> {
-        if found.stands.is_empty() {
-            return Ok(found);
-        }
         let file = folder_of(&self.state, &root.host).join(self.task.to_string());
         let note = Note {
             version: 1,
             root: root.host.clone(),
+            path: root.path.clone(),
+            git: root.git,
+            begun: now() - CLOCK_SLACK,
+            repositories: found.repositories.clone(),
             stands: found.stands.clone(),
         };
         write(&file, &note).map_err(|source| ProtectError::Note {
@@ -106,42 +117,57 @@ impl Guard {
     }
 }
 
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let Ok(_lock) = lock(&self.state) else { return };
-        for root in &self.roots {
-            if let Err(error) = release(&folder_of(&self.state, root), &self.task.to_string()) {
-                tracing::warn!(%root, %error, "placeholders stay; the next start tries again");
+impl Guard {
+    /// Removes the placeholders and tells what the task left that is more than files and folders. Blocking, as long as it takes to
+    /// look at every file.
+    pub fn settle(mut self) -> Vec<String> {
+        self.release()
+    }
+
+    fn release(&mut self) -> Vec<String> {
+        let mut left = Vec::new();
+        for root in std::mem::take(&mut self.roots) {
+            match settle(&self.state, &folder_of(&self.state, &root), &self.task.to_string()) {
+                Ok(more) => left.extend(more),
+                Err(error) => tracing::warn!(%root, %error, "placeholders stay; the next start tries again"),
             }
         }
+        left
     }
 }
 
-/// Removes what tasks that are no longer alive left. Blocking.
-pub fn release_dead(state: &Path, is_alive: &dyn Fn(TaskId) -> bool) -> io::Result<()> {
-    let _lock = lock(state)?;
-    for root in fs::read_dir(folder(state))?.flatten() {
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// Settles what tasks that are no longer alive left. Blocking.
+pub fn settle_dead(state: &Path, is_alive: &dyn Fn(TaskId) -> bool) -> io::Result<Vec<String>> {
+    let mut left = Vec::new();
+    for root in fs::read_dir(folder(state)).into_iter().flatten().flatten() {
         for entry in fs::read_dir(root.path()).into_iter().flatten().flatten() {
             let name = entry.file_name();
             let task = name.to_str().and_then(|name| name.parse::<TaskId>().ok());
             if task.is_some_and(|task| !is_alive(task)) {
-                release(&root.path(), &name.to_string_lossy())?;
+                left.extend(settle(state, &root.path(), &name.to_string_lossy())?);
             }
         }
     }
-    Ok(())
+    Ok(left)
 }
 
-/// Removes the placeholders that only this task's note names, then the note.
-fn release(folder: &Path, task: &str) -> io::Result<()> {
-    let all = match notes(folder) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-        other => other?,
-    };
-    let (own, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(name, _)| name == task);
-    for (name, note) in &own {
-        // A root that is gone took its placeholders along.
-        if let Ok(top) = mount::open_source(note.root.as_ref()) {
+/// Removes the placeholders that only this task's note names, looks at the root, then removes the note.
+fn settle(state: &Path, folder: &Path, task: &str) -> io::Result<Vec<String>> {
+    let mut left = Vec::new();
+    let (own, ours) = {
+        let _lock = lock(state)?;
+        let (own, others): (Vec<_>, Vec<_>) = notes(folder)?.into_iter().partition(|(name, _)| name == task);
+        for (_, note) in &own {
+            // A root that is gone took its placeholders along.
+            let Ok(top) = mount::open_source(note.root.as_ref()) else {
+                continue;
+            };
             for (path, stand) in note.stands.iter().rev() {
                 let is_shared = others
                     .iter()
@@ -151,12 +177,45 @@ fn release(folder: &Path, task: &str) -> io::Result<()> {
                 }
             }
         }
+        let stands = others.into_iter().flat_map(|(_, other)| other.stands);
+        (own, stands.map(|(path, _)| path).collect())
+    };
+    for (name, note) in own {
+        if let Ok(top) = mount::open_source(note.root.as_ref()) {
+            left.extend(look_back(&top, &note, &ours));
+        }
+        let _lock = lock(state)?;
         fs::remove_file(folder.join(name))?;
+        match fs::remove_dir(folder) {
+            Ok(()) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::NotFound) => {}
+            Err(error) => return Err(error),
+        }
     }
-    match fs::remove_dir(folder) {
-        Err(error) if error.kind() != ErrorKind::DirectoryNotEmpty && error.kind() != ErrorKind::NotFound => Err(error),
-        Ok(()) | Err(_) => Ok(()),
-    }
+    Ok(left)
+}
+
+fn look_back(top: &OwnedFd, note: &Note, ours: &BTreeSet<PathBuf>) -> Vec<String> {
+    let before = Before {
+        begun: note.begun,
+        git: note.git,
+        known: &note.repositories,
+        ours,
+    };
+    let told = sweep(top, before).into_iter().map(|(what, name)| {
+        let path = Path::new(note.path.as_str()).join(name);
+        // A name may hold any byte; a record holds text.
+        format!("{what}: {}", path.to_string_lossy().escape_debug())
+    });
+    told.collect()
+}
+
+/// How far the clock of file times lags behind: it is set at every tick of the kernel, 10 ms at most.
+const CLOCK_SLACK: i64 = 20_000_000;
+
+fn now() -> i64 {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH);
+    time.map_or(0, |since| since.as_nanos() as i64)
 }
 
 fn folder(state: &Path) -> PathBuf {

@@ -1,9 +1,10 @@
 //! Looking for protected names in one root, without following a link.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, OFlags};
 use rustix::io::Errno;
@@ -15,9 +16,8 @@ use crate::task::{GitMode, Root};
 /// Names by their path from the root; a parent sorts before what lies in it.
 pub type Holds = BTreeMap<PathBuf, Hold>;
 
-/// How deep, and over how many entries, names are looked for: more than projects have by hand, and some ten milliseconds at most.
-const DEPTH_MAX: usize = 6;
-const ENTRIES_MAX: usize = 30_000;
+/// Over how many entries names are looked for: more than projects have by hand, and a quarter of a second at most.
+const ENTRIES_MAX: usize = 300_000;
 
 /// Folders of things that were fetched or built, in which no tool looks for settings by itself.
 const SKIPPED: [&str; 5] = ["node_modules", "target", ".venv", "__pycache__", ".tox"];
@@ -28,6 +28,8 @@ pub struct Found {
     pub holds: Holds,
     /// To be made on the host, parents first.
     pub stands: Vec<(PathBuf, Stand)>,
+    /// Git folders that are held.
+    pub repositories: BTreeSet<PathBuf>,
     pub gaps: Vec<String>,
 }
 
@@ -44,6 +46,8 @@ pub enum Kind {
 /// One root under the eye.
 pub struct Walk<'a> {
     pub root: OwnedFd,
+    /// Where it is on the host.
+    host: PathBuf,
     pub git: GitMode,
     pub found: Found,
     /// Whether a name is the placeholder of another task, and so as good as absent.
@@ -59,6 +63,7 @@ pub fn look(root: &Root, others: &[PathBuf], is_stand: &dyn Fn(&Path) -> bool) -
     }
     let mut walk = Walk {
         root: fd,
+        host: root.host.as_path().to_owned(),
         git: root.git,
         found: Found::default(),
         is_stand,
@@ -100,39 +105,43 @@ impl Walk<'_> {
         }
     }
 
-    /// All below, widest first, so that the bounds cut off what lies deepest.
+    /// All below, widest first, so that the bound cuts off what lies deepest.
     fn below(&mut self) -> io::Result<()> {
-        let mut folders = VecDeque::from([(PathBuf::new(), 0)]);
+        let mut folders = VecDeque::from([PathBuf::new()]);
         let mut seen = 0;
-        while let Some((folder, depth)) = folders.pop_front() {
+        while let Some(folder) = folders.pop_front() {
             let Some(entries) = self.entries(&folder)? else {
                 continue;
             };
+            seen += entries.len();
+            if seen > ENTRIES_MAX {
+                let gap = format!("only the first {ENTRIES_MAX} files and folders were looked at");
+                self.found.gaps.push(gap);
+                return Ok(());
+            }
+            let has = |name: &str, kind| entries.binary_search(&(PathBuf::from(name), kind)).is_ok();
+            if (has("HEAD", Kind::File) || has("HEAD", Kind::Link))
+                && has("objects", Kind::Folder)
+                && has("refs", Kind::Folder)
+            {
+                self.git_folder(&folder)?;
+                continue;
+            }
             for (name, kind) in entries {
-                seen += 1;
-                if seen > ENTRIES_MAX {
-                    self.found
-                        .gaps
-                        .push(format!("only the first {ENTRIES_MAX} files and folders were looked at"));
-                    return Ok(());
-                }
                 let path = folder.join(&name);
                 if self.found.holds.get(&path).is_some_and(|hold| *hold != Hold::Pin) || self.others.contains(&path) {
                     continue;
                 }
                 let text = name.to_str().unwrap_or("");
                 if text == ".git" {
-                    if depth > 0 {
+                    // The one at the top was looked at with the other names there.
+                    if !folder.as_os_str().is_empty() {
                         self.git_entry(&path)?;
                     }
                 } else if FILES.contains(&text) || FOLDERS.contains(&text) {
-                    self.present(&path, kind);
+                    self.present(&path, kind)?;
                 } else if kind == Kind::Folder && !SKIPPED.contains(&text) {
-                    if self.is_git_folder(&path)? {
-                        self.git_folder(&path)?;
-                    } else if depth < DEPTH_MAX {
-                        folders.push_back((path, depth + 1));
-                    }
+                    folders.push_back(path);
                 }
             }
         }
@@ -141,7 +150,6 @@ impl Walk<'_> {
 
     /// What is in a folder, or nothing where it cannot be read: then nobody inside can read or make anything there either.
     fn entries(&self, folder: &Path) -> io::Result<Option<Vec<(PathBuf, Kind)>>> {
-        use std::os::unix::ffi::OsStrExt;
         let fd = match self.open(folder, OFlags::RDONLY | OFlags::DIRECTORY) {
             Ok(fd) => fd,
             Err(error) if is_passing(&error) => return Ok(None),
@@ -190,10 +198,7 @@ impl Walk<'_> {
         }
         match self.kind(path)? {
             Kind::Absent => self.fix(path, stand),
-            kind => {
-                self.present(path, kind);
-                Ok(())
-            }
+            kind => self.present(path, kind),
         }
     }
 
@@ -204,8 +209,7 @@ impl Walk<'_> {
         }
         let kind = self.kind(path)?;
         if kind != Kind::Absent {
-            self.present(path, kind);
-            return Ok(());
+            return self.present(path, kind);
         }
         if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
             self.pin_folder(parent)?;
@@ -216,18 +220,28 @@ impl Walk<'_> {
         Ok(())
     }
 
-    /// Holds a name that is there.
-    pub fn present(&mut self, path: &Path, kind: Kind) {
-        match kind {
-            // Mounts go on what a link names, so the link itself could be replaced.
-            Kind::Link => self
-                .found
-                .gaps
-                .push(format!("{} is a symbolic link, which cannot be held", path.display())),
-            Kind::Absent | Kind::Folder | Kind::File => {
-                self.pin_parents(path);
-                self.found.holds.insert(path.to_owned(), Hold::Fix);
-            }
+    /// Holds a name that is there; for a link, what it names too, as far as that lies in the root.
+    pub fn present(&mut self, path: &Path, kind: Kind) -> io::Result<()> {
+        self.pin_parents(path);
+        let was = self.found.holds.insert(path.to_owned(), Hold::Fix);
+        if kind != Kind::Link || was == Some(Hold::Fix) {
+            return Ok(());
+        }
+        let parent = path.parent().unwrap_or(Path::new(""));
+        let fd = self.open(parent, OFlags::PATH | OFlags::DIRECTORY)?;
+        let target = rustix::fs::readlinkat(&fd, path.file_name().unwrap_or_default(), Vec::new())?;
+        let target = Path::new(std::ffi::OsStr::from_bytes(target.as_bytes()));
+        let target = match target.strip_prefix(&self.host) {
+            Ok(inside) => Some(inside.to_owned()),
+            Err(_) => within(parent, target),
+        };
+        let Some(target) = target.filter(|target| !target.as_os_str().is_empty()) else {
+            return Ok(());
+        };
+        match self.kind(&target)? {
+            Kind::Absent => self.fix(&target, Stand::Socket),
+            Kind::Folder if self.is_git_folder(&target)? => self.git_folder(&target),
+            kind => self.present(&target, kind),
         }
     }
 
@@ -243,7 +257,7 @@ impl Walk<'_> {
                 }
                 self.pin(path);
             }
-            Kind::Link => self.present(path, Kind::Link),
+            Kind::Link => self.present(path, Kind::Link)?,
             Kind::Folder | Kind::File => self.pin(path),
         }
         Ok(())
@@ -261,6 +275,24 @@ impl Walk<'_> {
             self.found.holds.entry(parent.to_owned()).or_insert(Hold::Pin);
         }
     }
+}
+
+/// A path as it is written in a link or in settings, from `folder` on; none where it leads out of the root.
+pub fn within(folder: &Path, name: &Path) -> Option<PathBuf> {
+    let mut path = folder.to_owned();
+    for part in name.components() {
+        match part {
+            Component::Normal(name) => path.push(name),
+            Component::ParentDir => {
+                if !path.pop() {
+                    return None;
+                }
+            }
+            Component::CurDir => {}
+            Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    (!path.as_os_str().is_empty()).then_some(path)
 }
 
 fn kind_at(folder: BorrowedFd<'_>, name: &Path) -> io::Result<Kind> {

@@ -1,0 +1,232 @@
+//! What a task left in a writable root that is more than files and folders, looked at when nothing inside runs any more.
+//!
+//! Devices, FIFOs, sockets and set-id bits are told. A repository made inside is the one thing that a mount cannot forbid and
+//! that the host's git would obey unasked (`git status` in the folder above enters it where the index names it): if it holds more
+//! than harmless settings, its HEAD gets another name, so that git no longer takes it for a repository until a person does.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, Dir, FileType, OFlags, Stat};
+
+use super::config;
+use crate::sys::mount;
+use crate::task::GitMode;
+
+/// Entries looked at; a task that leaves more is told to have.
+const ENTRIES_MAX: usize = 1_000_000;
+
+/// Things told one by one.
+const TOLD_MAX: usize = 200;
+
+/// Settings files are small; what is not is no settings file that git would have written.
+const TEXT_MAX: u64 = 1 << 16;
+
+/// What is put behind a name that git must not find.
+const DISARMED: &str = ".disarmed";
+
+/// What is known of a root from when the task began.
+#[derive(Debug, Clone, Copy)]
+pub struct Before<'a> {
+    /// Nanoseconds since 1970; what changed later is the task's, or came from outside meanwhile.
+    pub begun: i64,
+    pub git: GitMode,
+    /// The git folders that were there, and are held.
+    pub known: &'a BTreeSet<PathBuf>,
+    /// Placeholders of tasks that still run.
+    pub ours: &'a BTreeSet<PathBuf>,
+}
+
+/// Looks at a root, disarms repositories, and tells what is there, each by its path from the root.
+pub fn sweep(top: &OwnedFd, before: Before<'_>) -> Vec<(&'static str, PathBuf)> {
+    let mut sweep = Sweep {
+        top,
+        before,
+        told: Vec::new(),
+        seen: 0,
+    };
+    let mut folders = vec![PathBuf::new()];
+    while let Some(folder) = folders.pop() {
+        match sweep.folder(&folder, &mut folders) {
+            Ok(()) => {}
+            // What cannot be entered here, no tool enters by this way either.
+            Err(_) => sweep.tell("a folder that cannot be looked at", folder),
+        }
+        if sweep.seen > ENTRIES_MAX {
+            sweep.tell("more files than are looked at", PathBuf::new());
+            break;
+        }
+    }
+    sweep.told
+}
+
+struct Sweep<'a> {
+    top: &'a OwnedFd,
+    before: Before<'a>,
+    told: Vec<(&'static str, PathBuf)>,
+    seen: usize,
+}
+
+impl Sweep<'_> {
+    fn tell(&mut self, what: &'static str, path: PathBuf) {
+        if self.told.len() < TOLD_MAX {
+            self.told.push((what, path));
+        }
+    }
+
+    fn is_new(&self, stat: &Stat) -> bool {
+        stat.st_ctime as i64 * 1_000_000_000 + stat.st_ctime_nsec as i64 >= self.before.begun
+    }
+
+    fn folder(&mut self, path: &Path, folders: &mut Vec<PathBuf>) -> io::Result<()> {
+        let fd = mount::open_beneath(self.top.as_fd(), path, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut names = BTreeSet::new();
+        for entry in Dir::read_from(&fd)? {
+            let entry = entry?;
+            let name = PathBuf::from(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()));
+            if name == Path::new(".") || name == Path::new("..") {
+                continue;
+            }
+            self.seen += 1;
+            // Gone between the two: nothing inside lives, so somebody outside is at work.
+            let Ok(stat) = rustix::fs::statat(&fd, &name, AtFlags::SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            if kind == FileType::Directory {
+                folders.push(path.join(&name));
+            } else if self.is_new(&stat) && !self.before.ours.contains(&path.join(&name)) {
+                self.entry(path, &name, kind, stat.st_mode);
+            }
+            names.insert(name);
+        }
+        let has = |name: &str| names.contains(Path::new(name));
+        let is_git = has("HEAD") && (has("commondir") || has("objects") && has("refs"));
+        if is_git && self.before.git != GitMode::Open && !self.is_held(path) {
+            self.repository(&fd, path)?;
+        }
+        Ok(())
+    }
+
+    fn entry(&mut self, folder: &Path, name: &Path, kind: FileType, mode: u32) {
+        const SET_ID: u32 = 0o6000;
+        let what = match kind {
+            FileType::Fifo => "fifo",
+            FileType::Socket => "socket",
+            FileType::CharacterDevice | FileType::BlockDevice => "device",
+            FileType::RegularFile if mode & SET_ID != 0 => "set-id file",
+            // Git writes its index and other files through links, to wherever they lead.
+            FileType::Symlink if self.before.git != GitMode::Open && self.is_in_git(folder) => {
+                match self.disarm(folder, name) {
+                    Ok(()) => "link in a repository's folder, disarmed",
+                    Err(_) => "link in a repository's folder",
+                }
+            }
+            _ => return,
+        };
+        self.tell(what, folder.join(name));
+    }
+
+    /// A repository whose settings nobody inside could change; where all of it was read-only, with those in it.
+    fn is_held(&self, path: &Path) -> bool {
+        match self.before.git {
+            GitMode::ReadOnly => self.is_in_git(path),
+            GitMode::Safe | GitMode::Open => self.before.known.contains(path),
+        }
+    }
+
+    fn is_in_git(&self, folder: &Path) -> bool {
+        folder.ancestors().any(|folder| self.before.known.contains(folder))
+    }
+
+    /// A repository that is not held: made by the task, or lying deeper than names are looked for at the start. What made it
+    /// dangerous before the task is its owner's; what is changed since then is not.
+    fn repository(&mut self, fd: &OwnedFd, path: &Path) -> io::Result<()> {
+        if self.is_own_worktree(fd, path) || !self.is_armed(fd) {
+            return Ok(());
+        }
+        let what = match self.disarm(path, Path::new("HEAD")) {
+            Ok(()) => "repository that runs something, disarmed",
+            Err(_) => "repository that runs something",
+        };
+        self.tell(what, path.to_owned());
+        Ok(())
+    }
+
+    /// A worktree that was added to a repository that is held: its settings are that one's.
+    fn is_own_worktree(&self, fd: &OwnedFd, path: &Path) -> bool {
+        let repository = path
+            .parent()
+            .filter(|parent| parent.ends_with("worktrees"))
+            .and_then(Path::parent);
+        repository.is_some_and(|repository| self.before.known.contains(repository))
+            && text(fd, "commondir").is_some_and(|text| text.trim_end() == "../..")
+            && is_absent(fd, "config.worktree")
+    }
+
+    /// Whether the task put hooks there, settings that are not plain and harmless, or anything that leads elsewhere.
+    fn is_armed(&self, fd: &OwnedFd) -> bool {
+        let is_new = |folder: &OwnedFd, name: &Path| {
+            rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| self.is_new(&stat))
+        };
+        let is_link = |folder: &OwnedFd, name: &Path| {
+            let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW);
+            stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Symlink)
+        };
+        let has_new = |folder: &OwnedFd, matters: &dyn Fn(&Path) -> bool| {
+            Dir::read_from(folder).is_ok_and(|entries| {
+                entries.flatten().any(|entry| {
+                    let name = Path::new(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()));
+                    matters(name) && is_new(folder, name)
+                })
+            })
+        };
+        let settings = Path::new("config");
+        has_new(fd, &|name| is_link(fd, name))
+            || ["commondir", "config.worktree"]
+                .iter()
+                .any(|name| is_new(fd, Path::new(name)))
+            || is_new(fd, settings) && !text(fd, settings).is_some_and(|text| config::is_harmless(&text))
+            || mount::open_beneath(fd.as_fd(), Path::new("hooks"), OFlags::RDONLY | OFlags::DIRECTORY).is_ok_and(
+                |hooks| {
+                    let is_hook = |name: &Path| {
+                        name.extension().is_none_or(|ending| ending != "sample")
+                            && name != Path::new(".")
+                            && name != Path::new("..")
+                    };
+                    has_new(&hooks, &is_hook)
+                },
+            )
+    }
+
+    fn disarm(&self, folder: &Path, name: &Path) -> io::Result<()> {
+        let fd = mount::open_beneath(self.top.as_fd(), folder, OFlags::RDONLY | OFlags::DIRECTORY)?;
+        let mut disarmed = name.as_os_str().to_owned();
+        disarmed.push(DISARMED);
+        Ok(rustix::fs::renameat(&fd, name, &fd, &disarmed)?)
+    }
+}
+
+fn is_absent(fd: &OwnedFd, name: &str) -> bool {
+    matches!(
+        rustix::fs::statat(fd, name, AtFlags::SYMLINK_NOFOLLOW),
+        Err(rustix::io::Errno::NOENT)
+    )
+}
+
+/// A small file's text; none where it is anything else.
+pub fn text(folder: &OwnedFd, path: impl AsRef<Path>) -> Option<String> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    let file = File::from(mount::open_beneath(folder.as_fd(), path.as_ref(), flags).ok()?);
+    let metadata = file.metadata().ok()?;
+    if !metadata.is_file() || metadata.len() > TEXT_MAX {
+        return None;
+    }
+    let mut text = String::new();
+    file.take(TEXT_MAX).read_to_string(&mut text).ok()?;
+    Some(text)
+}
