@@ -20,14 +20,20 @@
 //! | [`supervisor`] | many tasks over time |
 //! | [`api`], [`cli`], [`telemetry`] | the edge |
 
+pub mod api;
+pub mod approval;
 pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod document;
+pub mod egress;
 pub mod exec;
 pub mod id;
 pub mod image;
 pub mod path;
 pub mod policy;
+pub mod sandbox;
+pub mod supervisor;
 pub mod sys;
 pub mod task;
+pub mod telemetry;

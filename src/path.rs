@@ -19,8 +19,8 @@ pub enum PathError {
 }
 
 /// An absolute path on the host, free of `.` and `..`; it says nothing about what is there.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "PathBuf", into = "PathBuf")]
 pub struct HostPath(PathBuf);
 
 impl HostPath {
@@ -39,6 +39,20 @@ impl HostPath {
     }
 }
 
+impl TryFrom<PathBuf> for HostPath {
+    type Error = PathError;
+
+    fn try_from(path: PathBuf) -> Result<Self, PathError> {
+        Self::new(path)
+    }
+}
+
+impl From<HostPath> for PathBuf {
+    fn from(path: HostPath) -> PathBuf {
+        path.0
+    }
+}
+
 impl AsRef<Path> for HostPath {
     fn as_ref(&self) -> &Path {
         &self.0
@@ -52,7 +66,7 @@ impl fmt::Display for HostPath {
 }
 
 /// An absolute path inside a sandbox, free of `.` and `..`. Always UTF-8, for it travels as JSON.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct SandboxPath(String);
 

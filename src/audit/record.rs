@@ -113,7 +113,10 @@ pub enum Event {
     },
     #[serde(rename = "egress.judged")]
     EgressJudged {
+        /// Not `host` in JSON: that is the machine that wrote the record.
+        #[serde(rename = "server_address")]
         host: String,
+        #[serde(rename = "server_port")]
         port: u16,
         /// `http`, `https_connect`, `socks5_tcp`, `socks5_udp`, `dns`.
         protocol: String,
@@ -126,7 +129,9 @@ pub enum Event {
     },
     #[serde(rename = "egress.finished")]
     EgressFinished {
+        #[serde(rename = "server_address")]
         host: String,
+        #[serde(rename = "server_port")]
         port: u16,
         protocol: String,
         address: Option<String>,
@@ -142,7 +147,12 @@ pub enum Event {
         body: serde_json::Value,
     },
     #[serde(rename = "secret.used")]
-    SecretUsed { name: String, host: String, place: String },
+    SecretUsed {
+        name: String,
+        #[serde(rename = "server_address")]
+        host: String,
+        place: String,
+    },
     #[serde(rename = "rule.added")]
     RuleAdded {
         file: String,
@@ -153,21 +163,30 @@ pub enum Event {
     ConfigLoaded { files: Vec<String>, digest: String },
     #[serde(rename = "journal.opened")]
     JournalOpened {
+        /// The journal's own id, made with it; records sent elsewhere are told apart by it.
+        journal: String,
         program_version: String,
         pid: u32,
-        closed_as_lost: u64,
+        /// Starts without an end that stood in the journal at this moment, of this and of other processes.
+        open_starts: u64,
+        /// `each` or `batch`: whether every record is on the disk before it counts, or within 50 ms.
+        sync: String,
     },
     #[serde(rename = "journal.checkpoint")]
     JournalCheckpoint {
+        /// The journal's own id.
+        journal: String,
+        /// The record that stands before this one, and its hash.
         through_seq: u64,
         hash: String,
-        signature: Option<String>,
-        public_key: Option<String>,
+        /// Ed25519, in hex; see `audit::key`.
+        signature: String,
+        public_key: String,
     },
 }
 
 /// The end of an exec; every started exec has exactly one.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct ExecFinished {
     pub argv: Vec<String>,
     pub cwd: String,
@@ -197,7 +216,7 @@ pub struct ExecFinished {
 }
 
 /// How an exec ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ExecOutcome {
     Exited,
@@ -210,7 +229,7 @@ pub enum ExecOutcome {
     Lost,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TaskOutcome {
     Finished,
@@ -221,7 +240,7 @@ pub enum TaskOutcome {
 }
 
 /// What the kernel counted.
-#[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct Usage {
     /// Where the counters came from: `cgroup_v2`, `cgroup_v1`, `rusage` or `none`.
     pub source: UsageSource,
@@ -235,7 +254,7 @@ pub struct Usage {
     pub oom_kills: Option<u64>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum UsageSource {
     CgroupV2,

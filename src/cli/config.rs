@@ -6,12 +6,37 @@ use crate::config::{Config, Setting, Surroundings};
 use crate::document::Faults;
 use crate::task::spec::TaskSpec;
 
+#[derive(Debug, clap::Subcommand)]
+pub enum ConfigCommand {
+    /// Shows each setting as it holds for this user
+    Show(Show),
+    /// Reads all files of configuration, and names every fault in them
+    Check {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 /// How to print the settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::Args)]
 pub struct Show {
-    /// Whether each setting says where it came from. JSON always does.
+    /// Says of each setting where it came from; JSON always does
+    #[arg(long)]
     pub origin: bool,
+    /// As JSON
+    #[arg(long)]
     pub json: bool,
+}
+
+pub fn run(command: ConfigCommand) -> anyhow::Result<u8> {
+    let surroundings = Surroundings::of_process();
+    let out = &mut io::stdout();
+    match command {
+        ConfigCommand::Show(how) => show(&surroundings, how, out)?,
+        ConfigCommand::Check { json } => check(&surroundings, json, out)?,
+    }
+    Ok(0)
 }
 
 #[derive(Debug, thiserror::Error)]

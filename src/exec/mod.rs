@@ -3,6 +3,10 @@
 //! Called by `supervisor`; the edge sees the words of this page: [`ExecRequest`] goes in, an [`ExecHandle`] comes out, and from
 //! it [`ExecEvent`]s, the last of which is the [`ExecEnd`].
 
+pub mod pipeline;
+mod run;
+pub mod stream;
+
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -10,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::audit::record::ExecFinished;
 use crate::id::ExecId;
-use crate::policy::{Command, Refusal};
+use crate::policy::{Command, Refusal, TtySize};
 
 /// One command asked for within a task, with what the caller says about it.
 #[derive(Debug, Clone)]
@@ -30,13 +34,23 @@ pub struct ExecRequest {
 }
 
 /// Which stream a piece of output came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Stream {
     Stdout,
     Stderr,
     /// Both, through the pseudo-terminal.
     Pty,
+}
+
+/// What a caller does to an exec while it runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Control {
+    /// To the command's process group.
+    Signal(i32),
+    Resize(TtySize),
+    /// End it, be it judged, asked about or running.
+    Cancel,
 }
 
 /// What happens in an exec's life, in this order: `Judged`, perhaps `Asked`, then `Started`, any number of `Output`, and exactly one `Ended`.

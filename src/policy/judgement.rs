@@ -7,7 +7,7 @@ use super::request::Digest;
 use crate::id::ExecId;
 
 /// What a rule says. The order is strictness: the greatest wins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Decision {
     Allow,
@@ -16,7 +16,7 @@ pub enum Decision {
 }
 
 /// One rule that matched, and where it stands.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct RuleMatch {
     /// Stable as long as the rule's meaning is: given in the file, or made from its content.
     pub id: String,
@@ -58,7 +58,7 @@ pub struct Basis {
 }
 
 /// Who answered a question.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Approver {
     pub kind: ApproverKind,
     /// A user's name, a reviewer's model, or the reason why nobody could be asked.
@@ -67,7 +67,7 @@ pub struct Approver {
     pub via: String,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ApproverKind {
     Person,
@@ -156,6 +156,15 @@ impl Question {
     /// Why somebody is asked.
     pub fn reason(&self) -> &str {
         &self.reason
+    }
+
+    /// Takes the question back: nothing is started.
+    pub fn withdraw(self, reason: &str) -> Result<Permit, Refusal> {
+        Err(Refusal {
+            basis: self.basis,
+            reason: reason.to_owned(),
+            how_to_ask: "ask for it again".to_owned(),
+        })
     }
 
     /// Turns the desk's answer into a permit or a refusal. The one way from a question to a start.

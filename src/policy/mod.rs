@@ -5,10 +5,19 @@
 //!
 //! A [`Permit`] is made only in this module: by an Allow, or by [`Question::answer`]. Without one nothing starts.
 
+pub mod amend;
+mod gate;
 mod judgement;
 mod request;
+pub mod rules;
+pub mod shell;
 
+pub use gate::{Explanation, Policy, Verdict};
 pub use judgement::{
     Answer, Approver, ApproverKind, Basis, Decision, Judgement, Permit, Question, Refusal, RuleMatch, Scope,
 };
 pub use request::{Command, Digest, Stdin, TtySize};
+pub use rules::{NetworkRule, RuleText, RulesError};
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,19 @@
-//! The kernel, wrapped: the only unsafe code on the host side.
+//! The kernel, wrapped: one system call a function, owned descriptors in and out. The only unsafe code on the host side.
+//!
+//! | file | wraps |
+//! |---|---|
+//! | `packet` | packet sockets that carry messages and descriptors; memory files, pipes |
+//! | `namespace` | clone3, id maps, pivot_root |
+//! | `mount` | the new mount API: fsopen, open_tree, mount_setattr, move_mount |
+//! | `process` | capabilities, seccomp, execveat, pidfds, terminals |
+//! | `cgroup` | cgroup v1 and v2: leaves, limits, counters |
+//! | `path` | opening paths without following symlinks |
+//! | `user` | who runs this process |
 
+pub mod cgroup;
+pub mod mount;
+pub mod namespace;
+pub mod packet;
 pub mod path;
+pub mod process;
 pub mod user;

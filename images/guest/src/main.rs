@@ -1,1 +1,29 @@
-fn main() {}
+//! PID 1 of every sandbox. It makes slots and listeners when the host asks, reaps, and is gone the moment the host is.
+//!
+//! Single-threaded, without allocation on its idle path, and the same program in both roles:
+//!
+//! ```text
+//!   init (PID 1) --fork--> slot --posix_spawn--> a command
+//! ```
+//!
+//! Both hide from the commands, which run under the same user: no ptrace, nothing of their memory, environment or descriptors;
+//! every signal that can be blocked is. A command that kills its slot loses its own life with it, nothing else.
+
+mod init;
+mod kernel;
+mod link;
+mod slot;
+
+use std::process::ExitCode;
+
+use belljar_guest::CONTROL_FD;
+
+fn main() -> ExitCode {
+    match kernel::inherited(CONTROL_FD).and_then(init::run) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("belljar guest: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The journal's figures: records a second, what it adds to an exec, and the proof of a million records.
+//!
+//! `cargo bench --bench journal`, with `-- --quick` for a tenth of everything. The journal is made in `$TMPDIR`: put
+//! that on the disk that is to be measured.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use belljar::audit::journal::{Journal, JournalOptions, Sync};
+use belljar::audit::key::SigningKey;
+use belljar::audit::record::{Entry, Event, ExecFinished, ExecOutcome, Usage};
+use belljar::audit::{Known, verify};
+use belljar::id::{ExecId, TaskId};
+use belljar::policy::{Decision, RuleMatch};
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let quick = std::env::args().any(|arg| arg == "--quick");
+    let part = if quick { 10 } else { 1 };
+    let folder = tempfile::tempdir()?;
+    row("what", "measured".to_owned(), "target");
+    alone(&folder.path().join("batch"), Sync::Batch, 5_000 / part)?;
+    alone(&folder.path().join("each"), Sync::Each, 1_000 / part)?;
+    many_callers(&folder.path().join("callers"), 20_000 / part)?;
+    let large = folder.path().join("large");
+    let records = 1_000_000 / part;
+    sustained(&large, records)?;
+    proof(&large, records)?;
+    Ok(())
+}
+
+/// One exec after the other, each with the two waits that it has: before its start, and before its answer.
+fn alone(folder: &Path, sync: Sync, execs: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let journal = open(folder, sync)?;
+    let task = TaskId::new();
+    let mut added = Vec::with_capacity(execs);
+    for _ in 0..execs {
+        let [judged, started, finished] = one_exec(task);
+        let from = Instant::now();
+        let judged = journal.submit(judged);
+        let started = journal.submit(started);
+        judged.wait()?;
+        started.wait()?;
+        let before = from.elapsed();
+        // What the command itself takes: the writer has gone to sleep again.
+        std::thread::sleep(Duration::from_micros(300));
+        let from = Instant::now();
+        journal.append_blocking(finished)?;
+        added.push(before + from.elapsed());
+    }
+    let name = sync.as_str();
+    let target = if sync == Sync::Batch { "<= 50 us" } else { "" };
+    row(
+        &format!("added to an exec alone, sync {name}, p50"),
+        micros(percentile(&mut added, 50)),
+        target,
+    );
+    row(
+        &format!("added to an exec alone, sync {name}, p99"),
+        micros(percentile(&mut added, 99)),
+        "",
+    );
+    Ok(())
+}
+
+/// Sixteen callers at once, each waiting for its own records.
+fn many_callers(folder: &Path, execs: usize) -> Result<(), Box<dyn std::error::Error>> {
+    const CALLERS: usize = 16;
+    let journal = open(folder, Sync::Batch)?;
+    let from = Instant::now();
+    std::thread::scope(|scope| {
+        for _ in 0..CALLERS {
+            scope.spawn(|| {
+                let task = TaskId::new();
+                for _ in 0..execs / CALLERS {
+                    let [judged, started, finished] = one_exec(task);
+                    let judged = journal.submit(judged);
+                    let started = journal.submit(started);
+                    let waits = [judged.wait(), started.wait(), journal.append_blocking(finished)];
+                    assert!(waits.iter().all(Result::is_ok), "{waits:?}");
+                }
+            });
+        }
+    });
+    let rate = execs as f64 / from.elapsed().as_secs_f64();
+    row("execs/s of 16 callers, three records each", format!("{rate:.0}"), "");
+    Ok(())
+}
+
+fn sustained(folder: &Path, records: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let journal = open(folder, Sync::Batch)?;
+    let task = TaskId::new();
+    let from = Instant::now();
+    let mut written = 1;
+    while written < records {
+        let receipts: Vec<_> = (0..1000)
+            .flat_map(|_| one_exec(task))
+            .map(|entry| journal.submit(entry))
+            .collect();
+        for receipt in receipts {
+            written = usize::try_from(receipt.wait()?)?;
+        }
+    }
+    let rate = written as f64 / from.elapsed().as_secs_f64();
+    row("records/s sustained", format!("{rate:.0}"), ">= 50,000");
+    Ok(())
+}
+
+fn proof(folder: &Path, records: usize) -> Result<(), Box<dyn std::error::Error>> {
+    let from = Instant::now();
+    let verified = verify(folder, &Known::default())?;
+    let took = from.elapsed();
+    let name = format!("proof of {} records", verified.records);
+    let target = if records == 1_000_000 { "< 5 s" } else { "" };
+    row(&name, format!("{:.2} s", took.as_secs_f64()), target);
+    Ok(())
+}
+
+fn open(folder: &Path, sync: Sync) -> Result<Journal, Box<dyn std::error::Error>> {
+    std::fs::create_dir_all(folder)?;
+    let options = JournalOptions {
+        sync,
+        key: Some(SigningKey::load_or_make(&folder.join("audit.key"))?),
+        ..JournalOptions::default()
+    };
+    Ok(Journal::open(folder, options)?)
+}
+
+/// The records of an ordinary command.
+fn one_exec(task: TaskId) -> [Entry; 3] {
+    let exec = ExecId::new();
+    let argv: Vec<String> = [
+        "bash",
+        "-lc",
+        "cargo test --lib audit:: -- --test-threads=2 2>&1 | tail -n 40",
+    ]
+    .map(str::to_owned)
+    .into();
+    let rules = vec![RuleMatch {
+        id: "cargo-test".into(),
+        file: "/etc/belljar/rules/default.rules".into(),
+        line: 12,
+        decision: Decision::Allow,
+        justification: Some("tests may run".into()),
+        person_only: false,
+    }];
+    let judged = Event::ExecJudged {
+        argv: argv.clone(),
+        cwd: "/workspace".into(),
+        env_names: vec!["CI".into(), "CARGO_TERM_COLOR".into()],
+        judgement: "allow".into(),
+        rules: rules.clone(),
+        opaque: false,
+        digest: "sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".into(),
+        reason: Some("see whether the journal's tests pass".into()),
+        call_id: Some("call_7".into()),
+        traceparent: None,
+    };
+    let started = Event::ExecStarted {
+        argv: argv.clone(),
+        cwd: "/workspace".into(),
+        tty: false,
+        approver: None,
+    };
+    let finished = Event::ExecFinished(Box::new(ExecFinished {
+        argv,
+        cwd: "/workspace".into(),
+        env_names: vec!["CI".into(), "CARGO_TERM_COLOR".into()],
+        outcome: ExecOutcome::Exited,
+        exit_code: Some(0),
+        signal: None,
+        error: None,
+        wall_seconds: 1.25,
+        usage: Usage::NONE,
+        network_bytes_sent: 0,
+        network_bytes_received: 0,
+        stdout_bytes: 4096,
+        stderr_bytes: 0,
+        stdout_digest: Some("sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".into()),
+        stderr_digest: None,
+        image_digest: None,
+        plan_digest: Some("sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".into()),
+        requirements_digest: None,
+        rules,
+        approver: None,
+        reason: None,
+        call_id: Some("call_7".into()),
+        traceparent: None,
+    }));
+    [judged, started, finished].map(|event| Entry {
+        task: Some(task),
+        exec: Some(exec),
+        event,
+    })
+}
+
+fn percentile(times: &mut [Duration], percent: usize) -> Duration {
+    times.sort_unstable();
+    times[(times.len() - 1) * percent / 100]
+}
+
+fn micros(time: Duration) -> String {
+    format!("{:.1} us", time.as_secs_f64() * 1e6)
+}
+
+fn row(what: &str, measured: String, target: &str) {
+    println!("{what:<44} {measured:>12}  {target}");
+}

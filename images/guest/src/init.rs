@@ -1,0 +1,105 @@
+//! PID 1: slots, listeners, reaping.
+
+use std::io::Result;
+use std::os::fd::{AsFd, OwnedFd};
+
+use belljar_guest::{Failed, FromInit, ToInit, VERSION};
+
+use crate::kernel::{self, Fork, Reap};
+use crate::link::Link;
+use crate::slot;
+
+/// Serves the host until it closes the control socket. With PID 1 the kernel ends everything else in the sandbox.
+pub fn run(control: OwnedFd) -> Result<()> {
+    kernel::hide()?;
+    kernel::set_name(c"belljar-init");
+    let signals = kernel::block_signals()?;
+    let mut host = Link::new(control);
+    let mut slots: Vec<(u32, i32)> = Vec::new();
+    host.say(&FromInit::Ready { version: VERSION }, &[])?;
+    loop {
+        let (asked, died) = kernel::wait_readable(host.fd(), signals.as_fd())?;
+        if died {
+            kernel::drain_signals(signals.as_fd());
+            reap(&host, &mut slots)?;
+        }
+        if !asked {
+            continue;
+        }
+        let Some((message, mut fds)) = host.hear()? else {
+            return Ok(());
+        };
+        match message {
+            ToInit::AddSlot { slot } => {
+                let Some(socket) = fds.pop() else {
+                    host.say(
+                        &FromInit::Failed {
+                            what: Failed::Slot(slot),
+                            errno: libc::EBADF,
+                        },
+                        &[],
+                    )?;
+                    continue;
+                };
+                match kernel::fork() {
+                    Ok(Fork::Child) => {
+                        drop((host, signals));
+                        slot::run(socket)
+                    }
+                    Ok(Fork::Parent(pid)) => {
+                        slots.push((slot, pid));
+                        match kernel::pidfd(pid) {
+                            Ok(pidfd) => host.say(&FromInit::SlotAdded { slot }, &[pidfd.as_fd()])?,
+                            Err(error) => {
+                                let _ = kernel::kill(pid, libc::SIGKILL);
+                                host.say(
+                                    &FromInit::Failed {
+                                        what: Failed::Slot(slot),
+                                        errno: errno(&error),
+                                    },
+                                    &[],
+                                )?;
+                            }
+                        }
+                    }
+                    Err(error) => {
+                        host.say(
+                            &FromInit::Failed {
+                                what: Failed::Slot(slot),
+                                errno: errno(&error),
+                            },
+                            &[],
+                        )?;
+                    }
+                }
+            }
+            ToInit::Listen { port, kind } => match kernel::listen(port, kind) {
+                // The socket is closed here once it is sent: nobody inside can accept on it.
+                Ok(socket) => host.say(&FromInit::Listening { port, kind }, &[socket.as_fd()])?,
+                Err(error) => {
+                    host.say(
+                        &FromInit::Failed {
+                            what: Failed::Listen(port, kind),
+                            errno: errno(&error),
+                        },
+                        &[],
+                    )?;
+                }
+            },
+        }
+    }
+}
+
+fn reap(host: &Link, slots: &mut Vec<(u32, i32)>) -> Result<()> {
+    while let Reap::One(dead) = kernel::reap()? {
+        if let Some(index) = slots.iter().position(|(_, pid)| *pid == dead.pid) {
+            let (slot, _) = slots.swap_remove(index);
+            host.say(&FromInit::SlotGone { slot }, &[])?;
+        }
+    }
+    Ok(())
+}
+
+pub fn errno(error: &std::io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EIO)
+}

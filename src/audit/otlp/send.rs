@@ -1,0 +1,272 @@
+//! The way to a collector: one request, and whether all of it was taken.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper_util::rt::TokioIo;
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_client::LogsServiceClient;
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_client::MetricsServiceClient;
+use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_client::TraceServiceClient;
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+use prost::Message;
+use tonic::codec::CompressionEncoding;
+use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::{Compression, ConfigError, OtlpConfig, Protocol, whole};
+
+/// How long one request may take, connecting included.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// An answer says little; whatever talks more is no collector.
+const ANSWER_LIMIT: usize = 1 << 20;
+
+/// One batch of one signal.
+#[derive(Debug, Clone)]
+pub(super) enum Batch {
+    Logs(ExportLogsServiceRequest),
+    Traces(ExportTraceServiceRequest),
+    Metrics(ExportMetricsServiceRequest),
+}
+
+/// Why a batch does not count as delivered.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SendError {
+    #[error("the collector refused {rejected} items: {message}")]
+    Rejected { rejected: i64, message: String },
+    #[error("the collector answered {code}: {message}")]
+    Answer { code: String, message: String },
+    #[error("the collector cannot be reached: {0}")]
+    Connect(String),
+    #[error("the collector did not answer within {} s", DEADLINE.as_secs())]
+    Late,
+}
+
+/// One collector. Connects when there is something to send, and anew when a connection was lost.
+pub(super) enum Transport {
+    Grpc {
+        channel: Channel,
+        headers: Vec<(MetadataKey<Ascii>, MetadataValue<Ascii>)>,
+        compression: Compression,
+    },
+    Http {
+        address: (String, u16),
+        authority: String,
+        path: String,
+        headers: Vec<(hyper::header::HeaderName, hyper::header::HeaderValue)>,
+        compression: Compression,
+    },
+}
+
+impl Transport {
+    /// Checks the whole configuration and connects to nothing. Must be called within a runtime.
+    pub fn new(config: &OtlpConfig) -> Result<Self, ConfigError> {
+        let uri = config.uri()?;
+        match config.protocol {
+            Protocol::Grpc => Ok(Self::Grpc {
+                channel: Endpoint::from(uri).connect_timeout(DEADLINE).connect_lazy(),
+                headers: config
+                    .headers
+                    .iter()
+                    .map(|(name, value)| {
+                        let bad = || ConfigError::Header { name: name.clone() };
+                        let key = MetadataKey::from_bytes(name.to_ascii_lowercase().as_bytes()).map_err(|_| bad())?;
+                        Ok((key, value.parse().map_err(|_| bad())?))
+                    })
+                    .collect::<Result<_, ConfigError>>()?,
+                compression: config.compression,
+            }),
+            Protocol::HttpProtobuf => Ok(Self::Http {
+                address: address(&uri),
+                authority: uri
+                    .authority()
+                    .map(|authority| authority.to_string())
+                    .unwrap_or_default(),
+                path: uri.path().trim_end_matches('/').to_owned(),
+                headers: config
+                    .headers
+                    .iter()
+                    .map(|(name, value)| {
+                        let bad = || ConfigError::Header { name: name.clone() };
+                        let key = name.parse().map_err(|_| bad())?;
+                        Ok((key, value.parse().map_err(|_| bad())?))
+                    })
+                    .collect::<Result<_, ConfigError>>()?,
+                compression: config.compression,
+            }),
+        }
+    }
+
+    /// Sends one batch; Ok means that the collector took every item of it.
+    pub async fn send(&self, batch: Batch) -> Result<(), SendError> {
+        let (rejected, message) = tokio::time::timeout(DEADLINE, self.exchange(batch))
+            .await
+            .map_err(|_| SendError::Late)??;
+        if rejected != 0 {
+            return Err(SendError::Rejected { rejected, message });
+        }
+        Ok(())
+    }
+
+    /// The number of items that the collector says it did not take, and its words.
+    async fn exchange(&self, batch: Batch) -> Result<(i64, String), SendError> {
+        match self {
+            Transport::Grpc {
+                channel,
+                headers,
+                compression,
+            } => {
+                let gzip = *compression == Compression::Gzip;
+                macro_rules! export {
+                    ($client:ident, $request:expr, $rejected:ident) => {{
+                        let mut client = $client::new(channel.clone());
+                        if gzip {
+                            client = client.send_compressed(CompressionEncoding::Gzip);
+                        }
+                        let mut request = tonic::Request::new($request);
+                        for (name, value) in headers {
+                            request.metadata_mut().insert(name.clone(), value.clone());
+                        }
+                        let answer = client.export(request).await.map_err(status)?.into_inner();
+                        answer
+                            .partial_success
+                            .map(|partial| (partial.$rejected, partial.error_message))
+                    }};
+                }
+                let partial = match batch {
+                    Batch::Logs(request) => export!(LogsServiceClient, request, rejected_log_records),
+                    Batch::Traces(request) => export!(TraceServiceClient, request, rejected_spans),
+                    Batch::Metrics(request) => export!(MetricsServiceClient, request, rejected_data_points),
+                };
+                Ok(partial.unwrap_or_default())
+            }
+            Transport::Http { .. } => {
+                macro_rules! export {
+                    ($path:literal, $request:expr, $answer:ty, $rejected:ident) => {{
+                        let answer = self.post($path, $request.encode_to_vec()).await?;
+                        <$answer>::decode(answer)
+                            .map_err(|error| SendError::Answer {
+                                code: "200".to_owned(),
+                                message: format!("what came is no OTLP answer: {error}"),
+                            })?
+                            .partial_success
+                            .map(|partial| (partial.$rejected, partial.error_message))
+                    }};
+                }
+                let partial = match batch {
+                    Batch::Logs(request) => {
+                        export!("/v1/logs", request, ExportLogsServiceResponse, rejected_log_records)
+                    }
+                    Batch::Traces(request) => {
+                        export!("/v1/traces", request, ExportTraceServiceResponse, rejected_spans)
+                    }
+                    Batch::Metrics(request) => {
+                        export!(
+                            "/v1/metrics",
+                            request,
+                            ExportMetricsServiceResponse,
+                            rejected_data_points
+                        )
+                    }
+                };
+                Ok(partial.unwrap_or_default())
+            }
+        }
+    }
+
+    async fn post(&self, signal: &str, body: Vec<u8>) -> Result<Bytes, SendError> {
+        let Transport::Http {
+            address: (host, port),
+            authority,
+            path,
+            headers,
+            compression,
+        } = self
+        else {
+            return Err(SendError::Connect("no HTTP endpoint".to_owned()));
+        };
+        let connect = |error: &dyn std::error::Error| SendError::Connect(whole(error));
+        let stream = tokio::net::TcpStream::connect((host.as_str(), *port))
+            .await
+            .map_err(|error| connect(&error))?;
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| connect(&error))?;
+        let mut request = hyper::Request::post(format!("{path}{signal}"))
+            .header("host", authority)
+            .header("content-type", "application/x-protobuf")
+            .header("user-agent", concat!("belljar/", env!("CARGO_PKG_VERSION")));
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        let body = match compression {
+            Compression::None => body,
+            Compression::Gzip => {
+                request = request.header("content-encoding", "gzip");
+                gzip(&body)
+            }
+        };
+        let request = request
+            .body(Full::new(Bytes::from(body)))
+            .map_err(|error| connect(&error))?;
+        let exchange = async {
+            let answer = sender.send_request(request).await.map_err(|error| connect(&error))?;
+            let code = answer.status();
+            let body = Limited::new(answer.into_body(), ANSWER_LIMIT)
+                .collect()
+                .await
+                .map_err(|error| SendError::Answer {
+                    code: code.to_string(),
+                    message: error.to_string(),
+                })?
+                .to_bytes();
+            if code == hyper::StatusCode::OK {
+                Ok(body)
+            } else {
+                Err(SendError::Answer {
+                    code: code.to_string(),
+                    message: String::from_utf8_lossy(&body[..body.len().min(200)]).into_owned(),
+                })
+            }
+        };
+        // Both on this task: when the exchange is over or given up, the connection goes with it.
+        tokio::select! {
+            answer = exchange => answer,
+            gone = connection => Err(match gone {
+                Ok(()) => SendError::Connect("the connection was closed before the answer".to_owned()),
+                Err(error) => connect(&error),
+            }),
+        }
+    }
+}
+
+fn address(uri: &Uri) -> (String, u16) {
+    let host = uri
+        .host()
+        .unwrap_or_default()
+        .trim_start_matches('[')
+        .trim_end_matches(']');
+    (host.to_owned(), uri.port_u16().unwrap_or(80))
+}
+
+fn status(status: tonic::Status) -> SendError {
+    match status.code() {
+        tonic::Code::Unavailable => SendError::Connect(whole(&status)),
+        code => SendError::Answer {
+            code: format!("{code:?}"),
+            message: status.message().to_owned(),
+        },
+    }
+}
+
+fn gzip(body: &[u8]) -> Vec<u8> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder
+        .write_all(body)
+        .and_then(|()| encoder.finish())
+        .expect("a Vec takes all that is written")
+}

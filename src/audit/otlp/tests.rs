@@ -1,0 +1,544 @@
+use std::net::SocketAddr;
+use std::sync::Mutex;
+
+use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
+use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsPartialSuccess, ExportLogsServiceResponse};
+use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
+use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
+    MetricsService, MetricsServiceServer,
+};
+use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
+use opentelemetry_proto::tonic::common::v1::KeyValue;
+use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
+use opentelemetry_proto::tonic::logs::v1::LogRecord;
+use opentelemetry_proto::tonic::metrics::v1::Metric;
+use opentelemetry_proto::tonic::trace::v1::Span;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
+
+use super::*;
+use crate::audit::journal::{Journal, JournalOptions};
+use crate::audit::record::{Entry, Event, ExecFinished, ExecOutcome, Identity, TaskOutcome, Usage, UsageSource};
+use crate::id::{ExecId, TaskId};
+use crate::policy::{Decision, RuleMatch};
+
+/// Long enough for any machine; a test that waits for it has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the collector does with logs.
+#[derive(Debug, Clone, Default, PartialEq)]
+enum Mood {
+    #[default]
+    Takes,
+    Refuses,
+    /// Takes none of a batch that has a record of this kind, and says so.
+    RejectsKind(&'static str),
+}
+
+#[derive(Default)]
+struct Taken {
+    mood: Mood,
+    calls: usize,
+    logs: Vec<LogRecord>,
+    spans: Vec<Span>,
+    metrics: Vec<Metric>,
+    headers: Vec<String>,
+}
+
+/// A collector in this process.
+#[derive(Clone, Default)]
+struct Collector(Arc<Mutex<Taken>>);
+
+impl Collector {
+    async fn start(&self) -> SocketAddr {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        self.serve(listener);
+        address
+    }
+
+    fn serve(&self, listener: tokio::net::TcpListener) {
+        let server = tonic::transport::Server::builder()
+            .add_service(
+                LogsServiceServer::new(self.clone()).accept_compressed(tonic::codec::CompressionEncoding::Gzip),
+            )
+            .add_service(TraceServiceServer::new(self.clone()))
+            .add_service(MetricsServiceServer::new(self.clone()))
+            .serve_with_incoming(TcpIncoming::from(listener));
+        tokio::spawn(server);
+    }
+
+    fn set(&self, mood: Mood) {
+        self.0.lock().unwrap().mood = mood;
+    }
+
+    fn seqs(&self) -> Vec<i64> {
+        let taken = self.0.lock().unwrap();
+        taken
+            .logs
+            .iter()
+            .map(|log| whole_number(&log.attributes, "belljar.seq"))
+            .collect()
+    }
+}
+
+#[tonic::async_trait]
+impl LogsService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportLogsServiceRequest>,
+    ) -> Result<Response<ExportLogsServiceResponse>, Status> {
+        let mut taken = self.0.lock().unwrap();
+        taken.calls += 1;
+        if let Some(header) = request.metadata().get("x-key") {
+            taken.headers.push(header.to_str().unwrap().to_owned());
+        }
+        let logs: Vec<LogRecord> = request
+            .into_inner()
+            .resource_logs
+            .into_iter()
+            .flat_map(|resource| resource.scope_logs)
+            .flat_map(|scope| scope.log_records)
+            .collect();
+        match taken.mood.clone() {
+            Mood::Refuses => Err(Status::unavailable("not now")),
+            Mood::RejectsKind(kind) if logs.iter().any(|log| log.event_name == kind) => {
+                Ok(Response::new(ExportLogsServiceResponse {
+                    partial_success: Some(ExportLogsPartialSuccess {
+                        rejected_log_records: 1,
+                        error_message: format!("no {kind} here"),
+                    }),
+                }))
+            }
+            Mood::Takes | Mood::RejectsKind(_) => {
+                taken.logs.extend(logs);
+                Ok(Response::new(ExportLogsServiceResponse::default()))
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let scopes = request
+            .into_inner()
+            .resource_spans
+            .into_iter()
+            .flat_map(|resource| resource.scope_spans);
+        let mut taken = self.0.lock().unwrap();
+        taken.spans.extend(scopes.flat_map(|scope| scope.spans));
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+#[tonic::async_trait]
+impl MetricsService for Collector {
+    async fn export(
+        &self,
+        request: Request<ExportMetricsServiceRequest>,
+    ) -> Result<Response<ExportMetricsServiceResponse>, Status> {
+        let scopes = request
+            .into_inner()
+            .resource_metrics
+            .into_iter()
+            .flat_map(|resource| resource.scope_metrics);
+        let mut taken = self.0.lock().unwrap();
+        // Sums are those of the whole journal: the newest say all.
+        taken.metrics = scopes.flat_map(|scope| scope.metrics).collect();
+        Ok(Response::new(ExportMetricsServiceResponse::default()))
+    }
+}
+
+fn any<'a>(attributes: &'a [KeyValue], key: &str) -> &'a Any {
+    let found = attributes.iter().find(|pair| pair.key == key);
+    let found = found.unwrap_or_else(|| panic!("no {key} in {attributes:?}"));
+    found.value.as_ref().unwrap().value.as_ref().unwrap()
+}
+
+fn whole_number(attributes: &[KeyValue], key: &str) -> i64 {
+    match any(attributes, key) {
+        Any::IntValue(number) => *number,
+        other => panic!("{key} is {other:?}"),
+    }
+}
+
+fn words(attributes: &[KeyValue], key: &str) -> String {
+    match any(attributes, key) {
+        Any::StringValue(text) => text.clone(),
+        Any::ArrayValue(list) => {
+            let texts = list.values.iter().map(|value| match value.value.as_ref().unwrap() {
+                Any::StringValue(text) => text.as_str(),
+                other => panic!("{key} has {other:?}"),
+            });
+            texts.collect::<Vec<_>>().join(" ")
+        }
+        other => panic!("{key} is {other:?}"),
+    }
+}
+
+/// Writes one task with one exec, as a run of belljar would.
+pub(super) fn one_task(journal: &Journal, traceparent: Option<&str>, exit_code: i32) -> (TaskId, ExecId) {
+    let (task, exec) = (TaskId::new(), ExecId::new());
+    let argv = vec!["/usr/bin/make".to_owned(), "test".to_owned()];
+    let rules = vec![RuleMatch {
+        id: "make-ok".into(),
+        file: "agent.rules".into(),
+        line: 3,
+        decision: Decision::Allow,
+        justification: None,
+        person_only: false,
+    }];
+    let usage = Usage {
+        source: UsageSource::CgroupV2,
+        cpu_user_seconds: 0.25,
+        cpu_system_seconds: 0.125,
+        memory_peak_bytes: Some(5 << 20),
+        io_read_bytes: None,
+        io_write_bytes: Some(4096),
+        pids_peak: Some(3),
+        oom_kills: Some(0),
+    };
+    let of_task = |event| Entry {
+        task: Some(task),
+        exec: None,
+        event,
+    };
+    let of_exec = |event| Entry {
+        task: Some(task),
+        exec: Some(exec),
+        event,
+    };
+    let entries = [
+        of_task(Event::TaskAdmitted {
+            name: "fix".into(),
+            purpose: None,
+            task_spec: serde_json::json!({"image": "host"}),
+            requirements_digest: None,
+            identity: Identity {
+                uid: 1000,
+                user: "ada".into(),
+            },
+            traceparent: traceparent.map(str::to_owned),
+        }),
+        of_task(Event::TaskStarted {
+            backend: "oci".into(),
+            runtime: "builtin".into(),
+            image: "host".into(),
+            image_digest: None,
+            plan_digest: "sha256:00".into(),
+            start_seconds: 0.004,
+        }),
+        of_exec(Event::ExecJudged {
+            argv: argv.clone(),
+            cwd: "/workspace".into(),
+            env_names: vec!["CI".into()],
+            judgement: "allow".into(),
+            rules: rules.clone(),
+            opaque: false,
+            digest: "sha256:11".into(),
+            reason: Some("the tests".into()),
+            call_id: None,
+            traceparent: None,
+        }),
+        of_exec(Event::ExecStarted {
+            argv: argv.clone(),
+            cwd: "/workspace".into(),
+            tty: false,
+            approver: None,
+        }),
+        of_task(Event::EgressJudged {
+            host: "example.org".into(),
+            port: 443,
+            protocol: "https_connect".into(),
+            method: None,
+            decision: "deny".into(),
+            rule: "unknown".into(),
+            reason: "not in the list".into(),
+            address: None,
+        }),
+        of_exec(Event::ExecFinished(Box::new(ExecFinished {
+            argv,
+            cwd: "/workspace".into(),
+            env_names: vec!["CI".into()],
+            outcome: ExecOutcome::Exited,
+            exit_code: Some(exit_code),
+            signal: None,
+            error: None,
+            wall_seconds: 1.5,
+            usage: usage.clone(),
+            network_bytes_sent: 10,
+            network_bytes_received: 20,
+            stdout_bytes: 5,
+            stderr_bytes: 0,
+            stdout_digest: None,
+            stderr_digest: None,
+            image_digest: None,
+            plan_digest: None,
+            requirements_digest: None,
+            rules,
+            approver: None,
+            reason: None,
+            call_id: None,
+            traceparent: None,
+        }))),
+        of_task(Event::TaskFinished {
+            outcome: TaskOutcome::Finished,
+            reason: None,
+            wall_seconds: 2.0,
+            execs: 1,
+            refused: 0,
+            usage,
+            left_files: vec![],
+        }),
+    ];
+    let receipts: Vec<_> = entries.map(|entry| journal.submit(entry)).into();
+    for receipt in receipts {
+        receipt.wait().unwrap();
+    }
+    (task, exec)
+}
+
+fn journal(folder: &Path) -> Journal {
+    Journal::open(folder, JournalOptions::default()).unwrap()
+}
+
+fn config(address: SocketAddr) -> OtlpConfig {
+    OtlpConfig::new(format!("http://{address}"))
+}
+
+#[tokio::test]
+async fn logs_spans_and_metrics_of_a_run_arrive() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path());
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    let (task, exec) = one_task(&journal, Some(trace), 2);
+    let collector = Collector::default();
+    let mut config = config(collector.start().await);
+    config.headers.push(("X-Key".into(), "k".into()));
+    config.compression = Compression::None;
+    let exporter = Exporter::start(folder.path(), vec![config]).unwrap();
+    let lag = exporter.flush(PATIENCE).await;
+    assert_eq!(lag.records, 0, "{lag:?}");
+
+    let taken = collector.0.lock().unwrap();
+    assert!(taken.headers.iter().all(|header| header == "k") && !taken.headers.is_empty());
+    let kinds: Vec<&str> = taken.logs.iter().map(|log| log.event_name.as_str()).collect();
+    assert_eq!(
+        kinds,
+        [
+            "journal.opened",
+            "task.admitted",
+            "task.started",
+            "exec.judged",
+            "exec.started",
+            "egress.judged",
+            "exec.finished",
+            "task.finished"
+        ]
+    );
+    let log = &taken.logs[6];
+    assert!(log.body.is_none());
+    assert_eq!(words(&log.attributes, "process.command_args"), "/usr/bin/make test");
+    assert_eq!(words(&log.attributes, "process.executable.name"), "make");
+    assert_eq!(whole_number(&log.attributes, "process.exit.code"), 2);
+    assert_eq!(words(&log.attributes, "error.type"), "2");
+    assert_eq!(words(&log.attributes, "security_rule.uuid"), "make-ok");
+    assert_eq!(words(&log.attributes, "belljar.exec.id"), exec.to_string());
+    assert_eq!(words(&log.attributes, "belljar.usage.source"), "cgroup_v2");
+    assert_eq!(
+        whole_number(&log.attributes, "belljar.usage.memory_peak_bytes"),
+        5 << 20
+    );
+    assert!(words(&log.attributes, "log.record.uid").ends_with("/7"));
+    assert_eq!(words(&taken.logs[1].attributes, "user.id"), "1000");
+    assert_eq!(words(&taken.logs[5].attributes, "server.address"), "example.org");
+    assert_eq!(taken.logs[5].severity_text, "WARN");
+
+    assert_eq!(taken.spans.len(), 2);
+    let (of_exec, of_task) = (&taken.spans[0], &taken.spans[1]);
+    assert_eq!((of_exec.name.as_str(), of_task.name.as_str()), ("make", "task"));
+    assert_eq!(
+        of_exec.kind,
+        opentelemetry_proto::tonic::trace::v1::span::SpanKind::Client as i32
+    );
+    assert_eq!(of_exec.end_time_unix_nano - of_exec.start_time_unix_nano, 1_500_000_000);
+    assert_eq!(
+        crate::audit::verify::hex(&of_task.trace_id),
+        "4bf92f3577b34da6a3ce929d0e0e4736"
+    );
+    assert_eq!(crate::audit::verify::hex(&of_task.parent_span_id), "00f067aa0ba902b7");
+    assert_eq!(of_exec.trace_id, of_task.trace_id);
+    assert_eq!(of_exec.parent_span_id, of_task.span_id);
+    assert_eq!((&log.trace_id, &log.span_id), (&of_exec.trace_id, &of_exec.span_id));
+    assert_eq!(words(&of_task.attributes, "belljar.task.id"), task.to_string());
+
+    let names: Vec<&str> = taken.metrics.iter().map(|metric| metric.name.as_str()).collect();
+    for name in [
+        names::EXEC_JUDGED,
+        names::EXEC_FINISHED,
+        names::EXEC_DURATION,
+        names::EXEC_CPU_TIME,
+        names::EXEC_MEMORY_PEAK,
+        names::EGRESS_JUDGED,
+        names::EXPORT_LAG,
+        names::JOURNAL_SIZE,
+    ] {
+        assert!(names.contains(&name), "{name} is missing in {names:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_collector_that_is_down_costs_lag_and_no_record() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let exporter = Exporter::start(folder.path(), vec![config(address)]).unwrap();
+    one_task(&journal, None, 0);
+    let lag = exporter.flush(Duration::from_millis(300)).await;
+    assert_eq!(lag.records, 8);
+    assert!(lag.signals.iter().all(|signal| signal.seconds > 0.0), "{lag:?}");
+    let error = lag.signals[0].error.as_deref().unwrap();
+    assert!(error.contains("cannot be reached"), "{error}");
+    exporter.shutdown();
+
+    // The next start delivers, and what comes later is delivered too.
+    let exporter = Exporter::start(folder.path(), vec![config(address)]).unwrap();
+    let collector = Collector::default();
+    collector.serve(tokio::net::TcpListener::bind(address).await.unwrap());
+    assert_eq!(exporter.flush(PATIENCE).await.records, 0);
+    one_task(&journal, None, 0);
+    assert_eq!(exporter.flush(PATIENCE).await.records, 0);
+    assert_eq!(collector.seqs(), (1..=15).collect::<Vec<i64>>());
+}
+
+#[tokio::test]
+async fn a_collector_that_refuses_gets_everything_later_and_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path());
+    let collector = Collector::default();
+    collector.set(Mood::Refuses);
+    let exporter = Exporter::start(folder.path(), vec![config(collector.start().await)]).unwrap();
+    for _ in 0..5 {
+        one_task(&journal, None, 0);
+    }
+    let lag = exporter.flush(Duration::from_millis(200)).await;
+    assert_eq!(lag.records, 36);
+    // The other signals go on.
+    assert!(
+        lag.signals
+            .iter()
+            .any(|signal| signal.signal == "traces" && signal.records < 36),
+        "{lag:?}"
+    );
+    collector.set(Mood::Takes);
+    assert_eq!(exporter.flush(PATIENCE).await.records, 0);
+    assert_eq!(collector.seqs(), (1..=36).collect::<Vec<i64>>());
+}
+
+#[tokio::test]
+async fn a_partly_refused_batch_does_not_advance_past_what_was_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path());
+    one_task(&journal, None, 0);
+    let collector = Collector::default();
+    collector.set(Mood::RejectsKind("exec.judged"));
+    let exporter = Exporter::start(folder.path(), vec![config(collector.start().await)]).unwrap();
+    let lag = exporter.flush(Duration::from_secs(2)).await;
+    let logs = lag.signals.iter().find(|signal| signal.signal == "logs").unwrap();
+    assert!(logs.records >= 5, "{lag:?}");
+    assert!(
+        logs.error.as_deref().unwrap().contains("no exec.judged here"),
+        "{lag:?}"
+    );
+    collector.set(Mood::Takes);
+    assert_eq!(exporter.flush(PATIENCE).await.records, 0);
+    let mut seqs = collector.seqs();
+    seqs.dedup();
+    assert_eq!(seqs, (1..=8).collect::<Vec<i64>>());
+}
+
+#[tokio::test]
+async fn a_peer_that_talks_nonsense_costs_lag_only() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path());
+    one_task(&journal, None, 0);
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(async move {
+                let mut seen = [0; 64];
+                let _ = stream.read(&mut seen).await;
+                let _ = stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n\xff\xff\xffnonsens")
+                    .await;
+            });
+        }
+    });
+    let mut http = config(address);
+    http.protocol = Protocol::HttpProtobuf;
+    for config in [config(address), http] {
+        let exporter = Exporter::start(folder.path(), vec![config]).unwrap();
+        let lag = exporter.flush(Duration::from_millis(400)).await;
+        assert_eq!(lag.records, 8);
+        assert!(lag.signals.iter().any(|signal| signal.error.is_some()), "{lag:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_one_exporter_sends_and_all_see_what_is_delivered() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path());
+    let collector = Collector::default();
+    let config = config(collector.start().await);
+    let first = Exporter::start(folder.path(), vec![config.clone()]).unwrap();
+    assert_eq!(first.flush(PATIENCE).await.records, 0);
+    let second = Exporter::start(folder.path(), vec![config]).unwrap();
+    one_task(&journal, None, 0);
+    assert_eq!(second.flush(PATIENCE).await.records, 0);
+    assert_eq!(collector.seqs(), (1..=8).collect::<Vec<i64>>());
+    // When the one that sends is gone, the other takes over.
+    first.shutdown();
+    one_task(&journal, None, 0);
+    assert_eq!(second.flush(PATIENCE).await.records, 0);
+    assert_eq!(collector.seqs(), (1..=15).collect::<Vec<i64>>());
+}
+
+#[tokio::test]
+async fn a_giant_argument_is_cut_and_said_to_be() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path());
+    let event = Event::ExecStarted {
+        argv: vec!["sh".into(), "é".repeat(2 << 20)],
+        cwd: "/".into(),
+        tty: false,
+        approver: None,
+    };
+    journal
+        .append(Entry {
+            task: Some(TaskId::new()),
+            exec: Some(ExecId::new()),
+            event,
+        })
+        .await
+        .unwrap();
+    let collector = Collector::default();
+    let mut config = config(collector.start().await);
+    config.compression = Compression::Gzip;
+    config.signals = vec![Signal::Logs];
+    let exporter = Exporter::start(folder.path(), vec![config]).unwrap();
+    assert_eq!(exporter.flush(PATIENCE).await.records, 0);
+    let taken = collector.0.lock().unwrap();
+    let attributes = &taken.logs[1].attributes;
+    assert!(words(attributes, "process.command_args").len() < 20_000);
+    assert_eq!(words(attributes, "belljar.cut_attributes"), "process.command_args");
+}

@@ -1,0 +1,151 @@
+//! Questions to the journal: which records, one exec whole, and what comes next.
+
+use jiff::Timestamp;
+use rusqlite::ToSql;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::journal::{JournalError, Reader, Seq, Stored, nanoseconds};
+use crate::id::{ExecId, TaskId};
+
+/// Which records are asked for; what is `None` or empty asks for nothing.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    pub task: Option<TaskId>,
+    pub exec: Option<ExecId>,
+    /// Whole kinds (`exec.finished`) or all of a family (`exec`).
+    pub kinds: Vec<String>,
+    /// `exited`, `lost`, …: of execs and tasks.
+    pub outcome: Option<String>,
+    /// The machine that wrote the record, or the server that a connection went to.
+    pub host: Option<String>,
+    /// The id of a rule that matched.
+    pub rule: Option<String>,
+    /// Who approved or refused.
+    pub person: Option<String>,
+    pub since: Option<Timestamp>,
+    pub until: Option<Timestamp>,
+    /// Only records after this one.
+    pub after: Seq,
+}
+
+/// How many, and from which end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Take {
+    /// The first ones.
+    Oldest(usize),
+    /// The last ones, given oldest first.
+    Newest(usize),
+}
+
+/// The records that the filter names, oldest first.
+pub fn ls(reader: &Reader, filter: &Filter, take: Take) -> Result<Vec<Stored>, JournalError> {
+    let (condition, values) = filter.sql();
+    let values: Vec<&dyn ToSql> = values.iter().map(|value| &**value).collect();
+    match take {
+        Take::Oldest(count) => reader.select(&format!("{condition} ORDER BY seq LIMIT {count}"), &values),
+        Take::Newest(count) => {
+            let mut found = reader.select(&format!("{condition} ORDER BY seq DESC LIMIT {count}"), &values)?;
+            found.reverse();
+            Ok(found)
+        }
+    }
+}
+
+/// All that the journal says about one exec.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Whole {
+    pub exec: String,
+    pub task: Option<String>,
+    /// Its own records, in order: judged, asked, answered, started, finished.
+    pub records: Vec<Value>,
+    /// Connections of its task while it ran, which may be those of another exec that ran beside it.
+    pub egress: Vec<Value>,
+}
+
+/// One exec whole; `None` when the journal has no record of it.
+pub fn show(reader: &Reader, exec: ExecId) -> Result<Option<Whole>, JournalError> {
+    let own = reader.select("exec = ?1 ORDER BY seq", &[&exec.as_bytes().as_slice()])?;
+    let (Some(first), Some(last)) = (own.first(), own.last()) else {
+        return Ok(None);
+    };
+    let egress = match first.task {
+        Some(task) => reader.select(
+            "task = ?1 AND exec IS NULL AND kind LIKE 'egress.%' AND seq BETWEEN ?2 AND ?3 ORDER BY seq",
+            &[&task.as_bytes().as_slice(), &(first.seq as i64), &(last.seq as i64)],
+        )?,
+        None => Vec::new(),
+    };
+    Ok(Some(Whole {
+        exec: exec.to_string(),
+        task: first.task.map(|task| task.to_string()),
+        records: own.iter().map(Stored::value).collect(),
+        egress: egress.iter().map(Stored::value).collect(),
+    }))
+}
+
+/// The ids of tasks or execs (`column`) whose text ends in `end`, at most two: more would not help to choose.
+pub(crate) fn ids_ending_in(reader: &Reader, column: &'static str, end: &str) -> Result<Vec<Uuid>, JournalError> {
+    let digits = end.replace('-', "").to_ascii_uppercase();
+    if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Ok(Vec::new());
+    }
+    let found = reader.select(
+        &format!("{column} IS NOT NULL AND hex({column}) LIKE ?1 GROUP BY {column} LIMIT 2"),
+        &[&format!("%{digits}")],
+    )?;
+    let id = |record: &Stored| if column == "task" { record.task } else { record.exec };
+    Ok(found.iter().filter_map(id).collect())
+}
+
+impl Filter {
+    fn sql(&self) -> (String, Vec<Box<dyn ToSql>>) {
+        let mut conditions = vec!["1".to_owned()];
+        let mut values: Vec<Box<dyn ToSql>> = Vec::new();
+        let mut add = |condition: &str, value: Box<dyn ToSql>| {
+            values.push(value);
+            conditions.push(condition.replace('?', &format!("?{}", values.len())));
+        };
+        if self.after > 0 {
+            add("seq > ?", Box::new(self.after as i64));
+        }
+        if let Some(task) = self.task {
+            add("task = ?", Box::new(task.as_bytes().to_vec()));
+        }
+        if let Some(exec) = self.exec {
+            add("exec = ?", Box::new(exec.as_bytes().to_vec()));
+        }
+        if let Some(since) = self.since {
+            add("time >= ?", Box::new(nanoseconds(since)));
+        }
+        if let Some(until) = self.until {
+            add("time < ?", Box::new(nanoseconds(until)));
+        }
+        if !self.kinds.is_empty() {
+            let list = serde_json::to_string(&self.kinds).expect("strings become JSON");
+            add(
+                "EXISTS (SELECT 1 FROM json_each(?) WHERE kind = value OR substr(kind, 1, length(value) + 1) = value || '.')",
+                Box::new(list),
+            );
+        }
+        if let Some(outcome) = &self.outcome {
+            add("json_extract(json, '$.outcome') = ?", Box::new(outcome.clone()));
+        }
+        if let Some(host) = &self.host {
+            add(
+                "? IN (json_extract(json, '$.host'), json_extract(json, '$.server_address'))",
+                Box::new(host.clone()),
+            );
+        }
+        if let Some(rule) = &self.rule {
+            add(
+                "? IN (SELECT json_extract(value, '$.id') FROM json_each(records.json, '$.rules') UNION SELECT json_extract(records.json, '$.rule'))",
+                Box::new(rule.clone()),
+            );
+        }
+        if let Some(person) = &self.person {
+            add("json_extract(json, '$.approver.name') = ?", Box::new(person.clone()));
+        }
+        (conditions.join(" AND "), values)
+    }
+}

@@ -1,0 +1,463 @@
+//! What is taken out of a record before it is written: secrets in well-known shapes, in the places where they are usually put, and
+//! values and patterns that the configuration names.
+//!
+//! This is the second line: belljar's own secrets are placeholders inside a sandbox and have no way into a record. It finds what
+//! a command brings by itself (`curl -u name:password`, `export API_KEY=…`). What is taken out becomes `[redacted]`; the rest
+//! of the text stays as it was. No regular expressions: one pass over the text, in time linear to its length.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, RwLock};
+
+use serde_json::Value;
+
+use super::record::{Entry, Event};
+
+mod shapes;
+
+/// What stands in a record instead of a secret.
+pub const MARK: &str = "[redacted]";
+
+/// Built-in rules, and what was added to them. Clones share what [`Redactor::hide`] was given.
+#[derive(Clone, Default)]
+pub struct Redactor {
+    patterns: Arc<[Pattern]>,
+    values: Arc<RwLock<Vec<String>>>,
+}
+
+/// A configured pattern: `acme_live_*` takes out what begins with `acme_live_` and the token that follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pattern {
+    before: String,
+    after: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("\"{pattern}\" is not a redaction pattern: {why}")]
+pub struct PatternError {
+    pub pattern: String,
+    pub why: &'static str,
+}
+
+impl Redactor {
+    /// The built-in rules and these patterns. Returns every pattern that is wrong.
+    pub fn new<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Result<Self, Vec<PatternError>> {
+        let mut good = Vec::new();
+        let mut bad = Vec::new();
+        for pattern in patterns {
+            match Pattern::parse(pattern) {
+                Ok(pattern) => good.push(pattern),
+                Err(error) => bad.push(error),
+            }
+        }
+        if !bad.is_empty() {
+            return Err(bad);
+        }
+        Ok(Self {
+            patterns: good.into(),
+            values: Arc::default(),
+        })
+    }
+
+    /// Takes this very value out of all records from now on. Values of fewer than 6 bytes are ignored: they would
+    /// be found in everything.
+    pub fn hide(&self, value: &str) {
+        if value.len() >= 6 {
+            self.values
+                .write()
+                .unwrap_or_else(|poisoned| poisoned.into_inner())
+                .push(value.to_owned());
+        }
+    }
+
+    /// The text without its secrets.
+    pub fn text<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        let mut hidden = shapes::find(text);
+        for pattern in self.patterns.iter() {
+            pattern.find(text, &mut hidden);
+        }
+        for value in self
+            .values
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+            .iter()
+        {
+            hidden.extend(
+                text.match_indices(value.as_str())
+                    .map(|(at, found)| at..at + found.len()),
+            );
+        }
+        cut(text, hidden)
+    }
+
+    /// Cleans all that a record says in somebody else's words.
+    pub fn clean(&self, entry: &mut Entry) {
+        match &mut entry.event {
+            Event::TaskAdmitted {
+                name,
+                purpose,
+                task_spec,
+                requirements_digest: _,
+                identity: _,
+                traceparent: _,
+            } => {
+                self.string(name);
+                self.option(purpose);
+                self.value(task_spec);
+            }
+            Event::TaskRefused {
+                name,
+                reasons,
+                identity: _,
+            } => {
+                self.string(name);
+                self.strings(reasons);
+            }
+            Event::TaskStarted { image, .. } => self.string(image),
+            Event::TaskFinished { reason, left_files, .. } => {
+                self.option(reason);
+                self.strings(left_files);
+            }
+            Event::SandboxEnforced { controls } => {
+                controls.iter_mut().for_each(|control| self.option(&mut control.reason))
+            }
+            Event::ExecJudged {
+                argv,
+                cwd,
+                env_names,
+                reason,
+                call_id,
+                ..
+            } => {
+                self.argv(argv);
+                self.string(cwd);
+                self.strings(env_names);
+                self.option(reason);
+                self.option(call_id);
+            }
+            Event::ExecRefused { argv, reason, .. } => {
+                self.argv(argv);
+                self.string(reason);
+            }
+            Event::ExecStarted { argv, cwd, .. } => {
+                self.argv(argv);
+                self.string(cwd);
+            }
+            Event::ExecFinished(end) => {
+                self.argv(&mut end.argv);
+                self.string(&mut end.cwd);
+                self.strings(&mut end.env_names);
+                self.option(&mut end.error);
+                self.option(&mut end.reason);
+                self.option(&mut end.call_id);
+            }
+            Event::ApprovalAsked { about, reason, .. } => {
+                self.string(about);
+                self.string(reason);
+            }
+            Event::ApprovalAnswered { reason, .. } => self.option(reason),
+            Event::EgressJudged { host, reason, .. } => {
+                self.string(host);
+                self.string(reason);
+            }
+            Event::EgressFinished { host, error, .. } => {
+                self.string(host);
+                self.option(error);
+            }
+            Event::AgentEvent { name, call_id, body } => {
+                self.string(name);
+                self.option(call_id);
+                self.value(body);
+            }
+            Event::SecretUsed { host, .. } => self.string(host),
+            Event::RuleAdded { rule, .. } => self.string(rule),
+            Event::ConfigLoaded { .. } | Event::JournalOpened { .. } | Event::JournalCheckpoint { .. } => {}
+        }
+    }
+
+    fn string(&self, text: &mut String) {
+        if let Cow::Owned(clean) = self.text(text) {
+            *text = clean;
+        }
+    }
+
+    fn option(&self, text: &mut Option<String>) {
+        if let Some(text) = text {
+            self.string(text);
+        }
+    }
+
+    fn strings(&self, texts: &mut [String]) {
+        texts.iter_mut().for_each(|text| self.string(text));
+    }
+
+    /// Words of a command: beside each word's own text, a word says what the next one is.
+    fn argv(&self, argv: &mut [String]) {
+        for at in 0..argv.len() {
+            if at > 0 && !argv[at].starts_with('-') {
+                match shapes::next_word_is(&argv[at - 1]) {
+                    shapes::Next::Secret if !argv[at].is_empty() => {
+                        argv[at] = MARK.to_owned();
+                        continue;
+                    }
+                    shapes::Next::UserAndPassword => {
+                        if let Some((user, _)) = argv[at].split_once(':') {
+                            argv[at] = format!("{user}:{MARK}");
+                            continue;
+                        }
+                    }
+                    shapes::Next::Secret | shapes::Next::Plain => {}
+                }
+            }
+            self.string(&mut argv[at]);
+        }
+    }
+
+    fn value(&self, value: &mut Value) {
+        match value {
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+            Value::String(text) => self.string(text),
+            Value::Array(values) => {
+                if values.iter().all(Value::is_string) {
+                    // May be the words of a command.
+                    let mut words: Vec<String> = values
+                        .drain(..)
+                        .map(|word| word.as_str().unwrap_or_default().to_owned())
+                        .collect();
+                    self.argv(&mut words);
+                    values.extend(words.into_iter().map(Value::String));
+                } else {
+                    values.iter_mut().for_each(|value| self.value(value));
+                }
+            }
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    match value {
+                        Value::String(text) if shapes::names_a_secret(name) && !text.is_empty() => {
+                            *text = MARK.to_owned();
+                        }
+                        _ => self.value(value),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Redactor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Redactor").finish_non_exhaustive()
+    }
+}
+
+impl Pattern {
+    fn parse(pattern: &str) -> Result<Self, PatternError> {
+        let error = |why| PatternError {
+            pattern: pattern.to_owned(),
+            why,
+        };
+        let (before, after) = pattern
+            .split_once('*')
+            .ok_or_else(|| error("it needs one * where the secret stands"))?;
+        if after.contains('*') {
+            return Err(error("it may have one * only"));
+        }
+        if before.len() < 3 {
+            return Err(error("at least 3 characters must stand before the *"));
+        }
+        Ok(Self {
+            before: before.to_owned(),
+            after: after.to_owned(),
+        })
+    }
+
+    /// The `*` stands for a run of characters as tokens have them, at least one.
+    fn find(&self, text: &str, hidden: &mut Vec<Range<usize>>) {
+        for (at, _) in text.match_indices(self.before.as_str()) {
+            let start = at + self.before.len();
+            let run = shapes::token_end(text.as_bytes(), start);
+            let end = if self.after.is_empty() {
+                run
+            } else {
+                match text[start..].find(self.after.as_str()) {
+                    Some(length) if start + length <= run => start + length,
+                    _ => continue,
+                }
+            };
+            if end > start {
+                hidden.push(start..end);
+            }
+        }
+    }
+}
+
+/// Cuts the ranges out, which lie on character borders, and joins those that touch.
+fn cut(text: &str, mut hidden: Vec<Range<usize>>) -> Cow<'_, str> {
+    if hidden.is_empty() {
+        return Cow::Borrowed(text);
+    }
+    hidden.sort_unstable_by_key(|range| range.start);
+    let mut clean = String::with_capacity(text.len());
+    let mut at = 0;
+    for range in hidden {
+        if range.start > at || (range.start == 0 && at == 0) {
+            clean.push_str(&text[at..range.start]);
+            clean.push_str(MARK);
+        }
+        at = at.max(range.end);
+    }
+    clean.push_str(&text[at..]);
+    Cow::Owned(clean)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn clean(text: &str) -> String {
+        Redactor::default().text(text).into_owned()
+    }
+
+    #[test]
+    fn tokens_in_well_known_shapes_are_taken_out() {
+        for token in [
+            "ghp_abcdefghijklmnopqrstuvwxyz0123456789",
+            "github_pat_11AAAAAAA0abcdefghijkl_mnopqrstuv",
+            "glpat-abcdefghij0123456789",
+            "sk-proj-abcdefghijklmnop0123456789",
+            "AKIAIOSFODNN7EXAMPLE",
+            "xoxb-123456789012-abcdefghijkl",
+            "AIzaSyA1234567890abcdefghijklmnopqrstuv",
+            "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.c2lnbmF0dXJl",
+        ] {
+            assert_eq!(
+                clean(&format!("use {token}, please")),
+                format!("use {MARK}, please"),
+                "{token}"
+            );
+            assert_eq!(clean(token), MARK);
+        }
+    }
+
+    #[test]
+    fn values_of_names_that_mean_a_secret_are_taken_out() {
+        for (text, expected) in [
+            ("password=hunter2 make", "password=[redacted] make"),
+            ("export API_KEY='a b c'; ls", "export API_KEY='[redacted]'; ls"),
+            ("GITHUB_TOKEN=abc123", "GITHUB_TOKEN=[redacted]"),
+            ("mysql --password hunter2 -e x", "mysql --password [redacted] -e x"),
+            (
+                "{\"clientSecret\": \"abc\", \"id\": 1}",
+                "{\"clientSecret\": \"[redacted]\", \"id\": 1}",
+            ),
+            (
+                "curl -H 'Authorization: Bearer abc.def'",
+                "curl -H 'Authorization: [redacted]'",
+            ),
+            ("Authorization: Basic dXNlcjpwYXNz", "Authorization: [redacted]"),
+            ("sent Bearer abcdefgh12345678", "sent Bearer [redacted]"),
+            (
+                "https://h/?access_token=abc&x=1",
+                "https://h/?access_token=[redacted]&x=1",
+            ),
+        ] {
+            assert_eq!(clean(text), expected);
+        }
+    }
+
+    #[test]
+    fn user_info_of_urls_is_taken_out() {
+        assert_eq!(
+            clean("git clone https://me:secret@example.org/x"),
+            "git clone https://me:[redacted]@example.org/x"
+        );
+        assert_eq!(
+            clean("https://oauthtoken@example.org/x"),
+            "https://[redacted]@example.org/x"
+        );
+        assert_eq!(clean("ssh://git@example.org/x"), "ssh://git@example.org/x");
+        assert_eq!(clean("postgres://u:p%40ss@db/x"), "postgres://u:[redacted]@db/x");
+    }
+
+    #[test]
+    fn what_is_no_secret_stays() {
+        for text in [
+            "max_tokens=100",
+            "--token-file /run/token",
+            "TOKEN=$CI_TOKEN",
+            "cargo test --lib audit::",
+            "http://example.org/a@b",
+            "desk-top sk-1",
+            "PWD=/home/agent",
+            "tokenizer: fast",
+            "grep -rn password src/",
+            "μ=\u{1F511} ключ",
+        ] {
+            assert_eq!(clean(text), text);
+        }
+    }
+
+    #[test]
+    fn a_word_of_a_command_says_what_the_next_one_is() {
+        let mut argv = ["curl", "-u", "me:pass", "--api-key", "abc", "--token", "-v"].map(str::to_owned);
+        Redactor::default().argv(&mut argv);
+        assert_eq!(
+            argv,
+            [
+                "curl",
+                "-u",
+                "me:[redacted]",
+                "--api-key",
+                "[redacted]",
+                "--token",
+                "-v"
+            ]
+        );
+    }
+
+    #[test]
+    fn configured_patterns_and_values_are_taken_out() {
+        let redactor = Redactor::new(["acme_live_*", "<key>*</key>"]).unwrap();
+        redactor.hide("correct horse");
+        assert_eq!(
+            redactor.text("acme_live_x1 <key>abc</key> the correct horse"),
+            "acme_live_[redacted] <key>[redacted]</key> the [redacted]"
+        );
+        let errors = Redactor::new(["abc", "a*", "abc*d*"]).unwrap_err();
+        assert_eq!(errors.len(), 3);
+    }
+
+    #[test]
+    fn fields_of_nested_values_are_cleaned_by_their_names() {
+        let mut value = serde_json::json!({
+            "env": {"DB_PASSWORD": "x", "HOME": "/"},
+            "command": ["login", "--secret", "y"],
+            "n": 1,
+        });
+        Redactor::default().value(&mut value);
+        assert_eq!(
+            value,
+            serde_json::json!({
+                "env": {"DB_PASSWORD": MARK, "HOME": "/"},
+                "command": ["login", "--secret", MARK],
+                "n": 1,
+            })
+        );
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_cleaned_without_a_panic(text in "[ -~é\u{1F511}\n]{0,80}") {
+            let redacted = Redactor::new(["abc*d"]).unwrap().text(&text).into_owned();
+            proptest::prop_assert_eq!(redacted.is_empty(), text.is_empty());
+        }
+
+        #[test]
+        fn a_token_is_found_wherever_it_stands(before in "[ a-z=:'\"/@-]{0,20}", after in "[ '\");)&]{0,10}") {
+            let token = "ghp_abcdefghijklmnopqrstuvwxyz0123456789";
+            let redacted = clean(&format!("{before} {token}{after}"));
+            proptest::prop_assert!(!redacted.contains("abcdefghijklmnopqrstuvwxyz"), "{}", redacted);
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! `belljar run`: one task from its start to its end, in this process.
+//!
+//! With a command the task lives as long as the command does; without one it waits for execs from `belljar exec` or the
+//! socket until it is stopped, by `belljar task stop`, SIGINT, SIGTERM or its time limit. With `--stdio` a harness drives it
+//! over lines of JSON.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::ask::AtTerminal;
+use super::flags::{Ready, TaskArgs};
+use super::pump::{self, Form, Manner};
+use super::{exec, exit, table, terminal};
+use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
+use crate::api::{Server, stdio};
+use crate::approval::{Ask, Nobody};
+use crate::audit::journal::{Journal, JournalOptions};
+use crate::audit::otlp::{Exporter, ExporterHandle, OtlpConfig};
+use crate::audit::record::Identity;
+use crate::config::Config;
+use crate::image::{self, Image, Store};
+use crate::policy::{Policy, Stdin};
+use crate::supervisor::{Supervisor, TaskHandle};
+use crate::task::{ImageRef, Task};
+
+/// Runs a task: a spec file, flags, or both. Flags win over the file.
+#[derive(Debug, clap::Args)]
+pub struct RunArgs {
+    #[command(flatten)]
+    pub task: TaskArgs,
+    #[command(flatten)]
+    pub manner: RunManner,
+}
+
+/// How this process deals with its own streams.
+#[derive(Debug, Default, clap::Args)]
+pub struct RunManner {
+    /// Why the command runs: shown to whoever is asked, kept in the record
+    #[arg(long, value_name = "TEXT")]
+    pub reason: Option<String>,
+    /// Gives the command this stdin; without it, it reads nothing
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Runs the command at a terminal of its own
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Speaks the API as lines of JSON on stdin and stdout
+    #[arg(long, conflicts_with_all = ["interactive", "tty", "json"])]
+    pub stdio: bool,
+    /// Events, output among them in base64, as lines of JSON on stdout; the last line is the summary
+    #[arg(long)]
+    pub json: bool,
+    /// No talk and no table on stderr
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Sends records, spans and metrics to this OTLP endpoint
+    #[arg(long, value_name = "URL")]
+    pub otlp: Option<String>,
+}
+
+/// How long the end of a run waits for its collectors.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
+
+pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
+    let RunArgs { task, manner } = args;
+    let Ready {
+        task,
+        config,
+        surroundings,
+    } = task.admit()?;
+    let policy = Policy::load(&task.gate.rules, task.gate.unmatched)?;
+    let options = JournalOptions {
+        sync: journal_sync(&config),
+        ..JournalOptions::default()
+    };
+    let folder = config.state.join("journal");
+    let journal = Journal::open(&folder, options)?;
+    let exporter = start_exporter(&folder, &config, manner.otlp.as_deref())?;
+    let identity = Identity {
+        uid: surroundings.uid,
+        user: surroundings.user.clone(),
+    };
+    let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal, identity)?;
+    let ask = whom_to_ask(&task, &manner, &surroundings.user);
+    let command = task.command.clone();
+    let image = unpack(&task.image, &config, manner.quiet).await?;
+    let handle = supervisor.start_task(task, image, policy, ask).await?;
+    let folder = handle.folder().to_owned();
+    let code = drive(handle, &folder, command, &manner).await;
+    if let Some(exporter) = exporter {
+        flush(exporter, &manner).await;
+    }
+    code
+}
+
+/// The image's layers, unpacked where they are not yet, with a line on a terminal that says how far that is.
+async fn unpack(image: &ImageRef, config: &Config, quiet: bool) -> anyhow::Result<Image> {
+    let store = Store::of_state(&config.state);
+    let image = image.clone();
+    let progress = UnpackingLine::new(quiet);
+    Ok(tokio::task::spawn_blocking(move || image::resolve(&image, &store, &progress)).await??)
+}
+
+struct UnpackingLine(ProgressBar);
+
+impl UnpackingLine {
+    /// Hidden by itself where stderr is no terminal.
+    fn new(quiet: bool) -> Self {
+        let target = if quiet {
+            ProgressDrawTarget::hidden()
+        } else {
+            ProgressDrawTarget::stderr_with_hz(10)
+        };
+        let style = ProgressStyle::with_template("unpacking layer {msg} {bar:30} {bytes}/{total_bytes}");
+        let bar = ProgressBar::with_draw_target(None, target);
+        Self(bar.with_style(style.expect("the template is a constant")))
+    }
+}
+
+impl image::Progress for UnpackingLine {
+    fn unpacking(&self, layer: usize, layers: usize, done: u64, total: u64) {
+        self.0.set_message(format!("{layer}/{layers}"));
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+}
+
+impl Drop for UnpackingLine {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Sends records to the collectors of the configuration, of OpenTelemetry's own variables, and of the flag.
+fn start_exporter(folder: &Path, config: &Config, flag: Option<&str>) -> anyhow::Result<Option<ExporterHandle>> {
+    let mut collectors: Vec<_> = config
+        .otlp
+        .iter()
+        .map(|otlp| {
+            let headers = otlp
+                .headers
+                .iter()
+                .map(|(name, value)| (name.clone(), value.value.expose().to_owned()));
+            OtlpConfig {
+                headers: headers.collect(),
+                ..OtlpConfig::new(&otlp.endpoint.value)
+            }
+        })
+        .collect();
+    collectors.extend(OtlpConfig::from_variables(|name| std::env::var(name).ok())?);
+    collectors.extend(flag.map(OtlpConfig::new));
+    if collectors.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Exporter::start(folder, collectors)?))
+}
+
+/// Gives the collectors a moment to take what there is; the rest is sent by the next start.
+async fn flush(exporter: ExporterHandle, manner: &RunManner) {
+    let lag = exporter.flush(FLUSH_PATIENCE).await;
+    if lag.records > 0 && !manner.quiet {
+        let why = lag
+            .signals
+            .iter()
+            .find_map(|signal| signal.error.as_deref())
+            .unwrap_or("the collector is slow");
+        eprintln!(
+            "belljar: {} records are not exported yet ({}); the next start goes on",
+            lag.records,
+            terminal::clean(why)
+        );
+    }
+    exporter.shutdown();
+}
+
+fn journal_sync(config: &Config) -> crate::audit::journal::Sync {
+    match config.journal.sync.value {
+        crate::config::Sync::Group => crate::audit::journal::Sync::Batch,
+        crate::config::Sync::Each => crate::audit::journal::Sync::Each,
+    }
+}
+
+/// The person at this terminal, where there is one whose streams do not belong to a harness.
+fn whom_to_ask(task: &Task, manner: &RunManner, user: &str) -> Arc<dyn Ask> {
+    if manner.stdio || manner.json {
+        return Arc::new(Nobody {
+            why: "a program drives this task".to_owned(),
+        });
+    }
+    Arc::new(AtTerminal::new(&task.name, task.purpose.as_deref(), user))
+}
+
+/// Takes a task that was started to its end: serves its socket in `folder`, runs `command` or waits for execs, carries the
+/// streams, stops it, and tells what it came to. The answer is the exit code.
+pub async fn drive(
+    task: TaskHandle,
+    folder: &Path,
+    command: Option<Vec<String>>,
+    manner: &RunManner,
+) -> anyhow::Result<u8> {
+    let driven = drive_streams(&task, folder, command, manner).await;
+    // Whatever went wrong, the sandbox is gone before the answer.
+    match &driven {
+        Ok((_, Some(_))) => task.finish().await,
+        Ok((_, None)) | Err(_) => task.stop().await,
+    }
+    let summary = TaskSummary::from(task.wait().await);
+    let (server, end) = driven?;
+    server.stop().await;
+    if manner.json {
+        let mut last = serde_json::to_value(&summary)?;
+        last["type"] = "summary".into();
+        println!("{last}");
+    } else if !manner.quiet && !manner.stdio {
+        eprint!("\n{}", table::of_summary(&summary));
+    }
+    Ok(exit::of_task(&summary, end.as_ref()))
+}
+
+async fn drive_streams(
+    task: &TaskHandle,
+    folder: &Path,
+    command: Option<Vec<String>>,
+    manner: &RunManner,
+) -> anyhow::Result<(Server, Option<ExecEnd>)> {
+    let server = Server::start(task.clone(), folder)?;
+    let first = match command {
+        Some(argv) => {
+            let request = command_request(argv, manner).into_request(&task.info().workdir)?;
+            Some(task.submit(request).context("cannot start the command")?)
+        }
+        None => None,
+    };
+    let end = match first {
+        _ if manner.stdio => {
+            stdio::speak(task.clone(), first, tokio::io::stdin(), tokio::io::stdout()).await?;
+            None
+        }
+        Some(handle) => {
+            let carried = Manner {
+                stdin: manner.interactive,
+                tty: manner.tty,
+                form: if manner.json { Form::Json } else { Form::Bytes },
+            };
+            let end = pump::carry(pump::Exec::Here(handle), carried).await?;
+            if !manner.quiet && !manner.json {
+                exec::tell(&end);
+            }
+            Some(end)
+        }
+        None => {
+            wait_for_execs(task, manner).await?;
+            None
+        }
+    };
+    Ok((server, end))
+}
+
+fn command_request(argv: Vec<String>, manner: &RunManner) -> ExecStart {
+    ExecStart {
+        id: None,
+        argv,
+        cwd: None,
+        env: Default::default(),
+        stdin: if manner.interactive { Stdin::Stream } else { Stdin::None },
+        tty: manner.tty.then(terminal::size),
+        reason: manner.reason.clone(),
+        call_id: None,
+        traceparent: std::env::var("TRACEPARENT").ok(),
+        timeout_seconds: None,
+        detach: false,
+    }
+}
+
+/// Until the task has ended, or this process is told to end it.
+async fn wait_for_execs(task: &TaskHandle, manner: &RunManner) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let info = task.info();
+    if manner.json {
+        println!(
+            "{}",
+            serde_json::json!({"type": "task", "id": info.id, "name": info.name})
+        );
+    } else if !manner.quiet {
+        let name = terminal::clean(&info.name);
+        eprintln!(
+            "belljar: task {} ({name}) waits for execs: belljar exec {} -- CMD",
+            info.id, info.id
+        );
+    }
+    tokio::select! {
+        _ = task.wait() => {}
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+        _ = hangup.recv() => {}
+    }
+    Ok(())
+}

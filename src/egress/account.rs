@@ -1,0 +1,119 @@
+//! What is known about one connection while it lives, and the record of its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Instant;
+
+use tokio::sync::mpsc::OwnedPermit;
+
+use super::gate::Route;
+use crate::audit::record::Event;
+
+/// Bytes over all connections of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EgressBytes {
+    pub sent: u64,
+    pub received: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Totals {
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl Totals {
+    pub fn bytes(&self) -> EgressBytes {
+        EgressBytes {
+            sent: self.sent.load(Ordering::Relaxed),
+            received: self.received.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// One allowed connection. When the last holder drops it, however that comes about, its `egress.finished` goes to the record:
+/// the place in the queue was taken before the connection was made.
+pub(super) struct Account {
+    host: String,
+    port: u16,
+    protocol: &'static str,
+    address: OnceLock<SocketAddr>,
+    error: OnceLock<String>,
+    complete: AtomicBool,
+    started: Instant,
+    sent: AtomicU64,
+    received: AtomicU64,
+    totals: Arc<Totals>,
+    place: Option<OwnedPermit<Event>>,
+}
+
+impl Account {
+    pub fn new(route: &Route, totals: Arc<Totals>, place: OwnedPermit<Event>) -> Self {
+        let destination = route.destination();
+        Self {
+            host: destination.host.to_string(),
+            port: destination.port,
+            protocol: destination.protocol.as_str(),
+            address: OnceLock::new(),
+            error: OnceLock::new(),
+            complete: AtomicBool::new(false),
+            started: Instant::now(),
+            sent: AtomicU64::new(0),
+            received: AtomicU64::new(0),
+            totals,
+            place: Some(place),
+        }
+    }
+
+    /// Notes the address that was really reached.
+    pub fn reached(&self, address: SocketAddr) {
+        let _ = self.address.set(address);
+    }
+
+    /// Notes why the connection ends; the first reason counts.
+    pub fn fail(&self, error: impl Into<String>) {
+        let _ = self.error.set(error.into());
+    }
+
+    /// Notes that the connection came to its natural end; one that did not is recorded as cut off.
+    pub fn complete(&self) {
+        self.complete.store(true, Ordering::Relaxed);
+    }
+
+    pub fn add_sent(&self, bytes: usize) {
+        self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.totals.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub fn add_received(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.totals.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes in both directions so far: what has not grown is idle.
+    pub fn progress(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed) + self.received.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let Some(place) = self.place.take() else { return };
+        let error = match (self.error.take(), self.complete.load(Ordering::Relaxed)) {
+            (None, false) => Some("the connection was cut off".to_owned()),
+            (error, _) => error,
+        };
+        place.send(Event::EgressFinished {
+            host: std::mem::take(&mut self.host),
+            port: self.port,
+            protocol: self.protocol.to_owned(),
+            address: self.address.get().map(ToString::to_string),
+            bytes_sent: self.sent.load(Ordering::Relaxed),
+            bytes_received: self.received.load(Ordering::Relaxed),
+            wall_seconds: self.started.elapsed().as_secs_f64(),
+            error,
+        });
+    }
+}

@@ -1,0 +1,693 @@
+//! MAY it connect there. The same story as a command's judgement, in two steps:
+//!
+//! ```text
+//! Destination ──judge──► Deny(Denial)
+//!                        Ask(Unknown) ──answer──► Denial, or
+//!                        Allow(Cleared) ─┬─ Name(Clearance): only now may it be resolved ──judge_addresses──► Denial, or
+//!                                        └─ Address ────────────────────────────────────────────────────────► Route
+//! ```
+//!
+//! A [`Route`] is made only here and holds the very addresses that were checked; a dialler takes nothing else. The order is
+//! fixed: deny, then local and private, then allow, then unknown. An approval can stand for a miss in the allow list only.
+//! Plain functions without waiting: asking and resolving are left to [`super::way`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use super::address::{self, Reach};
+use super::host::{DomainName, Host};
+use super::pattern::{List, Pattern, PatternError};
+use super::resolve::ResolveError;
+use crate::policy::{Answer, Decision};
+use crate::task::{Network, NetworkMode, Unknown as WhenUnknown};
+
+/// Names that stand for the host or its cloud whatever they resolve to; each also for all names below it.
+const LOCAL_NAMES: &[&str] = &[
+    "localhost",
+    "localdomain",
+    "local",
+    "internal",
+    "intranet",
+    "private",
+    "corp",
+    "home",
+    "lan",
+    "home.arpa",
+    "metadata.goog",
+];
+
+/// A name may have many addresses; more than this are not looked at, so they are not dialled either.
+const ADDRESSES_MAX: usize = 32;
+
+/// How long the list of the host's own addresses holds before it is read again: interfaces come and go.
+const OWN_MAX_AGE: Duration = Duration::from_secs(5);
+
+/// Where a connection is to go, as asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Destination {
+    pub host: Host,
+    /// 0 for a DNS question.
+    pub port: u16,
+    pub protocol: Protocol,
+    /// The HTTP method, where it can be seen.
+    pub method: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    Http,
+    HttpsConnect,
+    Socks5Tcp,
+    Socks5Udp,
+    Dns,
+}
+
+/// One network rule of the policy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkRule {
+    pub host: Host,
+    /// Without one: every port.
+    pub port: Option<u16>,
+    pub protocol: Protocol,
+    pub decision: Decision,
+    pub id: String,
+    pub file: String,
+    pub line: u32,
+    pub justification: Option<String>,
+}
+
+/// The answer of the gate to a destination by its name.
+#[derive(Debug)]
+pub enum EgressJudgement {
+    Allow(Cleared),
+    Ask(Unknown),
+    Deny(Denial),
+}
+
+/// A destination that may be reached as far as its name goes.
+#[derive(Debug)]
+pub enum Cleared {
+    Name(Clearance),
+    Address(Route),
+}
+
+/// The proof that a name was allowed, so that it may be resolved.
+#[derive(Debug)]
+#[must_use]
+pub struct Clearance {
+    destination: Destination,
+    name: DomainName,
+    basis: Basis,
+}
+
+/// A destination that no rule knows and somebody must be asked about.
+#[derive(Debug)]
+#[must_use]
+pub struct Unknown {
+    destination: Destination,
+    rule: String,
+    reason: String,
+}
+
+/// The proof that these addresses were checked for this destination. What is dialled is this and nothing else.
+#[derive(Debug, Clone)]
+#[must_use]
+pub struct Route {
+    destination: Destination,
+    addresses: Vec<SocketAddr>,
+    basis: Basis,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Basis {
+    rule: String,
+    reason: String,
+    origin: Origin,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Policy,
+    Approval,
+}
+
+/// A no: which rule, why, and how to go on. Its JSON is what the sandboxed client is told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Denial {
+    decision: &'static str,
+    pub rule: String,
+    pub reason: String,
+    /// Normalised; empty where it could not be read.
+    pub host: String,
+    pub port: u16,
+    pub how_to_ask: String,
+    #[serde(skip)]
+    pub kind: DenialKind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DenialKind {
+    /// A deny list or a forbidding rule.
+    Denied,
+    /// Local, private, reserved, or the host itself.
+    Local,
+    /// The name has no address.
+    Unresolved,
+    /// On no list, and nobody said yes.
+    Unknown,
+    /// The request cannot be read in one way only.
+    Malformed,
+    /// A limit was reached, or the record could not be written.
+    Unable,
+}
+
+/// The lists and rules of one task, ready to judge.
+#[derive(Debug)]
+pub struct Gate {
+    mode: NetworkMode,
+    allow: Vec<Pattern>,
+    deny: Vec<Pattern>,
+    rules: Vec<NetworkRule>,
+    unknown: WhenUnknown,
+    own: OwnAddresses,
+}
+
+/// All that is wrong with a task's lists.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the network lists have {} fault{}: {}", .0.len(), if .0.len() == 1 { "" } else { "s" }, faults(.0))]
+pub struct GateError(pub Vec<ListFault>);
+
+/// One entry that is no pattern: `network.allow[2]`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ListFault {
+    pub list: List,
+    pub index: usize,
+    pub error: PatternError,
+}
+
+fn faults(faults: &[ListFault]) -> String {
+    let one = |fault: &ListFault| {
+        let source = std::error::Error::source(&fault.error).map_or_else(String::new, |source| format!(": {source}"));
+        format!("{}[{}] {}{source}", fault.list.key(), fault.index, fault.error)
+    };
+    faults.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+impl List {
+    /// The key of the task spec.
+    pub fn key(self) -> &'static str {
+        match self {
+            List::Allow => "network.allow",
+            List::Deny => "network.deny",
+        }
+    }
+}
+
+/// The addresses of the host's own interfaces.
+#[derive(Debug)]
+pub struct OwnAddresses(Source);
+
+#[derive(Debug)]
+enum Source {
+    System(Mutex<Option<(Instant, Vec<IpAddr>)>>),
+    #[cfg(test)]
+    Fixed(Vec<IpAddr>),
+}
+
+impl Gate {
+    /// A gate for a task's lists and the network rules of its policy.
+    pub fn new(network: &Network, rules: Vec<NetworkRule>, own: OwnAddresses) -> Result<Self, GateError> {
+        let mut faults = Vec::new();
+        let mut parse = |list: List, patterns: &[String]| -> Vec<Pattern> {
+            let parsed = patterns.iter().enumerate().map(|(index, text)| {
+                Pattern::parse(text, list).map_err(|error| faults.push(ListFault { list, index, error }))
+            });
+            parsed.filter_map(Result::ok).collect()
+        };
+        let allow = parse(List::Allow, &network.allow);
+        let deny = parse(List::Deny, &network.deny);
+        if !faults.is_empty() {
+            return Err(GateError(faults));
+        }
+        Ok(Self {
+            mode: network.mode,
+            allow,
+            deny,
+            rules,
+            unknown: network.unknown,
+            own,
+        })
+    }
+
+    /// Judges a destination by its name or literal address. Nothing is resolved.
+    pub fn judge(&self, destination: &Destination) -> EgressJudgement {
+        let deny =
+            |kind, rule: &str, reason: String| EgressJudgement::Deny(Denial::new(destination, kind, rule, reason));
+        if self.mode == NetworkMode::None {
+            return deny(DenialKind::Denied, "network.mode", "the task has no network".to_owned());
+        }
+        if let Some((rule, reason)) = self.denied(&destination.host, destination) {
+            return deny(DenialKind::Denied, &rule, reason);
+        }
+        if let Err(reason) = self.is_outside(destination) {
+            return deny(DenialKind::Local, "local", reason);
+        }
+        if let Some(rule) = self.rule(destination, Decision::Prompt) {
+            return EgressJudgement::Ask(Unknown {
+                destination: destination.clone(),
+                rule: rule.id.clone(),
+                reason: rule.reason("a rule wants this host to be asked about"),
+            });
+        }
+        if let Some((rule, reason)) = self.allowed(destination) {
+            let origin = Origin::Policy;
+            return EgressJudgement::Allow(Cleared::new(destination.clone(), Basis { rule, reason, origin }));
+        }
+        let reason = format!("{} is not in the allow list", destination.place());
+        match (self.unknown, destination.protocol) {
+            // A name is asked about when something connects to it: a lookup alone is worth no question.
+            (WhenUnknown::Deny, _) | (WhenUnknown::Ask, Protocol::Dns) => deny(DenialKind::Unknown, "unknown", reason),
+            (WhenUnknown::Ask, _) => EgressJudgement::Ask(Unknown {
+                destination: destination.clone(),
+                rule: "unknown".to_owned(),
+                reason,
+            }),
+        }
+    }
+
+    /// Judges what a cleared name resolved to. One address that is denied or not public closes the whole name: an answer
+    /// that mixes public and private addresses is how rebinding looks.
+    pub fn judge_addresses(
+        &self,
+        clearance: Clearance,
+        answer: Result<Vec<IpAddr>, ResolveError>,
+    ) -> Result<Route, Denial> {
+        let Clearance {
+            destination,
+            name,
+            basis,
+        } = clearance;
+        let deny = |kind, rule: &str, reason| Err(Denial::new(&destination, kind, rule, reason));
+        let mut addresses = match answer {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                return deny(
+                    DenialKind::Unresolved,
+                    "resolve",
+                    format!("{name}: {error}", name = name.as_str()),
+                );
+            }
+        };
+        addresses.truncate(ADDRESSES_MAX);
+        if addresses.is_empty() {
+            return deny(
+                DenialKind::Unresolved,
+                "resolve",
+                format!("{} has no address", name.as_str()),
+            );
+        }
+        for &ip in &addresses {
+            if let Some((rule, reason)) = self.denied(&Host::from(ip), &destination) {
+                return deny(
+                    DenialKind::Denied,
+                    &rule,
+                    format!("{} is {ip}: {reason}", name.as_str()),
+                );
+            }
+            let closed = match address::reach(ip) {
+                Reach::Public => self.own.refusal(ip),
+                Reach::Local(range) | Reach::Never(range) => Some(range.to_owned()),
+            };
+            if let Some(range) = closed {
+                return deny(
+                    DenialKind::Local,
+                    "local",
+                    format!("{} is {ip}, which is {range}", name.as_str()),
+                );
+            }
+        }
+        let port = destination.port;
+        Ok(Route {
+            addresses: addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect(),
+            destination,
+            basis,
+        })
+    }
+
+    /// Judges a live connection once more, after the policy changed. What a person approved stays so while the policy would
+    /// still ask.
+    pub fn rejudge(&self, route: &Route) -> Result<(), Denial> {
+        let cleared = match self.judge(&route.destination) {
+            EgressJudgement::Deny(denial) => return Err(denial),
+            EgressJudgement::Ask(unknown) => match route.basis.origin {
+                Origin::Approval => Cleared::new(route.destination.clone(), route.basis.clone()),
+                Origin::Policy => return Err(unknown.denied("the policy changed and now asks about this host")),
+            },
+            EgressJudgement::Allow(cleared) => cleared,
+        };
+        match cleared {
+            Cleared::Address(_) => Ok(()),
+            Cleared::Name(clearance) => {
+                let addresses = route.addresses.iter().map(|address| address.ip()).collect();
+                self.judge_addresses(clearance, Ok(addresses)).map(drop)
+            }
+        }
+    }
+
+    fn denied(&self, host: &Host, destination: &Destination) -> Option<(String, String)> {
+        let denies = |pattern: &&Pattern| match destination.protocol {
+            Protocol::Dns => pattern.denies_wholly(host),
+            _ => pattern.denies(host, destination.port),
+        };
+        if let Some(pattern) = self.deny.iter().find(denies) {
+            return Some((
+                format!("network.deny {pattern}"),
+                format!("the deny list has {pattern}"),
+            ));
+        }
+        let asked = Destination {
+            host: host.clone(),
+            ..destination.clone()
+        };
+        let rule = self.rule(&asked, Decision::Forbidden)?;
+        Some((rule.id.clone(), rule.reason("a rule forbids this host")))
+    }
+
+    fn allowed(&self, destination: &Destination) -> Option<(String, String)> {
+        let Destination {
+            host, port, protocol, ..
+        } = destination;
+        let allows = |pattern: &&Pattern| match protocol {
+            Protocol::Dns => pattern.allows_on_some_port(host),
+            _ => pattern.allows(host, *port),
+        };
+        if let Some(pattern) = self.allow.iter().find(allows) {
+            return Some((
+                format!("network.allow {pattern}"),
+                format!("the allow list has {pattern}"),
+            ));
+        }
+        let rule = self.rule(destination, Decision::Allow)?;
+        Some((rule.id.clone(), rule.reason("a rule allows this host")))
+    }
+
+    fn rule(&self, destination: &Destination, decision: Decision) -> Option<&NetworkRule> {
+        let matches = |rule: &&NetworkRule| {
+            let port = match destination.protocol {
+                // A name may be resolved if anything may be done with it, and is closed only if everything is.
+                Protocol::Dns => decision == Decision::Allow,
+                protocol => rule.protocol == protocol && rule.port.is_none_or(|port| port == destination.port),
+            };
+            port && rule.decision == decision && rule.host == destination.host
+        };
+        self.rules.iter().find(matches)
+    }
+
+    /// Whether a destination is outside as far as its name or literal address tells; else why not.
+    fn is_outside(&self, destination: &Destination) -> Result<(), String> {
+        match &destination.host {
+            Host::Name(name) => {
+                let local = |parent: &&&str| name.as_str() == **parent || name.is_below(parent);
+                if let Some(parent) = LOCAL_NAMES.iter().find(local) {
+                    return Err(format!("names at or below {parent} are local to the host"));
+                }
+                if name.is_single_label() {
+                    return Err(format!(
+                        "{} has no dot, so it is local to the host's network",
+                        name.as_str()
+                    ));
+                }
+                Ok(())
+            }
+            Host::Address(address) => {
+                let ip = address.ip();
+                if address.zone().is_some() {
+                    return Err("an address with a zone id is on a link of the host".to_owned());
+                }
+                let closed = match address::reach(ip) {
+                    Reach::Public => None,
+                    Reach::Local(_) if self.names_literally(destination) => None,
+                    Reach::Local(range) => Some(format!(
+                        "{ip} is {range}, and only its literal address in the allow list opens it"
+                    )),
+                    Reach::Never(range) => Some(match ip {
+                        IpAddr::V6(v6) => match address::embedded_ipv4(v6) {
+                            Some(carried) => format!("{ip} is {range} and carries {carried}"),
+                            None => format!("{ip} is {range}"),
+                        },
+                        IpAddr::V4(_) => format!("{ip} is {range}"),
+                    }),
+                };
+                match closed.or_else(|| self.own.refusal(ip)) {
+                    Some(reason) => Err(reason),
+                    None => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn names_literally(&self, destination: &Destination) -> bool {
+        let Destination { host, port, .. } = destination;
+        self.allow.iter().any(|pattern| pattern.names_address(host, *port))
+            || self.rule(destination, Decision::Allow).is_some()
+    }
+}
+
+impl Cleared {
+    fn new(destination: Destination, basis: Basis) -> Self {
+        match &destination.host {
+            Host::Name(name) => {
+                let name = name.clone();
+                Cleared::Name(Clearance {
+                    destination,
+                    name,
+                    basis,
+                })
+            }
+            Host::Address(address) => {
+                let addresses = vec![SocketAddr::new(address.ip(), destination.port)];
+                Cleared::Address(Route {
+                    destination,
+                    addresses,
+                    basis,
+                })
+            }
+        }
+    }
+}
+
+impl Clearance {
+    pub fn name(&self) -> &DomainName {
+        &self.name
+    }
+
+    pub fn rule(&self) -> &str {
+        &self.basis.rule
+    }
+
+    pub fn reason(&self) -> &str {
+        &self.basis.reason
+    }
+}
+
+impl Unknown {
+    pub fn destination(&self) -> &Destination {
+        &self.destination
+    }
+
+    pub fn rule(&self) -> &str {
+        &self.rule
+    }
+
+    pub fn reason(&self) -> &str {
+        &self.reason
+    }
+
+    /// Turns the desk's answer into leave to go on or a denial. The one way from a question to a connection.
+    pub fn answer(self, answer: Answer) -> Result<Cleared, Denial> {
+        match answer {
+            Answer::Approve(scope) => {
+                let basis = Basis {
+                    rule: "approval".to_owned(),
+                    reason: match scope {
+                        crate::policy::Scope::Once => "approved once",
+                        crate::policy::Scope::Task => "approved for the task",
+                        crate::policy::Scope::Session => "approved for the session",
+                        crate::policy::Scope::Rule => "approved by a new rule",
+                    }
+                    .to_owned(),
+                    origin: Origin::Approval,
+                };
+                Ok(Cleared::new(self.destination, basis))
+            }
+            Answer::Deny(reason) => Err(self.denied(&reason)),
+        }
+    }
+
+    fn denied(&self, reason: &str) -> Denial {
+        Denial::new(&self.destination, DenialKind::Unknown, &self.rule, reason.to_owned())
+    }
+}
+
+impl Route {
+    pub fn destination(&self) -> &Destination {
+        &self.destination
+    }
+
+    /// Never empty.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    pub fn rule(&self) -> &str {
+        &self.basis.rule
+    }
+
+    pub fn reason(&self) -> &str {
+        &self.basis.reason
+    }
+}
+
+impl Denial {
+    pub fn new(destination: &Destination, kind: DenialKind, rule: &str, reason: String) -> Self {
+        Self {
+            decision: "deny",
+            rule: rule.to_owned(),
+            reason,
+            host: destination.host.to_string(),
+            port: destination.port,
+            how_to_ask: kind.how_to_ask(destination),
+            kind,
+        }
+    }
+
+    /// A denial of what could not be read as a destination. `host` is what it would mean to most programs, or empty.
+    pub fn malformed(reason: String, host: Option<String>, port: u16) -> Self {
+        Self {
+            decision: "deny",
+            rule: "malformed".to_owned(),
+            reason,
+            host: host.unwrap_or_default(),
+            port,
+            how_to_ask: "nobody can approve this; send the request in its plain form".to_owned(),
+            kind: DenialKind::Malformed,
+        }
+    }
+
+    /// A denial of what the proxy does for nobody, wherever it was to go.
+    pub fn unserved(reason: &str, host: Option<String>, port: u16) -> Self {
+        Self {
+            rule: "protocol".to_owned(),
+            how_to_ask: "nobody can approve this; connect by TCP through the proxy".to_owned(),
+            ..Self::malformed(reason.to_owned(), host, port)
+        }
+    }
+
+    /// A denial of a connection that nothing was read from, since there are too many.
+    pub fn over_limit() -> Self {
+        Self {
+            rule: "limit".to_owned(),
+            how_to_ask: "close a connection first".to_owned(),
+            kind: DenialKind::Unable,
+            ..Self::malformed("the task has as many connections as it may have".to_owned(), None, 0)
+        }
+    }
+}
+
+impl DenialKind {
+    fn how_to_ask(self, destination: &Destination) -> String {
+        match self {
+            DenialKind::Denied => {
+                "this cannot be approved from here; whoever owns the task's policy can change it".to_owned()
+            }
+            DenialKind::Local => "local and private places cannot be approved; use a public host".to_owned(),
+            DenialKind::Unresolved => "check the name; one that does not resolve cannot be approved".to_owned(),
+            DenialKind::Unknown => format!(
+                "ask the person who runs the task to add \"{}\" to network.allow",
+                destination.place()
+            ),
+            DenialKind::Malformed => "nobody can approve this; send the request in its plain form".to_owned(),
+            DenialKind::Unable => "nothing was decided about this host; try again later".to_owned(),
+        }
+    }
+}
+
+impl Destination {
+    /// `host:port`, or the bare host where the port says nothing new.
+    pub fn place(&self) -> String {
+        let authority = super::host::Authority {
+            host: self.host.clone(),
+            port: self.port,
+        };
+        match self.port {
+            0 | 80 | 443 => authority.for_scheme_port(self.port),
+            _ => authority.to_string(),
+        }
+    }
+}
+
+impl Protocol {
+    /// The word that records and rules use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Http => "http",
+            Protocol::HttpsConnect => "https_connect",
+            Protocol::Socks5Tcp => "socks5_tcp",
+            Protocol::Socks5Udp => "socks5_udp",
+            Protocol::Dns => "dns",
+        }
+    }
+}
+
+impl NetworkRule {
+    fn reason(&self, otherwise: &str) -> String {
+        self.justification.clone().unwrap_or_else(|| otherwise.to_owned())
+    }
+}
+
+impl OwnAddresses {
+    /// Those of the machine, read from the kernel and again when the list is old.
+    pub fn system() -> Self {
+        Self(Source::System(Mutex::new(None)))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn fixed(addresses: &[&str]) -> Self {
+        Self(Source::Fixed(
+            addresses.iter().map(|text| text.parse().unwrap()).collect(),
+        ))
+    }
+
+    /// Why an address is closed, if it is the host's own or that cannot be told.
+    fn refusal(&self, ip: IpAddr) -> Option<String> {
+        let own = match &self.0 {
+            Source::System(cell) => {
+                let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
+                let old = cell.as_ref().is_none_or(|(read, _)| read.elapsed() > OWN_MAX_AGE);
+                if old {
+                    match address::own_addresses() {
+                        Ok(addresses) => *cell = Some((Instant::now(), addresses)),
+                        Err(_) => {
+                            *cell = None;
+                            return Some(
+                                "not known to be another machine's (the host's own addresses cannot be read)"
+                                    .to_owned(),
+                            );
+                        }
+                    }
+                }
+                cell.as_ref().is_some_and(|(_, addresses)| addresses.contains(&ip))
+            }
+            #[cfg(test)]
+            Source::Fixed(addresses) => addresses.contains(&ip),
+        };
+        own.then(|| "an address of the host itself".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,281 @@
+//! The way out of a sandbox, the only one there is.
+//!
+//! ```text
+//!  sandbox (loopback only)                 │ host
+//!  client ──► listener 127.0.0.1:3128 ─────┼──► front ──► way: judge · ask · resolve · judge · record · dial ──► server
+//!             opened by the guest,         │              │     │         │                  │        │
+//!             its descriptor passed out    │              Gate  Asker     Resolver           Recorder Dialler
+//! ```
+//!
+//! A listener belongs to the sandbox's network namespace and is accepted on from here, so what is dialled is dialled from the
+//! host's. The supervisor starts one [`Proxy`] a task and hands it the listeners; making sandboxes, keeping the journal and
+//! asking people is left to those who implement [`Recorder`] and [`Asker`].
+//!
+//! What it promises: nothing is dialled or resolved that the [`gate::Gate`] did not clear; the address that was checked is the
+//! one that is dialled; each judgement is in the record before it takes effect, and each connection's end after it; when the
+//! [`ProxyHandle`] goes away, so does the way out. What it is not: a tunnel's bytes are not looked at beyond the TLS hello, so
+//! an allowed host that passes bytes on can pass on anything.
+
+#![forbid(unsafe_code)]
+
+mod account;
+pub mod address;
+pub mod ask;
+pub mod dial;
+pub mod env;
+mod front;
+pub mod gate;
+pub mod host;
+pub mod limits;
+pub mod path;
+pub mod pattern;
+pub mod resolve;
+mod way;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+pub use account::EgressBytes;
+pub use ask::{Asker, EgressQuestion, NobodyToAsk};
+pub use gate::{Denial, Destination, Gate, NetworkRule, OwnAddresses, Protocol};
+pub use limits::Limits;
+pub use way::{RecordError, Recorder};
+
+use account::Totals;
+use ask::Questions;
+use dial::{Dialler, DirectDialler};
+use resolve::{Resolver, SystemResolver};
+use way::Way;
+
+use crate::audit::record::Event;
+
+/// How long to wait after an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The listening sockets of one sandbox, as the guest opened them. A front without one is closed.
+#[derive(Debug, Default)]
+pub struct Listeners {
+    pub http: Option<std::net::TcpListener>,
+    pub socks: Option<std::net::TcpListener>,
+    pub dns_udp: Option<std::net::UdpSocket>,
+    pub dns_tcp: Option<std::net::TcpListener>,
+}
+
+/// What is spoken on a listener.
+#[derive(Debug, Clone, Copy)]
+enum Front {
+    Http,
+    Socks,
+    Dns,
+}
+
+/// What a proxy works with.
+pub struct Parts {
+    pub gate: Arc<Gate>,
+    pub recorder: Arc<dyn Recorder>,
+    pub asker: Arc<dyn Asker>,
+    pub resolver: Arc<dyn Resolver>,
+    pub dialler: Arc<dyn Dialler>,
+    pub limits: Limits,
+}
+
+impl Parts {
+    /// The parts of a real proxy: the host's resolver and its network.
+    pub fn new(gate: Arc<Gate>, recorder: Arc<dyn Recorder>, asker: Arc<dyn Asker>) -> Self {
+        Self {
+            gate,
+            recorder,
+            asker,
+            resolver: Arc::new(SystemResolver::default()),
+            dialler: Arc::new(DirectDialler),
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// The proxy of one task.
+#[derive(Debug)]
+pub struct Proxy;
+
+/// A proxy that runs. Dropping it closes the way out: its listeners and every connection.
+#[must_use]
+pub struct ProxyHandle {
+    /// Its loss is the sign to stop.
+    gate: watch::Sender<Arc<Gate>>,
+    way: Arc<Way>,
+    fronts: JoinSet<()>,
+    /// Writes the ends of connections until the last of them is written.
+    ends: JoinHandle<()>,
+}
+
+impl Proxy {
+    /// Starts to serve on the caller's runtime.
+    pub fn start(listeners: Listeners, parts: Parts) -> io::Result<ProxyHandle> {
+        let Parts {
+            gate,
+            recorder,
+            asker,
+            resolver,
+            dialler,
+            limits,
+        } = parts;
+        // All are made before any is served, so that a proxy starts whole or not at all.
+        let mut tcp = Vec::new();
+        for (front, listener) in [
+            (Front::Http, listeners.http),
+            (Front::Socks, listeners.socks),
+            (Front::Dns, listeners.dns_tcp),
+        ] {
+            if let Some(listener) = listener {
+                listener.set_nonblocking(true)?;
+                tcp.push((front, TcpListener::from_std(listener)?));
+            }
+        }
+        let dns_udp = match listeners.dns_udp {
+            Some(socket) => {
+                socket.set_nonblocking(true)?;
+                Some(UdpSocket::from_std(socket)?)
+            }
+            None => None,
+        };
+        let (gate, gate_seen) = watch::channel(gate);
+        // As long as there may be connections, so that none waits for another's end to be written.
+        let (ends, to_write) = mpsc::channel(limits.connections);
+        let way = Arc::new(Way {
+            gate: gate_seen,
+            recorder: recorder.clone(),
+            questions: Questions::new(asker, limits.questions, limits.ask_time),
+            resolver,
+            dialler,
+            limits,
+            totals: Arc::new(Totals::default()),
+            ends,
+        });
+        let slots = Arc::new(Semaphore::new(limits.connections));
+        let mut fronts = JoinSet::new();
+        for (front, listener) in tcp {
+            fronts.spawn(accept(front, listener, way.clone(), slots.clone()));
+        }
+        if let Some(socket) = dns_udp {
+            fronts.spawn(answer_datagrams(socket, way.clone()));
+        }
+        Ok(ProxyHandle {
+            gate,
+            way,
+            fronts,
+            ends: tokio::spawn(write_ends(to_write, recorder)),
+        })
+    }
+}
+
+impl ProxyHandle {
+    /// Bytes over all connections so far.
+    pub fn bytes(&self) -> EgressBytes {
+        self.way.totals.bytes()
+    }
+
+    /// Puts another policy in force: for new connections at once, and live ones that it forbids are ended.
+    pub fn reload(&self, gate: Arc<Gate>) {
+        self.way.questions.forget_denials();
+        self.gate.send_replace(gate);
+    }
+
+    /// Closes the way out, and returns when every connection's end is written.
+    pub async fn shutdown(self) {
+        let Self {
+            gate,
+            way,
+            mut fronts,
+            ends,
+        } = self;
+        drop(gate);
+        while fronts.join_next().await.is_some() {}
+        drop(way);
+        // It ends when the last connection's account is settled.
+        let _ = ends.await;
+    }
+}
+
+/// Accepts until the handle is gone, then ends every connection that it made.
+async fn accept(front: Front, listener: TcpListener, way: Arc<Way>, slots: Arc<Semaphore>) {
+    let mut gone = way.gate.clone();
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let Ok(slot) = slots.clone().try_acquire_owned() else {
+                        turn_away(front, stream).await;
+                        continue;
+                    };
+                    let way = way.clone();
+                    connections.spawn(async move {
+                        let _slot = slot;
+                        // An answer in small pieces must not wait for the client's acknowledgements.
+                        let _ = stream.set_nodelay(true);
+                        match front {
+                            Front::Http => front::http::serve(stream, way).await,
+                            Front::Socks => front::socks::serve(stream, way).await,
+                            Front::Dns => front::dns::serve_tcp(stream, way).await,
+                        }
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "a connection to the proxy could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+            () = handle_gone(&mut gone) => break,
+        }
+    }
+    drop(listener);
+    connections.shutdown().await;
+}
+
+async fn handle_gone(gate: &mut watch::Receiver<Arc<Gate>>) {
+    while gate.changed().await.is_ok() {}
+}
+
+async fn answer_datagrams(socket: UdpSocket, way: Arc<Way>) {
+    let mut gone = way.gate.clone();
+    tokio::select! {
+        () = front::dns::serve_udp(socket, way) => {}
+        () = handle_gone(&mut gone) => {}
+    }
+}
+
+/// Tells a client over the limit why, as far as its socket takes it at once.
+async fn turn_away(front: Front, mut stream: TcpStream) {
+    match front {
+        Front::Http => {
+            let answer = front::http::over_limit();
+            let _ = tokio::time::timeout(ACCEPT_PAUSE, stream.write_all(answer.as_bytes())).await;
+        }
+        // Neither has words for it before its greeting.
+        Front::Socks | Front::Dns => {}
+    }
+}
+
+async fn write_ends(mut ends: mpsc::Receiver<Event>, recorder: Arc<dyn Recorder>) {
+    while let Some(event) = ends.recv().await {
+        if let Err(error) = recorder.record(event).await {
+            // The next judgement cannot be written either, and is refused for it.
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "a connection's end is missing in the record"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;

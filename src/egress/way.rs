@@ -1,0 +1,220 @@
+//! One connection's way out, on one page: judge, ask, resolve, judge again, record, dial.
+//!
+//! The fronts read what their protocol says and come here; nothing else dials. What cannot be recorded is not done.
+
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, watch};
+
+use super::account::{Account, Totals};
+use super::ask::Questions;
+use super::dial::Dialler;
+use super::gate::{Cleared, Denial, DenialKind, Destination, EgressJudgement, Gate, Protocol, Route};
+use super::limits::Limits;
+use super::resolve::Resolver;
+use crate::audit::record::Event;
+
+/// Writes to the audit journal. Returns when the event is as safe as the journal makes it.
+pub trait Recorder: Send + Sync {
+    fn record(&self, event: Event) -> BoxFuture<'_, Result<(), RecordError>>;
+}
+
+/// The journal could not be written.
+#[derive(Debug, thiserror::Error)]
+#[error("the record could not be written")]
+pub struct RecordError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+
+/// What every connection of one task shares.
+pub(super) struct Way {
+    pub gate: watch::Receiver<Arc<Gate>>,
+    pub recorder: Arc<dyn Recorder>,
+    pub questions: Questions,
+    pub resolver: Arc<dyn Resolver>,
+    pub dialler: Arc<dyn Dialler>,
+    pub limits: Limits,
+    pub totals: Arc<Totals>,
+    /// To the task that writes the ends of connections.
+    pub ends: mpsc::Sender<Event>,
+}
+
+/// A connection that was judged, recorded and made.
+pub(super) struct Passage {
+    pub stream: TcpStream,
+    pub route: Route,
+    pub account: Arc<Account>,
+}
+
+/// Why there is no connection.
+#[derive(Debug)]
+pub(super) enum Closed {
+    Denied(Denial),
+    /// It was allowed, and the other side could not be reached.
+    Unreachable {
+        destination: Destination,
+        error: String,
+    },
+}
+
+impl Way {
+    /// The whole way to a connection.
+    pub async fn open(&self, destination: Destination) -> Result<Passage, Closed> {
+        let route = self.admit(destination).await.map_err(Closed::Denied)?;
+        // A place for the end's record is taken before there is anything to end. The queue is as long as there may be
+        // connections, so this waits only while the journal is behind.
+        let place = self.ends.clone().reserve_owned().await.map_err(|_| {
+            let reason = "the proxy is shutting down".to_owned();
+            Closed::Denied(Denial::new(route.destination(), DenialKind::Unable, "shutdown", reason))
+        })?;
+        let account = Arc::new(Account::new(&route, self.totals.clone(), place));
+        let dialled = tokio::time::timeout(self.limits.dial_time, self.dialler.dial(&route)).await;
+        let error = match dialled {
+            Ok(Ok(stream)) => {
+                if let Ok(address) = stream.peer_addr() {
+                    account.reached(address);
+                }
+                return Ok(Passage { stream, route, account });
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no connection within {} s", self.limits.dial_time.as_secs()),
+        };
+        account.fail(error.clone());
+        let destination = route.destination().clone();
+        Err(Closed::Unreachable { destination, error })
+    }
+
+    /// Judges and resolves, and writes down what came of it. Also all that a DNS question needs.
+    pub async fn admit(&self, destination: Destination) -> Result<Route, Denial> {
+        match self.judge(&destination).await {
+            Ok(route) => {
+                self.record_judgement(&destination, "allow", route.rule(), route.reason(), Some(&route))
+                    .await?;
+                Ok(route)
+            }
+            Err(denial) => {
+                self.record_judgement(&destination, "deny", &denial.rule, &denial.reason, None)
+                    .await?;
+                Err(denial)
+            }
+        }
+    }
+
+    async fn judge(&self, destination: &Destination) -> Result<Route, Denial> {
+        // The gate of this moment judges the whole of it: a reload in between ends the connection by itself.
+        let gate = self.gate.borrow().clone();
+        let cleared = match gate.judge(destination) {
+            EgressJudgement::Deny(denial) => return Err(denial),
+            EgressJudgement::Allow(cleared) => cleared,
+            EgressJudgement::Ask(unknown) => {
+                self.record_judgement(destination, "ask", unknown.rule(), unknown.reason(), None)
+                    .await?;
+                let answer = self.questions.ask(&unknown).await;
+                unknown.answer(answer)?
+            }
+        };
+        match cleared {
+            Cleared::Address(route) => Ok(route),
+            Cleared::Name(clearance) => {
+                let answer = self.resolver.resolve(&clearance).await;
+                gate.judge_addresses(clearance, answer)
+            }
+        }
+    }
+
+    /// Writes down a request that could not be read as a destination.
+    pub async fn record_malformed(&self, protocol: Protocol, method: Option<String>, denial: &Denial) {
+        let event = Event::EgressJudged {
+            host: denial.host.clone(),
+            port: denial.port,
+            protocol: protocol.as_str().to_owned(),
+            method,
+            decision: "deny".to_owned(),
+            rule: denial.rule.clone(),
+            reason: denial.reason.clone(),
+            address: None,
+        };
+        // It is refused either way.
+        if let Err(error) = self.recorder.record(event).await {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "a refusal is missing in the record"
+            );
+        }
+    }
+
+    /// Writes down that a live connection was ended by a judgement.
+    pub async fn record_end(&self, route: &Route, denial: &Denial) {
+        if let Err(denial) = self
+            .record_judgement(route.destination(), "deny", &denial.rule, &denial.reason, Some(route))
+            .await
+        {
+            tracing::error!(
+                reason = denial.reason,
+                "the end of a connection is missing in the record"
+            );
+        }
+    }
+
+    async fn record_judgement(
+        &self,
+        destination: &Destination,
+        decision: &str,
+        rule: &str,
+        reason: &str,
+        route: Option<&Route>,
+    ) -> Result<(), Denial> {
+        let event = Event::EgressJudged {
+            host: destination.host.to_string(),
+            port: destination.port,
+            protocol: destination.protocol.as_str().to_owned(),
+            method: destination.method.clone(),
+            decision: decision.to_owned(),
+            rule: rule.to_owned(),
+            reason: reason.to_owned(),
+            address: route
+                .and_then(|route| route.addresses().first())
+                .map(ToString::to_string),
+        };
+        self.recorder.record(event).await.map_err(|error| {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "a connection is refused for want of a record"
+            );
+            let reason = "the record could not be written, so nothing is let out".to_owned();
+            Denial::new(destination, DenialKind::Unable, "record", reason)
+        })
+    }
+
+    /// Waits until a live connection has to end: the policy changed against it, or it was idle for too long.
+    pub async fn watch_over(&self, route: &Route, account: &Account) -> Denial {
+        let mut gate = self.gate.clone();
+        gate.mark_unchanged();
+        let mut progress = account.progress();
+        // A gate that changed between the judgement and now counts as well.
+        if let Err(denial) = gate.borrow().rejudge(route) {
+            return denial;
+        }
+        loop {
+            tokio::select! {
+                changed = gate.changed() => {
+                    if changed.is_err() {
+                        // The handle is gone: whoever serves the connection drops it now.
+                        std::future::pending::<()>().await;
+                    }
+                    if let Err(denial) = gate.borrow_and_update().rejudge(route) {
+                        return denial;
+                    }
+                }
+                () = tokio::time::sleep(self.limits.idle_time) => {
+                    let now = account.progress();
+                    if now == progress {
+                        let reason = format!("nothing was sent or received for {} s", self.limits.idle_time.as_secs());
+                        return Denial::new(route.destination(), DenialKind::Unable, "idle", reason);
+                    }
+                    progress = now;
+                }
+            }
+        }
+    }
+}

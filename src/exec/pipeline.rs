@@ -1,0 +1,292 @@
+//! The story of one exec, on one page: judged, perhaps asked about, started, streamed, counted, recorded.
+//!
+//! ```text
+//!  request ─▶ judge ─▶ Allow ───────────────▶ permit ─▶ slot ─▶ streams, limits ─▶ end ─▶ record ─▶ answer
+//!               │  └─▶ Ask ─▶ desk ─▶ yes ─────┘
+//!               │               └─▶ no ─┐
+//!               └─▶ Deny ───────────────┴─▶ refused
+//! ```
+//!
+//! Each arrow to the right is in the journal before it is taken. A started exec has exactly one finished record, whichever way it
+//! ended: here, or as `lost` at the next start.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::run::{self, Ended, Limits};
+use super::stream::Log;
+use super::{Control, ExecEnd, ExecEvent, ExecRequest};
+use crate::approval::{Asked, Desk};
+use crate::audit::journal::{Journal, JournalError};
+use crate::audit::record::{Entry, Event, ExecFinished, ExecOutcome, env_names};
+use crate::id::{ApprovalId, TaskId};
+use crate::policy::{Basis, Judgement, Permit, Policy, Question, Refusal};
+use crate::sandbox::oci::{Sandbox, SandboxError};
+
+/// What all execs of a task share.
+pub struct Context {
+    pub task: TaskId,
+    pub journal: Journal,
+    pub policy: Policy,
+    pub desk: Arc<Desk>,
+    pub sandbox: Arc<Sandbox>,
+    pub exec_time: Option<Duration>,
+    /// Of stdout and stderr together, in bytes.
+    pub output: u64,
+    pub image_digest: Option<String>,
+    pub plan_digest: String,
+    pub requirements_digest: Option<String>,
+}
+
+/// What a caller can do to an exec while it runs.
+pub struct Inputs {
+    pub control: mpsc::Receiver<Control>,
+    pub stdin: mpsc::Receiver<bytes::Bytes>,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum PipelineError {
+    #[error("the journal cannot be written, so nothing runs")]
+    Journal(#[from] JournalError),
+    #[error("the sandbox cannot run it")]
+    Sandbox(#[from] SandboxError),
+}
+
+/// Runs one exec from its request to its end. Never dropped half-way but with the process: `supervisor` joins it.
+pub async fn run(
+    context: &Context,
+    request: &ExecRequest,
+    inputs: Inputs,
+    log: &Log,
+    on: &(dyn Fn(&ExecEvent) + Sync),
+) -> ExecEnd {
+    match steps(context, request, inputs, log, on).await {
+        Ok(end) => end,
+        Err(error) => {
+            tracing::error!(exec = %request.id, error = &error as &dyn std::error::Error, "an exec failed");
+            // The chain names host paths; outside only the step is told.
+            ExecEnd::Failed {
+                error: error.to_string(),
+            }
+        }
+    }
+}
+
+async fn steps(
+    context: &Context,
+    request: &ExecRequest,
+    mut inputs: Inputs,
+    log: &Log,
+    on: &(dyn Fn(&ExecEvent) + Sync),
+) -> Result<ExecEnd, PipelineError> {
+    let tell = async |event: ExecEvent| {
+        on(&event);
+        log.append(event).await;
+    };
+    let entry = |event| Entry {
+        task: Some(context.task),
+        exec: Some(request.id),
+        event,
+    };
+
+    let judgement = context
+        .policy
+        .judge(request.id, &request.command, context.sandbox.place());
+    let (word, basis) = match &judgement {
+        Judgement::Allow(permit) => ("allow", permit.basis()),
+        Judgement::Ask(question) => ("ask", question.basis()),
+        Judgement::Deny(refusal) => ("deny", &refusal.basis),
+    };
+    // Not waited for here: what follows is queued behind it and is waited for.
+    let judged = context.journal.submit(entry(judged(context, request, word, basis)));
+    tell(ExecEvent::Judged { judgement: word }).await;
+
+    let permit = match judgement {
+        Judgement::Allow(permit) => Ok(permit),
+        Judgement::Deny(refusal) => Err(refusal),
+        Judgement::Ask(question) => {
+            tell(ExecEvent::Asked {
+                reason: question.reason().to_owned(),
+            })
+            .await;
+            ask(context, request, question, &mut inputs.control).await?
+        }
+    };
+    let permit = match permit {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            judged.await?;
+            context.journal.append(entry(refused(request, &refusal))).await?;
+            return Ok(ExecEnd::Refused(refusal));
+        }
+    };
+
+    let started = context.journal.submit(entry(Event::ExecStarted {
+        argv: request.command.argv.clone(),
+        cwd: request.command.cwd.to_string(),
+        tty: request.command.tty.is_some(),
+        approver: permit.basis().approver.clone(),
+    }));
+    judged.await?;
+    started.await?;
+
+    let basis = permit.basis().clone();
+    let ended = start_and_wait(context, request, permit, inputs, log, on).await;
+    let (end, failure) = match ended {
+        Ok(ended) => (ended, None),
+        Err(error) => (Ended::lost(&error.to_string()), Some(error)),
+    };
+    let finished = finished(context, request, basis, end);
+    context
+        .journal
+        .append(entry(Event::ExecFinished(Box::new(finished.clone()))))
+        .await?;
+    match failure {
+        None => Ok(ExecEnd::Finished(Box::new(finished))),
+        Some(error) => Err(error.into()),
+    }
+}
+
+/// The one place that waits for a person. A cancel withdraws the question.
+async fn ask(
+    context: &Context,
+    request: &ExecRequest,
+    question: Question,
+    control: &mut mpsc::Receiver<Control>,
+) -> Result<Result<Permit, Refusal>, PipelineError> {
+    let command = &request.command;
+    let about =
+        shlex::try_join(command.argv.iter().map(String::as_str)).unwrap_or_else(|_| format!("{:?}", command.argv));
+    let mut facts = vec![("folder".to_owned(), command.cwd.to_string())];
+    facts.extend(
+        command
+            .env
+            .iter()
+            .map(|(name, value)| (format!("env {name}"), value.clone())),
+    );
+    facts.extend(
+        request
+            .reason
+            .iter()
+            .map(|reason| ("reason given".to_owned(), reason.clone())),
+    );
+    let asked = Asked {
+        id: ApprovalId::new(),
+        task: context.task,
+        exec: Some(request.id),
+        about,
+        facts,
+        reason: question.reason().to_owned(),
+        rules: question.basis().rules.clone(),
+        digest: *question.digest(),
+    };
+    let answered = context.desk.put(asked);
+    tokio::pin!(answered);
+    loop {
+        tokio::select! {
+            answer = &mut answered => {
+                let (answer, approver) = answer?;
+                return Ok(question.answer(answer, approver));
+            }
+            control = control.recv() => match control {
+                Some(Control::Cancel) | None => return Ok(question.withdraw("the caller canceled it while somebody was asked")),
+                // Nothing runs yet that could be signalled or resized.
+                Some(Control::Signal(_) | Control::Resize(_)) => {}
+            },
+        }
+    }
+}
+
+async fn start_and_wait(
+    context: &Context,
+    request: &ExecRequest,
+    permit: Permit,
+    inputs: Inputs,
+    log: &Log,
+    on: &(dyn Fn(&ExecEvent) + Sync),
+) -> Result<Ended, SandboxError> {
+    let time = match (context.exec_time, request.timeout) {
+        (Some(limit), Some(asked)) => Some(limit.min(asked)),
+        (limit, asked) => limit.or(asked),
+    };
+    run::run(
+        &context.sandbox,
+        request,
+        permit,
+        Limits {
+            time,
+            output: context.output,
+        },
+        inputs,
+        log,
+        on,
+    )
+    .await
+}
+
+fn judged(context: &Context, request: &ExecRequest, judgement: &str, basis: &Basis) -> Event {
+    let command = &request.command;
+    Event::ExecJudged {
+        argv: command.argv.clone(),
+        cwd: command.cwd.to_string(),
+        env_names: env_names(&command.env),
+        judgement: judgement.to_owned(),
+        rules: basis.rules.clone(),
+        opaque: basis.opaque,
+        digest: command.digest(context.sandbox.place()).to_string(),
+        reason: request.reason.clone(),
+        call_id: request.call_id.clone(),
+        traceparent: request.traceparent.clone(),
+    }
+}
+
+fn refused(request: &ExecRequest, refusal: &Refusal) -> Event {
+    Event::ExecRefused {
+        argv: request.command.argv.clone(),
+        reason: refusal.reason.clone(),
+        rules: refusal.basis.rules.clone(),
+        approver: refusal.basis.approver.clone(),
+    }
+}
+
+fn finished(context: &Context, request: &ExecRequest, basis: Basis, end: Ended) -> ExecFinished {
+    let command = &request.command;
+    ExecFinished {
+        argv: command.argv.clone(),
+        cwd: command.cwd.to_string(),
+        env_names: env_names(&command.env),
+        outcome: end.outcome,
+        exit_code: end.exit_code,
+        signal: end.signal,
+        error: end.error,
+        wall_seconds: end.wall.as_secs_f64(),
+        usage: end.usage,
+        network_bytes_sent: 0,
+        network_bytes_received: 0,
+        stdout_bytes: end.stdout.bytes,
+        stderr_bytes: end.stderr.bytes,
+        stdout_digest: end.stdout.digest,
+        stderr_digest: end.stderr.digest,
+        image_digest: context.image_digest.clone(),
+        plan_digest: Some(context.plan_digest.clone()),
+        requirements_digest: context.requirements_digest.clone(),
+        rules: basis.rules,
+        approver: basis.approver,
+        reason: request.reason.clone(),
+        call_id: request.call_id.clone(),
+        traceparent: request.traceparent.clone(),
+    }
+}
+
+impl Ended {
+    /// The command was to start, and what became of it is not known.
+    fn lost(error: &str) -> Ended {
+        Ended {
+            outcome: ExecOutcome::Lost,
+            error: Some(error.to_owned()),
+            ..Ended::default()
+        }
+    }
+}

@@ -1,0 +1,567 @@
+//! From a permit to an end: one command in a slot, its streams, its limits, and how it came to its end.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use belljar_guest::{FromSlot, Rusage, Step, ToSlot};
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use tokio::io::Interest;
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep_until;
+
+use super::pipeline::Inputs;
+use super::stream::Log;
+use super::{Control, ExecEvent, ExecRequest, Stream};
+use crate::audit::record::{ExecOutcome, Usage, UsageSource};
+use crate::policy::{Digest, Permit, Stdin, TtySize};
+use crate::sandbox::oci::{Sandbox, SandboxError, Slot, Started, Stdio};
+use crate::sys::cgroup::{Counters, Version};
+use crate::sys::{packet, process};
+
+/// A pipe that holds this much is read in few, large pieces; see DESIGN: pipes of 1 MiB matter most for streaming.
+const PIPE_BYTES: usize = 1 << 20;
+
+/// One piece of output at most.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// How long a killed command may take to be reported by its slot, before the slot's whole cgroup is killed from outside.
+const KILL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long after the command's end its pipes are read for what others, who got them from it, still write.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+
+/// The same for a command whose leftovers stay: they keep the pipes, and nobody reads those any more.
+const DETACHED_PATIENCE: Duration = Duration::from_millis(50);
+
+/// The limits of one exec.
+pub struct Limits {
+    pub time: Option<Duration>,
+    pub output: u64,
+}
+
+/// What one stream came to.
+#[derive(Debug, Default)]
+pub struct Streamed {
+    pub bytes: u64,
+    /// `sha256:…` over all of them; none for a stream that the exec did not have.
+    pub digest: Option<String>,
+}
+
+/// How an exec ended.
+#[derive(Debug)]
+pub struct Ended {
+    pub outcome: ExecOutcome,
+    pub exit_code: Option<i32>,
+    pub signal: Option<i32>,
+    pub error: Option<String>,
+    pub wall: Duration,
+    pub usage: Usage,
+    pub stdout: Streamed,
+    pub stderr: Streamed,
+}
+
+impl Default for Ended {
+    fn default() -> Self {
+        Ended {
+            outcome: ExecOutcome::Lost,
+            exit_code: None,
+            signal: None,
+            error: None,
+            wall: Duration::ZERO,
+            usage: Usage::NONE,
+            stdout: Streamed::default(),
+            stderr: Streamed::default(),
+        }
+    }
+}
+
+/// Why belljar ends a command before it ends itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    TimedOut,
+    Canceled,
+    OutputLimit,
+}
+
+/// What the slot said at the end.
+enum Report {
+    Exited {
+        status: i32,
+        usage: Rusage,
+    },
+    NotStarted {
+        step: Step,
+        errno: i32,
+    },
+    /// The slot is gone without a word.
+    Gone,
+}
+
+/// Runs a command to its end. Not cancel-safe: the caller owns it until it returns.
+pub async fn run(
+    sandbox: &std::sync::Arc<Sandbox>,
+    request: &ExecRequest,
+    permit: Permit,
+    limits: Limits,
+    inputs: Inputs,
+    log: &Log,
+    on: &(dyn Fn(&ExecEvent) + Sync),
+) -> Result<Ended, SandboxError> {
+    let begun = Instant::now();
+    let budget = Budget {
+        left: std::sync::atomic::AtomicU64::new(limits.output),
+        spent: tokio::sync::Notify::new(),
+    };
+    let (streams, started) = match request.command.tty {
+        Some(TtySize { rows, cols }) => {
+            let tty = Stdio::Tty { rows, cols };
+            (
+                Streams::Tty,
+                sandbox
+                    .start_exec(permit, &request.command, request.detach, tty)
+                    .await?,
+            )
+        }
+        None => {
+            let (out, stdout) = packet::output_pipe(PIPE_BYTES)?;
+            let (err, stderr) = packet::output_pipe(PIPE_BYTES)?;
+            let (stdin, feed) = match request.command.stdin {
+                Stdin::None => (OwnedFd::from(std::fs::File::open("/dev/null")?), None),
+                Stdin::Stream => packet::input_pipe().map(|(read, write)| (read, Some(write)))?,
+            };
+            let pipes = Stdio::Pipes {
+                stdin: stdin.as_fd(),
+                stdout: stdout.as_fd(),
+                stderr: stderr.as_fd(),
+            };
+            let started = sandbox
+                .start_exec(permit, &request.command, request.detach, pipes)
+                .await?;
+            // The command's ends are closed here: the pipes end when the command's side lets go of them.
+            (Streams::Pipes { out, err, feed }, started)
+        }
+    };
+    let Started { slot, permit: _ } = started;
+    // Nothing else comes before: the slot answers at once.
+    let (streams, report) = match slot.link.hear().await {
+        Ok(Some((FromSlot::Started { .. }, fds))) => (streams.with_terminal(fds)?, None),
+        Ok(Some((FromSlot::NotStarted { step, errno }, _))) => (streams, Some(Report::NotStarted { step, errno })),
+        Ok(Some((FromSlot::Exited { .. }, _)) | None) | Err(_) => (streams, Some(Report::Gone)),
+    };
+    let report = match report {
+        Some(report) => (report, None, Streamed::default(), Streamed::default()),
+        None => {
+            let event = ExecEvent::Started;
+            on(&event);
+            log.append(event).await;
+            attend(
+                sandbox,
+                &slot,
+                request.detach,
+                streams,
+                limits.time,
+                &budget,
+                inputs,
+                log,
+            )
+            .await
+        }
+    };
+    let (report, cause, stdout, stderr) = report;
+    let wall = begun.elapsed();
+    let counters = slot.counters();
+    let version = sandbox.cgroup_version();
+    let ended = conclude(report, cause, counters, version, wall, stdout, stderr);
+    match ended.outcome {
+        ExecOutcome::Lost => slot.retire(),
+        // A detached exec's slot keeps what it left running until the task ends.
+        _ if request.detach => sandbox.keep(slot),
+        _ => sandbox.give_back(slot),
+    }
+    Ok(ended)
+}
+
+/// How much output is left to an exec.
+struct Budget {
+    left: std::sync::atomic::AtomicU64,
+    spent: tokio::sync::Notify,
+}
+
+impl Budget {
+    /// How many of these bytes may still go out.
+    fn take(&self, bytes: u64) -> u64 {
+        use std::sync::atomic::Ordering::Relaxed;
+        let before = self
+            .left
+            .fetch_update(Relaxed, Relaxed, |left| Some(left.saturating_sub(bytes)))
+            .unwrap_or(0);
+        if before < bytes {
+            self.spent.notify_one();
+        }
+        before.min(bytes)
+    }
+}
+
+enum Streams {
+    Pipes {
+        out: OwnedFd,
+        err: OwnedFd,
+        feed: Option<OwnedFd>,
+    },
+    Tty,
+    Terminal(OwnedFd),
+}
+
+impl Streams {
+    fn with_terminal(self, fds: Vec<OwnedFd>) -> io::Result<Streams> {
+        match self {
+            Streams::Tty => {
+                let master = fds.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
+                process::set_nonblocking(&master)?;
+                Ok(Streams::Terminal(master))
+            }
+            other => Ok(other),
+        }
+    }
+}
+
+#[allow(
+    clippy::too_many_arguments,
+    reason = "the one caller is above, and a struct would only name these again"
+)]
+async fn attend(
+    sandbox: &Sandbox,
+    slot: &Slot,
+    detach: bool,
+    streams: Streams,
+    time: Option<Duration>,
+    budget: &Budget,
+    inputs: Inputs,
+    log: &Log,
+) -> (Report, Option<Cause>, Streamed, Streamed) {
+    let Inputs { mut control, stdin } = inputs;
+    let deadline = time.map(|time| tokio::time::Instant::now() + time);
+    let mut cause = None;
+    let mut kill_deadline: Option<tokio::time::Instant> = None;
+    let mut callers = true;
+    let mut report = None;
+
+    let mut stdout = Tally::default();
+    let mut stderr = Tally::default();
+    let (terminal, out, err, feed) = match streams {
+        Streams::Pipes { out, err, feed } => (None, Some(out), Some(err), feed),
+        Streams::Terminal(master) => (Some(master), None, None, None),
+        Streams::Tty => (None, None, None, None),
+    };
+    let resize = |size: TtySize| {
+        if let Some(terminal) = &terminal {
+            // A terminal that is gone has no size.
+            let _ = process::set_terminal_size(terminal.as_fd(), size.rows, size.cols);
+        }
+    };
+    let over = watch::Sender::new(None);
+    // A terminal is one stream, and is counted as stdout.
+    let first = match (out, terminal.as_ref().map(OwnedFd::try_clone)) {
+        (Some(fd), _) => Some((fd, Stream::Stdout)),
+        (None, Some(Ok(fd))) => Some((fd, Stream::Pty)),
+        (None, Some(Err(_)) | None) => None,
+    };
+    let io = async {
+        tokio::join!(
+            async {
+                if let Some((fd, stream)) = first {
+                    pump(fd, stream, &mut stdout, budget, log, over.subscribe()).await;
+                }
+            },
+            async {
+                if let Some(fd) = err {
+                    pump(fd, Stream::Stderr, &mut stderr, budget, log, over.subscribe()).await;
+                }
+            },
+        );
+    };
+    let feeding = feed_stdin(feed, terminal.as_ref(), stdin);
+    {
+        tokio::pin!(io, feeding);
+        let (mut io_done, mut feed_done) = (false, false);
+        // Until the command is over; its output may end before or after that.
+        while report.is_none() {
+            tokio::select! {
+                biased;
+                heard = slot.link.hear() => report = Some(match heard {
+                    Ok(Some((FromSlot::Exited { status, usage, .. }, _))) => Report::Exited { status, usage },
+                    // Out of turn, or gone: nothing that this slot says can be trusted any more.
+                    Ok(Some((FromSlot::Started { .. } | FromSlot::NotStarted { .. }, _)) | None) | Err(_) => Report::Gone,
+                }),
+                asked = control.recv(), if callers => match asked {
+                    Some(Control::Signal(signal)) => {
+                        let _ = slot.link.say(&ToSlot::Signal { signal }, &[]);
+                    }
+                    Some(Control::Resize(size)) => resize(size),
+                    Some(Control::Cancel) => end(slot, Cause::Canceled, &mut cause, &mut kill_deadline),
+                    None => callers = false,
+                },
+                () = sleep_until(deadline.unwrap_or_else(far)), if deadline.is_some() && cause.is_none() => {
+                    end(slot, Cause::TimedOut, &mut cause, &mut kill_deadline);
+                }
+                () = budget.spent.notified(), if cause.is_none() => {
+                    end(slot, Cause::OutputLimit, &mut cause, &mut kill_deadline);
+                }
+                () = sleep_until(kill_deadline.unwrap_or_else(far)), if kill_deadline.is_some() => {
+                    slot.kill();
+                    kill_deadline = None;
+                }
+                () = sandbox.ended() => report = Some(Report::Gone),
+                () = &mut io, if !io_done => io_done = true,
+                () = &mut feeding, if !feed_done => feed_done = true,
+            }
+        }
+        if matches!(report, Some(Report::Gone)) {
+            slot.kill();
+        }
+        // What the command wrote before its end is in the pipes, and is read as fast as the readers take it; only a pipe that somebody
+        // else holds open, and a reader who stands still while the exec is to be ended, are not waited for without end.
+        over.send_replace(Some(if detach { DETACHED_PATIENCE } else { DRAIN_PATIENCE }));
+        let hurry = tokio::time::Instant::now() + DRAIN_PATIENCE;
+        let mut canceled = false;
+        while !io_done {
+            tokio::select! {
+                () = &mut io => io_done = true,
+                asked = control.recv(), if callers => match asked {
+                    Some(Control::Cancel) => canceled = true,
+                    Some(Control::Signal(_) | Control::Resize(_)) => {}
+                    None => callers = false,
+                },
+                () = sleep_until(hurry), if canceled || cause.is_some() => break,
+            }
+        }
+    }
+    (report.unwrap_or(Report::Gone), cause, stdout.sum(), stderr.sum())
+}
+
+fn far() -> tokio::time::Instant {
+    tokio::time::Instant::now() + Duration::from_secs(86_400)
+}
+
+fn end(slot: &Slot, why: Cause, cause: &mut Option<Cause>, kill_deadline: &mut Option<tokio::time::Instant>) {
+    if cause.is_none() {
+        *cause = Some(why);
+        let _ = slot.link.say(&ToSlot::Kill, &[]);
+        *kill_deadline = Some(tokio::time::Instant::now() + KILL_PATIENCE);
+    }
+}
+
+/// Reads a stream to its end: counts it, digests it, and hands on what the budget allows.
+async fn pump(
+    fd: OwnedFd,
+    stream: Stream,
+    tally: &mut Tally,
+    budget: &Budget,
+    log: &Log,
+    mut over: watch::Receiver<Option<Duration>>,
+) {
+    let Ok(fd) = packet::watched(fd, Interest::READABLE) else {
+        return;
+    };
+    let mut buffer: Vec<u8> = Vec::new();
+    loop {
+        // Room for one piece only while there is something to read: most commands write little, and thousands run.
+        let quiet = async {
+            let patience = over
+                .wait_for(Option::is_some)
+                .await
+                .map(|patience| patience.unwrap_or_default());
+            tokio::time::sleep(patience.unwrap_or_default()).await;
+        };
+        tokio::select! {
+            biased;
+            ready = fd.readable() => if ready.is_err() { break },
+            () = quiet => break,
+        }
+        buffer.reserve(PIECE_BYTES);
+        let read = fd.async_io(Interest::READABLE, |fd| {
+            rustix::io::read(fd, rustix::buffer::spare_capacity(&mut buffer)).map_err(io::Error::from)
+        });
+        match read.await {
+            // A pseudo-terminal whose other side is closed says EIO.
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+        let data = if buffer.len() > PIECE_BYTES / 4 {
+            Bytes::from(std::mem::take(&mut buffer))
+        } else {
+            let data = Bytes::copy_from_slice(&buffer);
+            buffer.clear();
+            data
+        };
+        tally.hash.update(&data);
+        tally.bytes += data.len() as u64;
+        let allowed = budget.take(data.len() as u64) as usize;
+        if allowed > 0 {
+            log.append(ExecEvent::Output {
+                stream,
+                data: data.slice(..allowed),
+            })
+            .await;
+        }
+    }
+}
+
+/// What went through a stream so far.
+#[derive(Default)]
+struct Tally {
+    bytes: u64,
+    hash: Sha256,
+}
+
+impl Tally {
+    fn sum(self) -> Streamed {
+        Streamed {
+            bytes: self.bytes,
+            digest: Some(Digest::from_array(self.hash.finalize().into()).to_string()),
+        }
+    }
+}
+
+/// Writes what the caller sends to the command; its end is the end of the command's input.
+async fn feed_stdin(pipe: Option<OwnedFd>, terminal: Option<&OwnedFd>, mut stdin: mpsc::Receiver<Bytes>) {
+    let is_terminal = terminal.is_some();
+    let Some(fd) = pipe.or_else(|| terminal.and_then(|fd| fd.try_clone().ok())) else {
+        return;
+    };
+    let Ok(fd) = packet::watched(fd, Interest::WRITABLE) else {
+        return;
+    };
+    while let Some(mut data) = stdin.recv().await {
+        while !data.is_empty() {
+            let written = fd
+                .async_io(Interest::WRITABLE, |fd| {
+                    rustix::io::write(fd, &data).map_err(io::Error::from)
+                })
+                .await;
+            match written {
+                Ok(written) => drop(data.split_to(written)),
+                // The command no longer reads; what comes is not for it.
+                Err(_) => return,
+            }
+        }
+    }
+    if is_terminal {
+        // As the key for the end of input does; the terminal itself stays open for output.
+        let _ = fd
+            .async_io(Interest::WRITABLE, |fd| {
+                rustix::io::write(fd, b"\x04").map_err(io::Error::from)
+            })
+            .await;
+    }
+}
+
+fn conclude(
+    report: Report,
+    cause: Option<Cause>,
+    counters: Option<Counters>,
+    version: Option<Version>,
+    wall: Duration,
+    stdout: Streamed,
+    stderr: Streamed,
+) -> Ended {
+    let oom_kills = counters.and_then(|counters| counters.oom_kills).unwrap_or(0);
+    let mut ended = Ended {
+        wall,
+        stdout,
+        stderr,
+        ..Ended::default()
+    };
+    let rusage = match report {
+        Report::Exited { status, usage } => {
+            // wait(2): the low seven bits are the signal, the second byte the exit code.
+            match status & 0x7f {
+                0 => ended.exit_code = Some(status >> 8 & 0xff),
+                signal => ended.signal = Some(signal),
+            }
+            // A shell whose child was killed says 137; only the kernel's count tells whether memory was the reason.
+            let killed = ended.signal == Some(9) || ended.exit_code == Some(137);
+            ended.outcome = match (ended.signal, killed && oom_kills > 0) {
+                (_, true) => ExecOutcome::OomKilled,
+                (Some(_), false) => ExecOutcome::Signaled,
+                (None, false) => ExecOutcome::Exited,
+            };
+            Some(usage)
+        }
+        Report::NotStarted { step, errno } => {
+            let (code, text) = not_started(step, errno);
+            ended.outcome = ExecOutcome::Exited;
+            ended.exit_code = Some(code);
+            ended.error = Some(text);
+            None
+        }
+        Report::Gone => {
+            ended.outcome = if oom_kills > 0 {
+                ExecOutcome::OomKilled
+            } else {
+                ExecOutcome::Lost
+            };
+            ended.error = Some("the process that watched over the command is gone".to_owned());
+            None
+        }
+    };
+    match cause {
+        Some(Cause::TimedOut) => ended.outcome = ExecOutcome::TimedOut,
+        Some(Cause::Canceled) => ended.outcome = ExecOutcome::Canceled,
+        Some(Cause::OutputLimit) => ended.outcome = ExecOutcome::OutputLimit,
+        None => {}
+    }
+    ended.usage = usage(counters, version, rusage);
+    ended
+}
+
+/// The exit codes of a shell for what it cannot start, and the reason.
+fn not_started(step: Step, errno: i32) -> (i32, String) {
+    let error = io::Error::from_raw_os_error(errno);
+    match step {
+        Step::Lookup if error.kind() == io::ErrorKind::PermissionDenied => {
+            (126, format!("the program cannot be executed: {error}"))
+        }
+        Step::Lookup => (127, format!("no such program: {error}")),
+        Step::Exec if error.kind() == io::ErrorKind::NotFound => {
+            (127, format!("no such program, or no such interpreter: {error}"))
+        }
+        Step::Exec => (126, format!("the program cannot be executed: {error}")),
+        Step::Cwd => (126, format!("the working folder cannot be entered: {error}")),
+        Step::Tty => (126, format!("no terminal can be made: {error}")),
+        Step::Message => (126, format!("the command cannot be started as asked: {error}")),
+    }
+}
+
+fn usage(counters: Option<Counters>, version: Option<Version>, rusage: Option<Rusage>) -> Usage {
+    const MICRO: f64 = 1e-6;
+    match (counters, version, rusage) {
+        (Some(counters), Some(version), _) => Usage {
+            source: match version {
+                Version::V1 => UsageSource::CgroupV1,
+                Version::V2 => UsageSource::CgroupV2,
+            },
+            cpu_user_seconds: counters.user_micros as f64 * MICRO,
+            cpu_system_seconds: counters.system_micros as f64 * MICRO,
+            memory_peak_bytes: counters.memory_peak_bytes,
+            io_read_bytes: counters.io_read_bytes,
+            io_write_bytes: counters.io_write_bytes,
+            // The slot itself is one of them.
+            pids_peak: counters.pids_peak.map(|peak| peak.saturating_sub(1).max(1)),
+            oom_kills: counters.oom_kills,
+        },
+        (_, _, Some(rusage)) => Usage {
+            source: UsageSource::Rusage,
+            cpu_user_seconds: rusage.user_micros as f64 * MICRO,
+            cpu_system_seconds: rusage.system_micros as f64 * MICRO,
+            memory_peak_bytes: Some(rusage.max_rss_kib * 1024),
+            io_read_bytes: Some(rusage.blocks_in * 512),
+            io_write_bytes: Some(rusage.blocks_out * 512),
+            pids_peak: None,
+            oom_kills: None,
+        },
+        _ => Usage::NONE,
+    }
+}

@@ -1,0 +1,340 @@
+//! What the shell does itself: some builtins run commands, some change what later ones mean, and a few evaluate a name as
+//! arithmetic, which can run commands too.
+
+use super::lexer::Reader;
+use super::programs::{Found, assignment, carry, from_input, skip_options};
+use super::word::Fit;
+use super::{Dialect, Role, SimpleCommand, Walk, Word};
+
+/// Nothing where `name` is no builtin that matters here.
+pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand) -> Option<Found> {
+    let args = &command.argv[1..];
+    match name {
+        "eval" => {
+            eval(walk, args);
+            return Some(Found::role(Role::Carries));
+        }
+        "command" => return Some(command_builtin(walk, args, command)),
+        "builtin" => return Some(carry(walk, args, command)),
+        "exec" => return Some(exec(walk, args, command)),
+        "source" | "." => {
+            if args.first().and_then(Word::value) == Some("/dev/stdin") {
+                return Some(from_input(walk, command, Dialect::Bash));
+            }
+            walk.opaque("a file that is read into the shell");
+        }
+        "trap" => trap(walk, args),
+        "alias"
+            if args
+                .iter()
+                .any(|word| word.value().is_none_or(|word| word.contains('='))) =>
+        {
+            walk.opaque("an alias");
+        }
+        "enable" | "bind" | "fc" => walk.opaque("a builtin that changes what commands mean"),
+        "hash" if args.iter().any(|word| word.starts_with("-p") != Fit::No) => {
+            walk.opaque("a builtin that changes what commands mean");
+        }
+        "complete" | "compgen" if !args.iter().all(is_known_letters) => {
+            walk.opaque("a completion that may run commands")
+        }
+        "complete" | "compgen" => {
+            if args
+                .iter()
+                .any(|word| ["-F", "-C", "-W", "-P"].contains(&word.text.as_str()))
+            {
+                walk.opaque("a completion that may run commands");
+            }
+        }
+        "set" => set(walk, args),
+        "shopt" => {
+            // Others change how words are read, or bring aliases in.
+            const HARMLESS: &[&str] = &[
+                "nullglob",
+                "dotglob",
+                "failglob",
+                "nocaseglob",
+                "globstar",
+                "huponexit",
+                "lastpipe",
+            ];
+            let harmless = |word: &Word| {
+                word.value()
+                    .is_some_and(|word| word.starts_with('-') || HARMLESS.contains(&word))
+            };
+            if !args.iter().all(harmless) {
+                walk.opaque("an option that changes how the shell reads");
+            }
+        }
+        "let" => {
+            for word in args {
+                match word.value() {
+                    Some(text) => {
+                        let text = text.to_owned();
+                        if walk.depth < super::DEPTH_LIMIT {
+                            let _ = Reader::new(&text, walk, Dialect::Bash).expression_to_end();
+                        }
+                    }
+                    None => walk.opaque("arithmetic that is put together when it runs"),
+                }
+            }
+        }
+        "declare" | "typeset" | "local" | "export" | "readonly" => declare(walk, args),
+        "read" => names(walk, args, "ersE", "adinNptu"),
+        "mapfile" | "readarray" => {
+            if let Some(at) = args.iter().position(|word| word.starts_with("-C") != Fit::No) {
+                match args.get(at).and_then(Word::value) {
+                    Some("-C") if args.get(at + 1).and_then(Word::value).is_some() => {
+                        let callback = args[at + 1].clone();
+                        walk.script(&callback, Dialect::Bash);
+                    }
+                    _ => walk.opaque("a callback that is not known"),
+                }
+            }
+            names(walk, args, "t", "CcdnOsu");
+        }
+        "getopts" => names(walk, args.get(1..2).unwrap_or(&[]), "", ""),
+        "unset" => names(walk, args, "fvn", ""),
+        "wait" => {
+            if let Some(at) = args.iter().position(|word| word.starts_with("-p") != Fit::No) {
+                names(walk, args.get(at + 1..at + 2).unwrap_or(&[]), "", "");
+            }
+        }
+        "printf" => {
+            if args.first().is_some_and(|word| word.starts_with("-v") != Fit::No) {
+                match args.first().and_then(Word::value) {
+                    Some("-v") => names(walk, args.get(1..2).unwrap_or(&[]), "", ""),
+                    _ => walk.opaque("a variable whose name is not known"),
+                }
+            }
+        }
+        "test" | "[" => test(walk, args),
+        "jobs" => {
+            if let Some(at) = args.iter().position(|word| word.starts_with("-x") != Fit::No) {
+                return Some(carry(walk, args.get(at + 1..).unwrap_or(&[]), command));
+            }
+        }
+        _ => return None,
+    }
+    Some(Found::role(Role::Runs))
+}
+
+fn is_known_letters(word: &Word) -> bool {
+    word.value().is_some()
+}
+
+fn eval(walk: &mut Walk, args: &[Word]) {
+    let args = match args.first().and_then(Word::value) {
+        Some("--") => &args[1..],
+        _ => args,
+    };
+    match args.iter().map(Word::value).collect::<Option<Vec<_>>>() {
+        Some(words) => walk.nested(&words.join(" "), Dialect::Bash),
+        None => walk.opaque("a script that is put together when it runs"),
+    }
+}
+
+fn command_builtin(walk: &mut Walk, args: &[Word], command: &SimpleCommand) -> Found {
+    let mut at = 0;
+    while let Some(option) = args.get(at).and_then(Word::value).filter(|word| word.starts_with('-')) {
+        at += 1;
+        match option {
+            "--" => break,
+            "-p" => {}
+            // It only says what would run.
+            _ if option[1..].contains(['v', 'V']) => return Found::role(Role::Runs),
+            _ => {
+                walk.opaque("an option of command that is not known");
+                return Found::role(Role::Runs);
+            }
+        }
+    }
+    carry(walk, &args[at..], command)
+}
+
+fn exec(walk: &mut Walk, args: &[Word], command: &SimpleCommand) -> Found {
+    match skip_options(args, "cl", "a", &[]) {
+        Some(at) => carry(walk, &args[at..], command),
+        None => {
+            walk.opaque("a wrapper whose options are not known");
+            Found::role(Role::Carries)
+        }
+    }
+}
+
+fn trap(walk: &mut Walk, args: &[Word]) {
+    let args = match args.first().and_then(Word::value) {
+        Some("--") => &args[1..],
+        Some("-p" | "-l" | "-P") => return,
+        _ => args,
+    };
+    if args.len() < 2 && args.iter().all(|word| word.is_single()) {
+        return;
+    }
+    match args.first() {
+        Some(script) if script.value() == Some("-") => {}
+        Some(script) => {
+            let script = script.clone();
+            walk.script(&script, Dialect::Bash);
+        }
+        None => {}
+    }
+}
+
+fn set(walk: &mut Walk, args: &[Word]) {
+    const HARMLESS: &[&str] = &[
+        "allexport",
+        "errexit",
+        "errtrace",
+        "functrace",
+        "ignoreeof",
+        "monitor",
+        "noclobber",
+        "noexec",
+        "noglob",
+        "notify",
+        "nounset",
+        "pipefail",
+        "verbose",
+        "xtrace",
+    ];
+    let mut at = 0;
+    while let Some(word) = args.get(at) {
+        at += 1;
+        let Some(option) = word.value() else {
+            if word.starts_with("-") != Fit::No || word.starts_with("+") != Fit::No {
+                walk.opaque("an option that changes how the shell reads");
+            }
+            return;
+        };
+        let Some(letters) = option.strip_prefix(['-', '+']) else {
+            return;
+        };
+        if letters.is_empty() || letters == "-" {
+            return;
+        }
+        for letter in letters.chars() {
+            match letter {
+                'a' | 'b' | 'C' | 'e' | 'E' | 'f' | 'm' | 'n' | 'T' | 'u' | 'v' | 'x' => {}
+                'o' => {
+                    let name = args.get(at);
+                    if name.is_some_and(|name| name.value().is_none_or(|name| !HARMLESS.contains(&name))) {
+                        walk.opaque("an option that changes how the shell reads");
+                    }
+                    at += 1;
+                }
+                _ => walk.opaque("an option that changes how the shell reads"),
+            }
+        }
+    }
+}
+
+/// Arguments that are names of variables: a subscript in one is arithmetic.
+fn names(walk: &mut Walk, args: &[Word], flags: &str, values: &str) {
+    let Some(at) = skip_options(args, flags, values, &[]) else {
+        return walk.opaque("arguments that may name a variable with a subscript");
+    };
+    for word in &args[at..] {
+        match word.value() {
+            Some(name) if name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') => {
+                walk.assigned(name, false);
+                walk.binds(name, None);
+            }
+            _ => walk.opaque("arguments that may name a variable with a subscript"),
+        }
+    }
+    if let Some(array) = args.windows(2).find(|pair| pair[0].value() == Some("-a")) {
+        names(walk, &array[1..], "", "");
+    }
+}
+
+fn declare(walk: &mut Walk, args: &[Word]) {
+    for word in args {
+        match word.value() {
+            Some(option) if option.starts_with('-') || option.starts_with('+') => {
+                // A reference is a name that is evaluated, an integer a value that is.
+                if option.contains(['n', 'i']) && !option.starts_with("--") {
+                    walk.opaque("a declaration that evaluates what it is given");
+                }
+            }
+            Some(text) => {
+                let name = text.split(['=', '+']).next().unwrap_or(text);
+                if text.contains('=') {
+                    // Read as an assignment already, unless quotes hid that from the parser.
+                    let value = assignment(word).map(|(_, value)| value);
+                    walk.assigned(name, value.as_ref().is_some_and(super::is_number));
+                    walk.binds(name, value.as_ref().filter(|value| !value.text.starts_with('(')));
+                }
+                if name.contains('[') && !is_plain_element(name) {
+                    walk.opaque("a declaration that evaluates what it is given");
+                }
+            }
+            None => match assignment(word) {
+                Some((name, value)) if word.is_single() && is_name(&name) => {
+                    walk.assigned(&name, false);
+                    walk.binds(&name, Some(&value));
+                }
+                _ => walk.opaque("a declaration that is put together when it runs"),
+            },
+        }
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+}
+
+fn is_plain_element(name: &str) -> bool {
+    name.split_once('[').is_some_and(|(name, key)| {
+        is_name(name)
+            && key
+                .strip_suffix(']')
+                .is_some_and(|key| !key.is_empty() && key.bytes().all(|byte| byte.is_ascii_digit()))
+    })
+}
+
+/// `[ … ]`: harmless unless `-v` meets a name that is not plain, so every place where `-v` could come from must be known.
+fn test(walk: &mut Walk, args: &[Word]) {
+    const REASON: &str = "a test whose operators are not known";
+    for (at, word) in args.iter().enumerate() {
+        let Some(text) = word.value() else {
+            if matches!(word.text.as_str(), "$#" | "$?" | "$$" | "$!") {
+                continue;
+            }
+            if !word.is_single() && word.fits("-v") == Fit::Maybe {
+                // Unquoted it may become any words, unless all that it ever holds are numbers.
+                let name = word.text.strip_prefix('$').map(|name| name.trim_matches(['{', '}']));
+                match name.filter(|name| is_name(name)) {
+                    Some(name) => walk.numbers.uses(name.to_owned()),
+                    None => return walk.opaque(REASON),
+                }
+                continue;
+            }
+            let known = |at: Option<usize>| at.and_then(|at| args.get(at)).and_then(Word::value);
+            let before = known(at.checked_sub(1));
+            let after = known(Some(at + 1));
+            let operand = before
+                .is_some_and(|before| before.starts_with('-') && before.len() > 1 || is_comparison(before))
+                || after.is_some_and(|after| is_comparison(after) || matches!(after, "]" | "-a" | "-o"))
+                || at + 1 == args.len();
+            if word.fits("-v") == Fit::Maybe && !operand {
+                return walk.opaque(REASON);
+            }
+            continue;
+        };
+        if matches!(text, "-v" | "-R") {
+            match args.get(at + 1).map(Word::value) {
+                None => {}
+                Some(Some(name)) if is_name(name) || is_plain_element(name) || name == "]" => {}
+                _ => return walk.opaque("a test of a variable whose name is not known"),
+            }
+        }
+    }
+}
+
+fn is_comparison(word: &str) -> bool {
+    matches!(
+        word,
+        "=" | "==" | "!=" | "<" | ">" | "-eq" | "-ne" | "-lt" | "-le" | "-gt" | "-ge" | "-nt" | "-ot" | "-ef"
+    )
+}

@@ -1,0 +1,394 @@
+use serde_json::Value;
+
+use super::*;
+
+fn cases(file: &str) -> Vec<Value> {
+    let path = format!("{}/tests/data/policy/{file}.jsonl", env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(&path).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn argv(value: &Value) -> Vec<String> {
+    serde_json::from_value(value.clone()).unwrap()
+}
+
+fn bash(script: &str) -> Understanding {
+    understand(&["bash".into(), "-c".into(), script.into()])
+}
+
+/// What a script lists beside the shell itself, as text.
+fn listed(script: &str) -> Vec<Vec<String>> {
+    let found = bash(script);
+    assert_eq!(found.opaque, None, "{script}");
+    texts(&found)
+}
+
+fn texts(found: &Understanding) -> Vec<Vec<String>> {
+    found
+        .commands
+        .iter()
+        .skip(1)
+        .map(|command| command.argv.iter().map(|word| word.text.clone()).collect())
+        .collect()
+}
+
+fn is_opaque(script: &str) -> bool {
+    bash(script).opaque.is_some()
+}
+
+/// Whether a listed command may have become this argv.
+fn covers(listed: &[Word], real: &[String]) -> bool {
+    let Some((word, rest)) = listed.split_first() else {
+        return real.is_empty();
+    };
+    match word.unknown.as_ref().map(|unknown| unknown.fields) {
+        None => real.first() == Some(&word.text) && covers(rest, &real[1..]),
+        Some(Fields::One) => !real.is_empty() && covers(rest, &real[1..]),
+        Some(Fields::Some) => (1..=real.len()).any(|taken| covers(rest, &real[taken..])),
+        Some(Fields::Any) => (0..=real.len()).any(|taken| covers(rest, &real[taken..])),
+    }
+}
+
+#[test]
+fn every_command_that_bash_ran_is_listed_or_the_script_is_opaque() {
+    let mut holes = Vec::new();
+    let mut understood = 0;
+    for case in cases("bash_truth") {
+        let found = understand(&argv(&case["argv"]));
+        if found.opaque.is_some() {
+            continue;
+        }
+        understood += 1;
+        for real in case["expected"]["external_execs"].as_array().unwrap() {
+            let real = argv(real);
+            if !found.commands.iter().any(|command| covers(&command.argv, &real)) {
+                holes.push(format!("{} {}: {real:?}", case["id"], case["argv"]));
+            }
+        }
+    }
+    assert!(holes.is_empty(), "{}", holes.join("\n"));
+    assert!(understood >= 80, "only {understood} cases are understood");
+}
+
+#[test]
+fn what_codex_lists_is_listed_word_for_word() {
+    // Where Codex is not right, bash decides.
+    const BASH_DIFFERS: &[(&str, &str)] = &[
+        ("ep-0240", "bash takes the backslash away: the argument is $HOME"),
+        (
+            "ep-0241",
+            "bash takes the backslash away: the command is \"rm -rf\", one word",
+        ),
+    ];
+    let mut faults = Vec::new();
+    for case in cases("shell_split") {
+        let id = case["id"].as_str().unwrap();
+        let Some(expected) = case["expected"]["commands"].as_array() else {
+            continue;
+        };
+        if BASH_DIFFERS.iter().any(|(differs, _)| *differs == id) {
+            continue;
+        }
+        let found = understand(&argv(&case["argv"]));
+        for command in expected {
+            let real = argv(command);
+            if !found.commands.iter().any(|command| covers(&command.argv, &real)) {
+                faults.push(format!("{id} {}: {:?}", case["argv"], found));
+            }
+        }
+    }
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn wrappers_are_seen_through() {
+    for script in [
+        "env -u X A=1 rm x",
+        "sudo -u root -- rm x",
+        "timeout -k 5 10 rm x",
+        "nice -n 5 nohup rm x",
+        "stdbuf -oL rm x",
+        "command -p rm x",
+        "exec -a y rm x",
+        "su -c 'rm x' root",
+        "bash -euo pipefail -c 'rm x'",
+        "trap 'rm x' EXIT",
+        "eval rm x",
+        "eval 'eval \"rm x\"'",
+        "coproc rm x",
+        "time -p rm x",
+        "ls | time rm x",
+        "flock /l rm x",
+        "busybox rm x",
+        "ssh h rm x",
+        "git -c core.pager='rm x' log",
+        "GIT_PAGER='rm x' git log",
+        "watch -n 1 rm x",
+        "find . -exec rm x \\;",
+        "parallel rm x ::: 1",
+        "bash <<< 'rm x'",
+        "bash -s <<'E'\nrm x\nE",
+        "sudo sh <<E\nrm x\nE",
+        "python3 -c 'import os; os.system(\"rm x\")'",
+    ] {
+        let found = listed(script);
+        assert!(
+            found.contains(&vec!["rm".to_owned(), "x".to_owned()]),
+            "{script}: {found:?}"
+        );
+    }
+    let found = listed("ls | xargs -0 -n 1 rm");
+    assert_eq!(found.last().unwrap()[0], "rm", "{found:?}");
+}
+
+#[test]
+fn what_cannot_be_known_is_opaque() {
+    for script in [
+        "$x",
+        "\"$@\"",
+        "eval \"$x\"",
+        ". ./x",
+        "curl u | sh",
+        "PATH=.:$PATH ls",
+        "export LD_PRELOAD=./x.so",
+        "BASH_ENV=x bash -c ls",
+        "alias ls='rm x'",
+        "{rm,x}",
+        "/bin/r[m] x",
+        "echo $((x))",
+        "x='a[$(rm y)]'; echo $((x))",
+        "[[ $x -eq 1 ]]",
+        "[ -v \"$x\" ]",
+        "test $x",
+        "echo ${!x}",
+        "echo ${x@P}",
+        "printf -v \"$x\" y",
+        "read \"$x\"",
+        "env $x rm",
+        "xargs -I{} {}",
+        "echo 'x",
+        "if ls; fi",
+        "ls )",
+        "enable -f x y",
+        "hash -p /tmp/x ls",
+        "declare -n x=y",
+        "bash -ic ls",
+        "bash -O extglob -c ls",
+        "set -o posix",
+        "a=(1)\\; a[1]=let 3",
+        "ls >&'$(rm x)'",
+        "ls >&\"$x\"",
+    ] {
+        assert!(is_opaque(script), "{script}: {:?}", bash(script));
+    }
+}
+
+#[test]
+fn ordinary_scripts_are_understood() {
+    for script in [
+        "cd /x && ls -la | grep -v '^d' > out.txt 2>&1",
+        "for f in *.py; do python3 -m py_compile \"$f\" || exit 1; done",
+        "i=0; while [ $i -lt 10 ]; do i=$((i+1)); done",
+        "if [[ -f x && $y == a* ]]; then echo yes; else echo no; fi",
+        "case $x in a|b) ls;; *) pwd;; esac",
+        "cat <<'EOF' > f.py\nprint(\"$x `y`\")\nEOF\npython3 f.py",
+        "f() { local a=$1; echo \"$a\"; }; f 1",
+        "PATH=$PATH:/usr/local/go/bin go build ./...",
+        "diff <(sort a) <(sort b)",
+        "find . -name '*.rs' -not -path './target/*' | xargs grep -n foo",
+        "export A=1 B=\"$C\"; make -j$(nproc) CFLAGS=-O2",
+        "arr=(1 2 3); echo \"${arr[@]}\" ${#arr[@]} ${arr[0]}",
+        "set -euo pipefail; [ -z \"$X\" ] && echo none",
+        "sleep 1 & wait",
+        "((i++)) || true; i=1",
+    ] {
+        let found = bash(script);
+        assert_eq!(found.opaque, None, "{script}");
+    }
+}
+
+/// Commands of real agents, which stay outside the repository. Nothing where they are not at hand.
+fn corpus() -> Option<Vec<Value>> {
+    let text = ["../shared", "../../shared"].iter().find_map(|folder| {
+        let path = format!("{}/{folder}/cases/agent-commands.jsonl", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(path).ok()
+    })?;
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    Some(lines.filter(|line: &Value| line["command"].is_string()).collect())
+}
+
+#[test]
+fn nearly_all_commands_of_real_agents_are_understood() {
+    let Some(corpus) = corpus() else {
+        eprintln!("skipped: the commands of real agents are not at hand");
+        return;
+    };
+    let valid: Vec<&Value> = corpus.iter().filter(|line| line["bash_n_ok"] == true).collect();
+    let understood = valid
+        .iter()
+        .filter(|line| bash(line["command"].as_str().unwrap()).opaque.is_none())
+        .count();
+    assert!(
+        understood * 1000 >= valid.len() * 995,
+        "{understood} of {} are understood",
+        valid.len()
+    );
+}
+
+#[test]
+fn what_codex_lists_of_real_commands_is_listed() {
+    let Some(corpus) = corpus() else {
+        eprintln!("skipped: the commands of real agents are not at hand");
+        return;
+    };
+    let mut differing = Vec::new();
+    for line in &corpus {
+        let script = line["command"].as_str().unwrap();
+        let Some(split) = line["codex"]["split"].as_array() else {
+            continue;
+        };
+        // Codex keeps backslashes that bash takes away.
+        if script.contains(['\\', '\r', '\u{b}', '\u{c}', '\u{feff}']) {
+            continue;
+        }
+        let found = bash(script);
+        for command in split {
+            let real = argv(command);
+            // A keyword to bash.
+            if real[0] == "time" {
+                continue;
+            }
+            if found.opaque.is_none() && !found.commands.iter().any(|command| covers(&command.argv, &real)) {
+                differing.push(format!("{script:?}: {real:?}"));
+            }
+        }
+    }
+    assert!(
+        differing.is_empty(),
+        "{} differ: {}",
+        differing.len(),
+        differing[..differing.len().min(20)].join("\n")
+    );
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Scripts of pieces that matter to a shell, so that the odd combinations are met.
+    fn scripts() -> impl Strategy<Value = String> {
+        let pieces = prop::sample::select(vec![
+            "'",
+            "\"",
+            "\\",
+            "`",
+            "$",
+            "$(",
+            ")",
+            "${",
+            "}",
+            "$((",
+            "))",
+            "[[ ",
+            " ]]",
+            "{ ",
+            "; }",
+            "(",
+            "|",
+            "&&",
+            "&",
+            ";",
+            "\n",
+            " ",
+            "#",
+            "<",
+            ">",
+            "<<E\n",
+            "\nE\n",
+            "<<<",
+            "<(",
+            "$'",
+            "x",
+            "x=",
+            "a[",
+            "]",
+            "ls",
+            "rm x",
+            "if ",
+            "then ",
+            "fi",
+            "for i in ",
+            "do ",
+            "done",
+            "case x in ",
+            "esac",
+            "eval ",
+            "bash -c ",
+            "env ",
+            "é",
+            "\u{a0}",
+            "\\\n",
+            "*",
+            "{a,b}",
+            "!",
+            "~",
+            "E",
+        ]);
+        prop::collection::vec(pieces, 0..24).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn no_script_makes_the_splitter_panic(script in scripts()) {
+            understand_script(&script);
+        }
+
+        #[test]
+        fn no_text_makes_the_splitter_panic(words in prop::collection::vec(any::<String>(), 0..4), script: String) {
+            understand_script(&script);
+            understand(&words);
+        }
+
+        #[test]
+        fn no_bytes_make_the_splitter_panic(bytes: Vec<u8>) {
+            understand_script(&String::from_utf8_lossy(&bytes));
+        }
+
+        #[test]
+        fn a_literal_argv_is_listed_whatever_stands_around_it(before in scripts(), word in "[a-z]{3,8}") {
+            // Whatever the script before it does, a line that bash gets to is listed, or the script is opaque.
+            let found = understand_script(&format!("{word} y\n{before}"));
+            let real = vec![word.clone(), "y".to_owned()];
+            prop_assert!(found.opaque.is_some() || found.commands.iter().any(|command| covers(&command.argv, &real)));
+        }
+    }
+}
+
+#[test]
+fn nesting_costs_no_stack_and_length_no_more_than_its_share() {
+    for (open, close) in [
+        ("(", ")"),
+        ("$(", ")"),
+        ("{ ", "; }"),
+        ("\"$(", ")\""),
+        ("${x:-", "}"),
+        ("$((", "))"),
+        ("if ", ""),
+    ] {
+        let script = format!("{}ls{}", open.repeat(50_000), close.repeat(50_000));
+        assert!(is_opaque(&script), "{open}");
+    }
+    let mut script = String::from("rm x");
+    for _ in 0..60 {
+        script = format!("eval {}", shlex::try_quote(&script).unwrap().into_owned());
+        if script.len() > 100_000 {
+            break;
+        }
+    }
+    understand_script(&script);
+    assert_eq!(bash(&"ls; ".repeat(5_000)).commands.len(), 5_001);
+    assert!(is_opaque(&"ls; ".repeat(50_000)));
+}

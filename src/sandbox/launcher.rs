@@ -1,0 +1,337 @@
+//! The launcher: a process of one thread, started before belljar makes threads or opens secrets, that makes sandboxes on request.
+//!
+//! A process with threads must not fork and go on, and forking a large one costs milliseconds; this one is small, holds nothing
+//! worth stealing, and has an empty environment. It ends when its socket closes.
+//!
+//! ```text
+//!   host: Launcher::launch(plan, control socket) ──> launcher: clone3, id maps, cgroup, id-mapped mounts ──> child: setup
+//!         pidfd, pipe  <─────────────────────────────┘                                     pipe: which step failed, or EOF at exec
+//! ```
+
+use std::fs::OpenOptions;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Ids, Owner, Plan, Source};
+use super::setup::{self, Inherited, StepError};
+use crate::path::HostPath;
+use crate::sys::mount::{self, Attributes, Depth};
+use crate::sys::namespace::{self, Cloned, IdRange, Setgroups};
+use crate::sys::{packet, process};
+
+/// The name under which belljar's own program is the launcher.
+pub const ARGV0: &str = "belljar-launcher";
+
+/// The guest's program, carried inside.
+pub static GUEST: &[u8] = include_bytes!(env!("BELLJAR_GUEST"));
+
+/// One sandbox to make. Descriptor: the guest's end of the control socket.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LaunchRequest {
+    pub plan: Plan,
+    /// An empty folder of the host over which the root is mounted, in the sandbox's own mount namespace only.
+    pub place: HostPath,
+    /// Files to write the new process's id to before it does anything.
+    pub joins: Vec<PathBuf>,
+    /// The filter, an instruction a number (see `sys::process::pack`).
+    pub seccomp: Vec<u64>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+enum LaunchReply {
+    /// Descriptors: the pidfd of PID 1, and a pipe on which the step that failed is told.
+    Launched,
+    Failed {
+        step: String,
+        errno: i32,
+    },
+}
+
+/// From the launcher to its child.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Sent {
+    Go,
+    /// Descriptor: a detached mount.
+    Source {
+        index: u32,
+    },
+}
+
+/// Why there is no sandbox.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    #[error("the launcher could not be started")]
+    Start { source: io::Error },
+    #[error("the launcher is gone")]
+    Gone,
+    #[error("could not {step}")]
+    Step { step: String, source: io::Error },
+}
+
+/// A sandbox's process just made; it still sets itself up.
+#[derive(Debug)]
+pub struct Launched {
+    /// PID 1; readable when it is over.
+    pub pidfd: OwnedFd,
+    /// Ends empty when the guest has started, else with the step that failed; see [`read_failure`].
+    pub failure: OwnedFd,
+}
+
+/// The host's end. One request at a time, in blocking calls.
+pub struct Launcher {
+    socket: OwnedFd,
+    child: std::process::Child,
+}
+
+impl Launcher {
+    /// Starts the launcher: belljar's own program (`/proc/self/exe`, where this process is belljar) under another name.
+    pub fn start(program: &Path) -> Result<Launcher, LaunchError> {
+        let start = |source| LaunchError::Start { source };
+        let (ours, theirs) = packet::pair().map_err(start)?;
+        let child = Command::new(program)
+            .arg0(ARGV0)
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .map_err(start)?;
+        Ok(Launcher { socket: ours, child })
+    }
+
+    /// Makes the sandbox's process. Blocking, for about a millisecond.
+    pub fn launch(&mut self, request: &LaunchRequest, control: BorrowedFd<'_>) -> Result<Launched, LaunchError> {
+        let gone = |_| LaunchError::Gone;
+        packet::send(self.socket.as_fd(), request, &[control]).map_err(gone)?;
+        match packet::receive::<LaunchReply>(self.socket.as_fd())
+            .map_err(gone)?
+            .ok_or(LaunchError::Gone)?
+        {
+            (LaunchReply::Launched, fds) => {
+                let [pidfd, failure] = <[OwnedFd; 2]>::try_from(fds).map_err(|_| LaunchError::Gone)?;
+                Ok(Launched { pidfd, failure })
+            }
+            (LaunchReply::Failed { step, errno }, _) => Err(LaunchError::Step {
+                step,
+                source: io::Error::from_raw_os_error(errno),
+            }),
+        }
+    }
+}
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        // It ends by itself when its socket closes; killed, it ends now, and is reaped.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Reads the pipe of a launch to its end: `None` when the guest has started. Blocking.
+pub fn read_failure(pipe: OwnedFd) -> Option<LaunchError> {
+    let mut text = String::new();
+    let read = std::fs::File::from(pipe).take(4096).read_to_string(&mut text);
+    if let Err(source) = read {
+        return Some(LaunchError::Step {
+            step: "read how the setup went".to_owned(),
+            source,
+        });
+    }
+    let (errno, step) = text.split_once(' ')?;
+    let source = io::Error::from_raw_os_error(errno.parse().unwrap_or(0));
+    Some(LaunchError::Step {
+        step: step.to_owned(),
+        source,
+    })
+}
+
+/// Whether this process was started as the launcher.
+pub fn is_launcher(argv0: Option<&std::ffi::OsStr>) -> bool {
+    argv0.is_some_and(|name| name == ARGV0)
+}
+
+/// The launcher's life. Called first thing in `main`, while there is one thread; returns the exit code.
+pub fn run() -> u8 {
+    match serve() {
+        Ok(()) => 0,
+        Err(error) => {
+            eprintln!("belljar launcher: {error}");
+            1
+        }
+    }
+}
+
+fn serve() -> io::Result<()> {
+    // It stays dumpable: an ordinary user's launcher could not write its child's id maps otherwise. Nobody inside can see it, for
+    // it is in no sandbox's pid namespace.
+    process::ignore_children();
+    process::reserve_low_descriptors()?;
+    let socket = io::stdin().as_fd().try_clone_to_owned()?;
+    let guest = packet::memory_file("belljar-guest", GUEST)?;
+    while let Some((request, fds)) = packet::receive::<LaunchRequest>(socket.as_fd())? {
+        let control = fds.into_iter().next().ok_or(ErrorKind::InvalidData)?;
+        match launch(&request, control, guest.as_fd()) {
+            Ok(Launched { pidfd, failure }) => {
+                packet::send(
+                    socket.as_fd(),
+                    &LaunchReply::Launched,
+                    &[pidfd.as_fd(), failure.as_fd()],
+                )?;
+            }
+            Err(StepError { step, error }) => {
+                let errno = error.raw_os_error().unwrap_or(0);
+                packet::send(socket.as_fd(), &LaunchReply::Failed { step, errno }, &[])?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn launch(request: &LaunchRequest, control: OwnedFd, guest: BorrowedFd<'_>) -> Result<Launched, StepError> {
+    let failed = |step: &str| {
+        let step = step.to_owned();
+        move |error| StepError { step, error }
+    };
+    let (failure, report) = packet::pipe().map_err(failed("make a pipe"))?;
+    let (sync, child_sync) = packet::pair().map_err(failed("make a socket"))?;
+    match namespace::clone_into(namespace::SANDBOX).map_err(failed("make namespaces"))? {
+        Cloned::Child => {
+            drop((sync, failure));
+            let StepError { step, error } = setup::run(Inherited {
+                request,
+                sync: child_sync,
+                control,
+                guest,
+            });
+            let text = format!("{} {step}", error.raw_os_error().unwrap_or(0));
+            let _ = std::fs::File::from(report).write_all(text.as_bytes());
+            std::process::exit(1)
+        }
+        Cloned::Parent { pid, pidfd } => {
+            drop((child_sync, report, control));
+            let helped = help(request, pid, &sync);
+            if helped.is_err() {
+                let _ = process::pidfd_kill(pidfd.as_fd());
+            }
+            helped?;
+            Ok(Launched { pidfd, failure })
+        }
+    }
+}
+
+/// What the child cannot do for itself: id maps, cgroups and, for root, mounts with mapped ids.
+fn help(request: &LaunchRequest, pid: rustix::process::Pid, sync: &OwnedFd) -> Result<(), StepError> {
+    let step = |step: String| move |error| StepError { step, error };
+    let plan = &request.plan;
+    for file in &request.joins {
+        let write = |file: &PathBuf| {
+            OpenOptions::new()
+                .write(true)
+                .open(file)?
+                .write_all(pid.as_raw_nonzero().to_string().as_bytes())
+        };
+        write(file).map_err(step(format!("join {}", file.display())))?;
+    }
+    let (uids, gids) = plan.ids.maps();
+    let setgroups = match plan.ids {
+        Ids::Range { .. } => Setgroups::Allow,
+        Ids::Single { .. } => Setgroups::Deny,
+    };
+    namespace::write_id_maps(pid, &uids, &gids, setgroups).map_err(step("write the id maps".to_owned()))?;
+    packet::send(sync.as_fd(), &Sent::Go, &[]).map_err(step("go on".to_owned()))?;
+    let Ids::Range { .. } = plan.ids else { return Ok(()) };
+    let inside = namespace::user_namespace(pid).map_err(step("open the user namespace".to_owned()))?;
+    let read_only = Attributes {
+        read_only: true,
+        no_dev: true,
+        no_suid: true,
+        no_exec: false,
+    };
+    let layers = plan.root.layers.iter().map(|layer| (layer, Owner::Same, read_only));
+    let binds = plan.mounts.iter().filter_map(|mount| match &mount.source {
+        Source::Bind { host, owner } => Some((host, *owner, mount.attributes)),
+        Source::Tmpfs { .. }
+        | Source::Proc
+        | Source::Sysfs
+        | Source::Devpts
+        | Source::Mqueue
+        | Source::Device { .. } => None,
+    });
+    let mut users: Vec<(u32, u32, OwnedFd)> = Vec::new();
+    for (index, (host, owner, attributes)) in layers.chain(binds).enumerate() {
+        let tree = detached(plan, host, owner, attributes, inside.as_fd(), &mut users)
+            .map_err(step(format!("open {host}")))?;
+        let message = Sent::Source { index: index as u32 };
+        // A child that is gone has already said why.
+        if packet::send(sync.as_fd(), &message, &[tree.as_fd()]).is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn detached(
+    plan: &Plan,
+    host: &HostPath,
+    owner: Owner,
+    attributes: Attributes,
+    inside: BorrowedFd<'_>,
+    users: &mut Vec<(u32, u32, OwnedFd)>,
+) -> io::Result<OwnedFd> {
+    let source = mount::open_source(host.as_ref())?;
+    let tree = mount::clone_tree(source.as_fd(), Depth::Single)?;
+    match owner {
+        // The sandbox's own map: what is root's outside shows as root's inside.
+        Owner::Same => mount::set_attributes(tree.as_fd(), attributes, Some(inside))?,
+        Owner::User => {
+            let stat = rustix::fs::fstat(&source)?;
+            let (uid, gid) = (stat.st_uid, stat.st_gid);
+            if !users.iter().any(|(one, two, _)| (*one, *two) == (uid, gid)) {
+                let map = |inside: u32, id: u32| {
+                    vec![IdRange {
+                        inside,
+                        outside: plan.ids.outside(id),
+                        count: 1,
+                    }]
+                };
+                users.push((
+                    uid,
+                    gid,
+                    mapping(&map(uid, plan.process.uid), &map(gid, plan.process.gid))?,
+                ));
+            }
+            let (_, _, user) = users
+                .iter()
+                .find(|(one, two, _)| (*one, *two) == (uid, gid))
+                .expect("it was just put there");
+            mount::set_attributes(tree.as_fd(), attributes, Some(user.as_fd()))?;
+        }
+    }
+    Ok(tree)
+}
+
+/// A user namespace that only serves as an id map: of a process that does nothing and ends at once.
+fn mapping(uids: &[IdRange], gids: &[IdRange]) -> io::Result<OwnedFd> {
+    let (hold, release) = packet::pipe()?;
+    match namespace::clone_into(namespace::USER)? {
+        Cloned::Child => {
+            drop(release);
+            let mut byte = [0; 1];
+            let _ = rustix::io::read(&hold, &mut byte);
+            std::process::exit(0)
+        }
+        Cloned::Parent { pid, pidfd: _ } => {
+            drop(hold);
+            namespace::write_id_maps(pid, uids, gids, Setgroups::Allow)?;
+            let namespace = namespace::user_namespace(pid);
+            drop(release);
+            namespace
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Making and unmaking the box. A [`plan::Plan`] says all of its isolation as one plain value; a backend translates it and decides
+//! nothing.
+//!
+//! ```text
+//!  belljar (threads) ──socket── launcher (one thread, same binary, started first)
+//!      │                           └─clone3─ setup: mounts, pivot_root, no capabilities, seccomp, exec
+//!      │                                       └─ guest, PID 1 of the sandbox
+//!      ├──control socket─────────────────────────────┘ ├─ slot ── a command
+//!      └──a socket a slot──────────────────────────────┘
+//! ```
+//!
+//! Called by `supervisor` (to start and end) and by `exec` (to run one command in a slot). What the network of a sandbox may
+//! reach is `egress`'s; the sandbox only hands out the listeners.
+
+pub mod channel;
+pub mod host_root;
+pub mod launcher;
+pub mod oci;
+pub mod plan;
+pub mod seccomp;
+mod setup;

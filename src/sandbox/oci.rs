@@ -1,0 +1,420 @@
+//! The `oci` backend with the builtin launcher: starting a sandbox, keeping slots ready, ending it without a trace.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use belljar_guest::{ListenKind, Start, ToSlot};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use super::channel::{ChannelError, Guest, SlotLink};
+use super::launcher::{self, LaunchError, LaunchRequest, Launcher};
+use super::plan::Plan;
+use super::seccomp;
+use crate::path::HostPath;
+use crate::policy::{Command, Digest, Permit};
+use crate::sys::cgroup::{Caps, Cgroups, Counters, Leaf, TaskCgroup, Version};
+use crate::sys::{packet, process};
+
+/// Slots that stay ready between execs while a task is busy: as many callers as are expected at once.
+const READY_MAX: usize = 16;
+
+/// What a used leaf may still be charged with (page cache of files first read there) and yet serve again: peaks are counted from it.
+const LEFTOVER_BYTES: u64 = 1 << 20;
+
+/// How long the end of a killed process may take before its cgroup is left to the next start.
+const END_PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error("could not make the task's cgroups")]
+    Cgroup { source: io::Error },
+    #[error("could not launch the sandbox")]
+    Launch {
+        #[from]
+        source: LaunchError,
+    },
+    #[error("could not talk to the sandbox")]
+    Channel {
+        #[from]
+        source: ChannelError,
+    },
+    #[error("could not use the sandbox's descriptors")]
+    Io {
+        #[from]
+        source: io::Error,
+    },
+    #[error("the permit is for another command")]
+    PermitMismatch,
+    #[error("the sandbox is gone")]
+    Gone,
+}
+
+/// What starting needs beside the plan; shared by all sandboxes of a process.
+#[derive(Clone)]
+pub struct Machinery {
+    pub launcher: Arc<Mutex<Launcher>>,
+    pub cgroups: Arc<Cgroups>,
+}
+
+/// A live sandbox.
+pub struct Sandbox {
+    plan: Plan,
+    place: Digest,
+    guest: Guest,
+    cgroup: Option<Arc<Mutex<TaskCgroup>>>,
+    pid1: AsyncFd<OwnedFd>,
+    pool: Mutex<Pool>,
+}
+
+#[derive(Default)]
+struct Pool {
+    ready: VecDeque<Slot>,
+    /// Of detached execs: occupied until the task ends.
+    kept: Vec<Slot>,
+    refill: Option<JoinHandle<()>>,
+}
+
+/// A slot and the leaf that it sits in.
+pub struct Slot {
+    pub link: SlotLink,
+    leaf: Option<Leaf>,
+}
+
+/// A command that was started in a slot.
+pub struct Started {
+    pub slot: Slot,
+    pub permit: Permit,
+}
+
+/// The descriptors that a command gets.
+pub enum Stdio<'a> {
+    Pipes {
+        stdin: BorrowedFd<'a>,
+        stdout: BorrowedFd<'a>,
+        stderr: BorrowedFd<'a>,
+    },
+    Tty {
+        rows: u16,
+        cols: u16,
+    },
+}
+
+impl Sandbox {
+    /// Makes the sandbox and one ready slot. `place` is an empty folder of the task's own.
+    pub async fn start(machinery: &Machinery, plan: Plan, place: HostPath) -> Result<Arc<Sandbox>, SandboxError> {
+        let (control, theirs) = packet::pair()?;
+        let (launched, cgroup, plan) = {
+            let machinery = machinery.clone();
+            // Cgroups and the launch are blocking calls of a few milliseconds.
+            tokio::task::spawn_blocking(move || launch(&machinery, plan, place, theirs))
+                .await
+                .map_err(io::Error::other)??
+        };
+        let cgroup = cgroup.map(|cgroup| Arc::new(Mutex::new(cgroup)));
+        let digest = plan.digest();
+        let started = async {
+            let guest = Guest::greet(control).await?;
+            let sandbox = Sandbox {
+                plan,
+                place: digest,
+                guest,
+                cgroup: cgroup.clone(),
+                pid1: packet::watched(launched, Interest::READABLE)?,
+                pool: Mutex::new(Pool::default()),
+            };
+            let slot = sandbox.make_slot().await?;
+            sandbox.pool().ready.push_back(slot);
+            Ok::<_, SandboxError>(sandbox)
+        };
+        match started.await {
+            Ok(sandbox) => Ok(Arc::new(sandbox)),
+            Err(error) => {
+                if let Some(cgroup) = cgroup {
+                    remove_cgroup(cgroup).await;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The digest of the plan, to which permits are bound.
+    pub fn place(&self) -> &Digest {
+        &self.place
+    }
+
+    fn pool(&self) -> std::sync::MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn make_slot(&self) -> Result<Slot, SandboxError> {
+        let (link, pidfd) = self.guest.add_slot().await?;
+        let leaf = match &self.cgroup {
+            None => None,
+            Some(cgroup) => {
+                let pid = process::pid_of(pidfd.as_fd())?.ok_or(SandboxError::Gone)?;
+                let cgroup = cgroup.clone();
+                let leaf = tokio::task::spawn_blocking(move || {
+                    let mut leaf = cgroup.lock().unwrap_or_else(PoisonError::into_inner).create_leaf()?;
+                    // The pidfd is held until after this, so the number cannot have become another process's.
+                    leaf.join(pid)?;
+                    leaf.reset();
+                    Ok::<_, io::Error>(leaf)
+                });
+                Some(
+                    leaf.await
+                        .map_err(io::Error::other)?
+                        .map_err(|source| SandboxError::Cgroup { source })?,
+                )
+            }
+        };
+        Ok(Slot {
+            link: SlotLink { link, pidfd },
+            leaf,
+        })
+    }
+
+    /// A slot to run one command in: a ready one, else a new one.
+    pub async fn take_slot(self: &Arc<Self>) -> Result<Slot, SandboxError> {
+        let (slot, empty) = {
+            let mut pool = self.pool();
+            let slot = pool.ready.pop_front();
+            (slot, pool.ready.is_empty())
+        };
+        if empty {
+            self.refill();
+        }
+        match slot {
+            Some(slot) => Ok(slot),
+            None => self.make_slot().await,
+        }
+    }
+
+    /// Makes a slot ready ahead of need: on cgroup version 1 a join after a pause costs milliseconds that nobody should wait for.
+    fn refill(self: &Arc<Self>) {
+        let mut pool = self.pool();
+        if pool.refill.as_ref().is_some_and(|task| !task.is_finished()) {
+            return;
+        }
+        let sandbox = Arc::downgrade(self);
+        pool.refill = Some(tokio::spawn(async move {
+            let Some(sandbox) = sandbox.upgrade() else { return };
+            // One that cannot be made now is made, or found impossible, by whoever needs it.
+            if let Ok(slot) = sandbox.make_slot().await {
+                sandbox.pool().ready.push_back(slot);
+            }
+        }));
+    }
+
+    /// Starts the command that the permit is for.
+    pub async fn start_exec(
+        self: &Arc<Self>,
+        permit: Permit,
+        command: &Command,
+        detach: bool,
+        stdio: Stdio<'_>,
+    ) -> Result<Started, SandboxError> {
+        if *permit.digest() != command.digest(&self.place) {
+            return Err(SandboxError::PermitMismatch);
+        }
+        let mut env = self.plan.process.env.clone();
+        if command.tty.is_some() {
+            env.insert("TERM".to_owned(), "xterm-256color".to_owned());
+        }
+        env.extend(command.env.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let (tty, fds) = match stdio {
+            Stdio::Pipes { stdin, stdout, stderr } => (None, vec![stdin, stdout, stderr]),
+            Stdio::Tty { rows, cols } => (Some((rows, cols)), Vec::new()),
+        };
+        let start = Start {
+            argv: command.argv.clone(),
+            env: env.into_iter().map(|(name, value)| format!("{name}={value}")).collect(),
+            cwd: command.cwd.as_str().to_owned(),
+            tty,
+            detach,
+        };
+        let slot = self.take_slot().await?;
+        slot.link.say(&ToSlot::Start(start), &fds)?;
+        Ok(Started { slot, permit })
+    }
+
+    /// Takes a slot back after its command has ended: it serves again where the next exec can be counted truly in it.
+    pub fn give_back(&self, mut slot: Slot) {
+        let reusable = match &mut slot.leaf {
+            None => true,
+            Some(leaf) => {
+                leaf.pids().len() <= 1 && leaf.is_reusable(LEFTOVER_BYTES) && {
+                    leaf.reset();
+                    true
+                }
+            }
+        };
+        if reusable {
+            let mut pool = self.pool();
+            if pool.ready.len() < READY_MAX {
+                pool.ready.push_back(slot);
+                return;
+            }
+        }
+        slot.retire();
+    }
+
+    /// Keeps a slot whose command has left something running on purpose.
+    pub fn keep(&self, slot: Slot) {
+        self.pool().kept.push(slot);
+    }
+
+    /// A socket on the sandbox's loopback, for the proxy to accept on.
+    pub async fn listen(&self, port: u16, kind: ListenKind) -> Result<OwnedFd, SandboxError> {
+        Ok(self.guest.listen(port, kind).await?)
+    }
+
+    /// Ready when PID 1 is over, whatever ended it. Cancel-safe.
+    pub async fn ended(&self) {
+        // A pidfd becomes readable once and stays so; an error of the reactor means that the runtime is going down.
+        let _ = self.pid1.readable().await;
+    }
+
+    /// What the task as a whole has used.
+    pub fn counters(&self) -> Option<(Version, Counters)> {
+        let cgroup = self.cgroup.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        Some((cgroup.version(), cgroup.counters()))
+    }
+
+    pub fn cgroup_version(&self) -> Option<Version> {
+        self.cgroup
+            .as_ref()
+            .map(|cgroup| cgroup.lock().unwrap_or_else(PoisonError::into_inner).version())
+    }
+
+    /// Ends everything inside and removes what the sandbox had outside. Whole when it returns; safe to call twice.
+    pub async fn destroy(&self) {
+        let refill = self.pool().refill.take();
+        if let Some(refill) = refill {
+            refill.abort();
+            let _ = refill.await;
+        }
+        let _ = process::pidfd_kill(self.pid1.get_ref().as_fd());
+        // With PID 1 the kernel ends the whole pid namespace before the pidfd becomes readable.
+        let _ = timeout(END_PATIENCE, self.ended()).await;
+        let slots = {
+            let mut pool = self.pool();
+            (std::mem::take(&mut pool.ready), std::mem::take(&mut pool.kept))
+        };
+        drop(slots);
+        if let Some(cgroup) = &self.cgroup {
+            remove_cgroup(cgroup.clone()).await;
+        }
+    }
+}
+
+fn launch(
+    machinery: &Machinery,
+    plan: Plan,
+    place: HostPath,
+    control: OwnedFd,
+) -> Result<(OwnedFd, Option<TaskCgroup>, Plan), SandboxError> {
+    let caps = Caps {
+        memory_bytes: plan.limits.memory_bytes,
+        cpus: plan.limits.cpus,
+        pids: plan.limits.pids,
+    };
+    let cgroup = machinery
+        .cgroups
+        .create_task(&plan.task.to_string(), caps)
+        .map_err(|source| SandboxError::Cgroup { source })?;
+    let joins: Vec<PathBuf> = cgroup.as_ref().map(TaskCgroup::guest_joins).unwrap_or_default();
+    let request = LaunchRequest {
+        plan,
+        place,
+        joins,
+        seccomp: seccomp::FILTER.program.clone(),
+    };
+    let launched = {
+        let mut launcher = machinery.launcher.lock().unwrap_or_else(PoisonError::into_inner);
+        launcher.launch(&request, control.as_fd())
+    };
+    drop(control);
+    let result = launched.and_then(|launched| match launcher::read_failure(launched.failure) {
+        None => Ok(launched.pidfd),
+        Some(error) => Err(error),
+    });
+    match result {
+        Ok(pidfd) => Ok((pidfd, cgroup, request.plan)),
+        Err(error) => {
+            if let Some(cgroup) = cgroup {
+                end_and_remove(&cgroup);
+            }
+            Err(error.into())
+        }
+    }
+}
+
+async fn remove_cgroup(cgroup: Arc<Mutex<TaskCgroup>>) {
+    let removed =
+        tokio::task::spawn_blocking(move || end_and_remove(&cgroup.lock().unwrap_or_else(PoisonError::into_inner)));
+    let _ = removed.await;
+}
+
+/// Removes a task's cgroups, waiting for what was killed to be gone.
+pub fn end_and_remove(cgroup: &TaskCgroup) {
+    let deadline = std::time::Instant::now() + END_PATIENCE;
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match cgroup.remove() {
+            Ok(()) => return,
+            // A dying process leaves its cgroup a moment after it can be waited for.
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && std::time::Instant::now() < deadline => {
+                cgroup.kill();
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(50));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a task's cgroups could not be removed; the next start tries again");
+                return;
+            }
+        }
+    }
+}
+
+impl Slot {
+    pub fn counters(&self) -> Option<Counters> {
+        self.leaf.as_ref().map(Leaf::counters)
+    }
+
+    /// Kills the command and all it started, and the slot with them.
+    pub fn kill(&self) {
+        if let Some(leaf) = &self.leaf {
+            leaf.kill();
+        }
+        let _ = process::pidfd_kill(self.link.pidfd.as_fd());
+    }
+
+    /// Ends a slot that will not serve again. Its leaf goes with it, or else with the task.
+    pub fn retire(self) {
+        self.kill();
+        let Slot { link, leaf } = self;
+        drop(link);
+        if let Some(leaf) = leaf {
+            // A leaf is busy until its last process is reaped, which PID 1 does in its own time.
+            tokio::task::spawn_blocking(move || {
+                for pause in [1, 4, 16, 64, 256] {
+                    if leaf.remove().is_ok() {
+                        return;
+                    }
+                    std::thread::sleep(Duration::from_millis(pause));
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The whole isolation of a sandbox as one plain value: it can be printed, compared, digested and put in the record.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{host_root, seccomp};
+use crate::id::TaskId;
+use crate::path::{HostPath, SandboxPath};
+use crate::policy::Digest;
+use crate::sys::mount::Attributes;
+use crate::sys::namespace::IdRange;
+use crate::task::{Access, NetworkMode, Task, User};
+
+/// uid and gid of the ordinary user inside.
+pub const AGENT: u32 = 1000;
+
+/// The ports on the sandbox's loopback behind which the way out lies.
+pub const HTTP_PROXY_PORT: u16 = 3128;
+pub const SOCKS_PORT: u16 = 1080;
+pub const DNS_PORT: u16 = 53;
+
+/// See the module. Order matters in `made` and `mounts`: parents stand before what lies in them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub task: TaskId,
+    pub hostname: String,
+    pub ids: Ids,
+    pub root: Root,
+    pub mounts: Vec<Mount>,
+    /// Covered so that nothing can be read there.
+    pub masked: Vec<SandboxPath>,
+    pub read_only: Vec<SandboxPath>,
+    pub process: Process,
+    pub limits: Limits,
+    pub network: NetworkMode,
+    /// The digest of `config/seccomp.json` as compiled for this machine.
+    pub seccomp: String,
+}
+
+/// How ids inside are ids outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ids {
+    /// Ids 0 to 65535 are those from `base` on, which belong to nobody on the host. For a caller who is root.
+    Range { base: u32 },
+    /// One id inside is the caller's own, all others are nobody's. For an ordinary user.
+    Single { inside: u32, uid: u32, gid: u32 },
+}
+
+/// The root file system.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// Read-only folders, lowest first; without any the root is made of `made` and `mounts` alone.
+    pub layers: Vec<HostPath>,
+    /// Size and number of files of the disposable layer on top.
+    pub bytes: u64,
+    pub inodes: u64,
+    /// Made in the disposable layer.
+    pub made: Vec<Made>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Made {
+    pub path: SandboxPath,
+    pub what: What,
+    /// Belongs to the command's user, else to root.
+    pub users: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    Folder { mode: u32 },
+    File { content: String, mode: u32 },
+    Link { target: String },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    pub path: SandboxPath,
+    pub source: Source,
+    pub attributes: Attributes,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// A folder or file of the host.
+    Bind {
+        host: HostPath,
+        owner: Owner,
+    },
+    Tmpfs {
+        bytes: u64,
+        inodes: u64,
+        mode: u32,
+    },
+    Proc,
+    Sysfs,
+    Devpts,
+    Mqueue,
+    /// One of the host's harmless devices, by name.
+    Device {
+        name: String,
+    },
+}
+
+/// Who the files of a bind belong to inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Owner {
+    /// Whoever they belong to outside, as far as ids are mapped.
+    Same,
+    /// The command's user, for what belongs outside to the owner of the mounted folder itself.
+    User,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    pub uid: u32,
+    pub gid: u32,
+    pub cwd: SandboxPath,
+    /// Of every command, before what its request adds.
+    pub env: BTreeMap<String, String>,
+    pub open_files: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    pub memory_bytes: Option<u64>,
+    pub cpus: Option<f64>,
+    pub pids: Option<u32>,
+}
+
+/// The root file system that a plan is made for.
+#[derive(Debug, Clone, Copy)]
+pub enum RootSource<'a> {
+    /// The machine's own `/usr` and its kin.
+    Host,
+    /// Unpacked layers, lowest first, and the environment that their image asks for.
+    Layers {
+        folders: &'a [HostPath],
+        env: &'a [(String, String)],
+    },
+}
+
+/// Who asks: the ids under which belljar runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CallerIds {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Plan {
+    /// The plan of a task. Looks at the host only to see which of the known system folders are there.
+    ///
+    /// `way_out` are the variables that lead programs to the proxy, where the task has one.
+    pub fn of(task: &Task, source: RootSource<'_>, caller: CallerIds, way_out: BTreeMap<String, String>) -> Plan {
+        let id = match task.user {
+            User::Agent => AGENT,
+            User::Root => 0,
+        };
+        let ids = match caller.uid {
+            0 => Ids::Range {
+                base: range_base(task.id),
+            },
+            uid => Ids::Single {
+                inside: id,
+                uid,
+                gid: caller.gid,
+            },
+        };
+        let home = match task.user {
+            User::Agent => "/home/agent",
+            User::Root => "/root",
+        };
+        let mut env = base_env(home, task.user);
+        let mut made = host_root::folders();
+        let mut mounts = Vec::new();
+        let layers = match source {
+            RootSource::Host => {
+                let (entries, binds) = host_root::system();
+                made.extend(entries);
+                mounts.extend(binds);
+                Vec::new()
+            }
+            RootSource::Layers { folders, env: asked } => {
+                env.extend(asked.iter().filter(|(name, _)| is_harmless(name)).cloned());
+                folders.to_vec()
+            }
+        };
+        made.extend(host_root::identity(task.id, matches!(source, RootSource::Host)));
+        mounts.extend(host_root::kernel_mounts());
+        for root in &task.roots {
+            let writable = root.access == Access::Write;
+            mounts.push(Mount {
+                path: root.path.clone(),
+                source: Source::Bind {
+                    host: root.host.clone(),
+                    owner: if writable { Owner::User } else { Owner::Same },
+                },
+                attributes: Attributes {
+                    read_only: !writable,
+                    no_suid: true,
+                    no_dev: true,
+                    no_exec: false,
+                },
+            });
+        }
+        env.extend(way_out);
+        env.extend(task.env.clone());
+        Plan {
+            task: task.id,
+            hostname: "belljar".to_owned(),
+            ids,
+            root: Root {
+                layers,
+                bytes: task.limits.disk.0,
+                inodes: INODES,
+                made,
+            },
+            mounts,
+            masked: host_root::masked(),
+            read_only: host_root::read_only(),
+            process: Process {
+                uid: id,
+                gid: id,
+                cwd: task.workdir.clone(),
+                env,
+                open_files: OPEN_FILES,
+            },
+            limits: Limits {
+                memory_bytes: task.limits.memory.map(|bytes| bytes.0),
+                cpus: task.limits.cpus,
+                pids: task.limits.pids,
+            },
+            network: task.network.mode,
+            seccomp: seccomp::FILTER.digest.to_string(),
+        }
+    }
+
+    /// What approvals are bound to, beside the command: everything but the task's name for itself.
+    pub fn digest(&self) -> Digest {
+        let json = serde_json::to_vec(self).expect("a plan is plain data");
+        Digest::of_bytes(&json)
+    }
+}
+
+/// Files in the disposable layer: enough for a large node_modules, too few to hurt the host's memory (about 1 KiB each).
+const INODES: u64 = 1_000_000;
+
+/// Open files a process: what build tools want, and what is left of it on a host that has less to give.
+const OPEN_FILES: u64 = 65_536;
+
+/// Each task's ids are its own, so that no two sandboxes share a user even as the kernel counts them. From 2^30 on up to 2^30 + 2^29:
+/// above what distributions give to users, below what 32-bit signed programs choke on.
+fn range_base(task: TaskId) -> u32 {
+    let digest = Digest::of_bytes(task.as_bytes());
+    let slot = u32::from(digest.as_bytes()[0]) << 5 | u32::from(digest.as_bytes()[1]) & 0x1f;
+    (1 << 30) + slot * 65_536
+}
+
+fn base_env(home: &str, user: User) -> BTreeMap<String, String> {
+    let name = match user {
+        User::Agent => "agent",
+        User::Root => "root",
+    };
+    [
+        ("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
+        ("HOME", home),
+        ("USER", name),
+        ("LOGNAME", name),
+        ("SHELL", "/bin/sh"),
+        ("LANG", "C.UTF-8"),
+        ("BELLJAR", "1"),
+    ]
+    .into_iter()
+    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+    .collect()
+}
+
+/// An image's environment is foreign: what steers loaders and shells before the first command stays out.
+fn is_harmless(name: &str) -> bool {
+    !name.starts_with("LD_")
+        && !name.to_ascii_lowercase().ends_with("_proxy")
+        && !["BASH_ENV", "ENV", "HOME", "USER"].contains(&name)
+}
+
+impl Ids {
+    /// The maps of the sandbox's user namespace.
+    pub fn maps(&self) -> (Vec<IdRange>, Vec<IdRange>) {
+        match *self {
+            Ids::Range { base } => {
+                let range = vec![IdRange {
+                    inside: 0,
+                    outside: base,
+                    count: 65_536,
+                }];
+                (range.clone(), range)
+            }
+            Ids::Single { inside, uid, gid } => {
+                let one = |outside| {
+                    vec![IdRange {
+                        inside,
+                        outside,
+                        count: 1,
+                    }]
+                };
+                (one(uid), one(gid))
+            }
+        }
+    }
+
+    /// The uid on the host of an id inside.
+    pub fn outside(&self, id: u32) -> u32 {
+        match *self {
+            Ids::Range { base } => base + id,
+            Ids::Single { uid, .. } => uid,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_task_of_root_is_root_outside() {
+        for _ in 0..100 {
+            let base = range_base(TaskId::new());
+            assert!(base >= 1 << 30 && base.checked_add(65_536).is_some_and(|end| end <= 3 << 29));
+        }
+    }
+
+    #[test]
+    fn an_images_environment_cannot_steer_loaders_or_the_way_out() {
+        for name in ["LD_PRELOAD", "LD_LIBRARY_PATH", "https_proxy", "HTTP_PROXY", "BASH_ENV"] {
+            assert!(!is_harmless(name), "{name}");
+        }
+        assert!(is_harmless("PATH") && is_harmless("JAVA_HOME"));
+    }
+}

@@ -1,0 +1,291 @@
+//! Starting: the supervisor of this process, and one task.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use super::task::Live;
+use super::{TaskHandle, image_name, recovery, runtime_name, way_out};
+use crate::approval::{Ask, Desk};
+use crate::audit::journal::{Journal, JournalError};
+use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
+use crate::egress::gate::GateError;
+use crate::egress::host::HostError;
+use crate::exec::pipeline::Context;
+use crate::image::{Image, ImageKind};
+use crate::path::HostPath;
+use crate::policy::Policy;
+use crate::sandbox::launcher::{LaunchError, Launcher};
+use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
+use crate::sandbox::plan::{CallerIds, Plan, RootSource};
+use crate::sys::cgroup::Cgroups;
+use crate::sys::process;
+use crate::task::Task;
+
+/// Why nothing can be supervised.
+#[derive(Debug, thiserror::Error)]
+pub enum SupervisorError {
+    #[error("could not make the state folder {}", path.display())]
+    State { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Launcher(#[from] LaunchError),
+    #[error("could not close the records of earlier tasks")]
+    Recovery(#[from] JournalError),
+}
+
+/// Why a task did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the journal cannot be written, so nothing runs")]
+    Journal(#[from] JournalError),
+    #[error("could not make the task's folder {}", path.display())]
+    Folder { path: PathBuf, source: io::Error },
+    #[error("could not start the sandbox")]
+    Sandbox(#[from] SandboxError),
+    #[error("the network rule {rule} names no host")]
+    NetworkRule { rule: String, source: HostError },
+    #[error(transparent)]
+    Gate(#[from] GateError),
+    #[error("could not open the way out")]
+    Proxy { source: io::Error },
+}
+
+/// All that tasks of this process share.
+pub struct Supervisor {
+    machinery: Machinery,
+    journal: Journal,
+    state: PathBuf,
+    identity: Identity,
+    pub cgroups: Arc<Cgroups>,
+}
+
+impl Supervisor {
+    /// Starts the launcher, finds out what the machine has, and clears up what killed belljars left. Blocking; call it before secrets
+    /// are read. `program` is belljar's own, `/proc/self/exe` where this process is belljar.
+    pub fn start(
+        program: &Path,
+        state: &Path,
+        journal: Journal,
+        identity: Identity,
+    ) -> Result<Supervisor, SupervisorError> {
+        let launcher = Launcher::start(program)?;
+        let cgroups = Arc::new(Cgroups::detect());
+        make_private_folder(&recovery::tasks_folder(state)).map_err(|source| SupervisorError::State {
+            path: state.to_owned(),
+            source,
+        })?;
+        let lost = recovery::recover(state, &cgroups, &journal)?;
+        if lost > 0 {
+            tracing::info!(lost, "starts without an end were closed as lost");
+        }
+        let machinery = Machinery {
+            launcher: Arc::new(Mutex::new(launcher)),
+            cgroups: cgroups.clone(),
+        };
+        Ok(Supervisor {
+            machinery,
+            journal,
+            state: state.to_owned(),
+            identity,
+            cgroups,
+        })
+    }
+
+    /// Starts a task: its sandbox is there and records say so when this returns. Its commands come through the handle.
+    pub async fn start_task(
+        &self,
+        task: Task,
+        image: Image,
+        policy: Policy,
+        ask: Arc<dyn Ask>,
+    ) -> Result<TaskHandle, StartError> {
+        let begun = Instant::now();
+        let id = task.id;
+        let gate = way_out::gate(&task.network, &policy)?;
+        let entry = |event| Entry {
+            task: Some(id),
+            exec: None,
+            event,
+        };
+        let folder = recovery::tasks_folder(&self.state).join(id.to_string());
+        let lock = make_task_folder(&folder, &task).map_err(|source| StartError::Folder {
+            path: folder.clone(),
+            source,
+        })?;
+        let admitted = Event::TaskAdmitted {
+            name: task.name.clone(),
+            purpose: task.purpose.clone(),
+            task_spec: serde_json::to_value(&task).unwrap_or_default(),
+            requirements_digest: None,
+            identity: self.identity.clone(),
+            traceparent: None,
+        };
+        let started = async {
+            self.journal.append(entry(admitted)).await?;
+            let (uid, gid) = process::own_ids();
+            let plan = Plan::of(
+                &task,
+                root_source(&image),
+                CallerIds { uid, gid },
+                way_out::env(&task.network),
+            );
+            let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
+                path: folder.clone(),
+                source: io::Error::other(error),
+            })?;
+            Ok::<_, StartError>(Sandbox::start(&self.machinery, plan, place).await?)
+        };
+        let failed = async |error: StartError| {
+            let event = Event::TaskFinished {
+                outcome: TaskOutcome::Failed,
+                reason: Some(error.to_string()),
+                wall_seconds: begun.elapsed().as_secs_f64(),
+                execs: 0,
+                refused: 0,
+                usage: Usage::NONE,
+                left_files: Vec::new(),
+            };
+            // Where the journal is what failed, there is nobody to tell but the caller.
+            let _ = self.journal.append(entry(event)).await;
+            let _ = fs::remove_dir_all(&folder);
+            error
+        };
+        let sandbox = match started.await {
+            Ok(sandbox) => sandbox,
+            Err(error) => return Err(failed(error).await),
+        };
+        let desk = Arc::new(Desk::new(ask, self.journal.clone(), task.gate.approval_time));
+        let refused = way_out::Refused::default();
+        let proxy = match gate {
+            None => None,
+            Some(gate) => {
+                let opened = way_out::open(&sandbox, gate, id, self.journal.clone(), desk.clone(), refused.clone());
+                match opened.await {
+                    Ok(proxy) => Some(proxy),
+                    Err(error) => {
+                        sandbox.destroy().await;
+                        return Err(failed(error).await);
+                    }
+                }
+            }
+        };
+        let plan_digest = sandbox.place().to_string();
+        let event = Event::TaskStarted {
+            backend: "oci".to_owned(),
+            runtime: runtime_name(&task.runtime),
+            image: image_name(&task.image),
+            image_digest: image.digest.clone(),
+            plan_digest: plan_digest.clone(),
+            start_seconds: begun.elapsed().as_secs_f64(),
+        };
+        let started = self.journal.submit(entry(event));
+        let enforced = self.journal.submit(entry(Event::SandboxEnforced {
+            controls: enforcement(&task, &self.cgroups),
+        }));
+        let recorded = async {
+            started.await?;
+            enforced.await
+        };
+        if let Err(error) = recorded.await {
+            drop(proxy);
+            sandbox.destroy().await;
+            return Err(failed(error.into()).await);
+        }
+        let context = Context {
+            task: id,
+            journal: self.journal.clone(),
+            policy,
+            desk,
+            sandbox,
+            exec_time: task.limits.exec_time,
+            output: task.limits.output.0,
+            image_digest: image.digest.clone(),
+            plan_digest,
+            requirements_digest: None,
+        };
+        let live = Live::new(task, context, image, refused);
+        // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
+        tokio::spawn(live.clone().drive(proxy, lock, folder.clone()));
+        Ok(TaskHandle { live, folder })
+    }
+}
+
+fn root_source(image: &Image) -> RootSource<'_> {
+    match image.kind {
+        ImageKind::Host => RootSource::Host,
+        ImageKind::Layers => RootSource::Layers {
+            folders: &image.layers,
+            env: &image.config.env,
+        },
+    }
+}
+
+fn make_private_folder(path: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path)
+}
+
+/// Makes the folder under a name that recovery does not look at, locks it, and only then gives it its own: no other belljar can take
+/// a task for dead that is just beginning.
+fn make_task_folder(folder: &Path, task: &Task) -> io::Result<fs::File> {
+    let new = folder.with_extension("new");
+    fs::DirBuilder::new().mode(0o700).create(&new)?;
+    let lock = recovery::try_lock(&new)?.ok_or(io::ErrorKind::ResourceBusy)?;
+    fs::create_dir(new.join("root"))?;
+    let about = serde_json::json!({
+        "id": task.id, "name": task.name, "pid": std::process::id(), "created": jiff::Timestamp::now().to_string(),
+    });
+    fs::write(new.join("task.json"), about.to_string())?;
+    fs::rename(&new, folder)?;
+    Ok(lock)
+}
+
+/// What is really enforced. Every step of the setup either succeeds or ends the sandbox before it runs anything, so what was asked of
+/// the kernel holds in full; limits are what the machine's cgroups can give.
+fn enforcement(task: &Task, cgroups: &Cgroups) -> Vec<Control> {
+    let full = |control: &str| Control {
+        control: control.to_owned(),
+        enforced: Enforced::Full,
+        reason: None,
+    };
+    let mut controls: Vec<_> = [
+        "namespaces",
+        "mounts",
+        "network",
+        "capabilities",
+        "no_new_privs",
+        "seccomp",
+        "masked_paths",
+        "environment",
+        "descriptors",
+        "keyring",
+        "limit.disk",
+    ]
+    .map(full)
+    .to_vec();
+    let can = cgroups.controls();
+    let limits = [
+        ("limit.memory", can.memory, task.limits.memory.is_some()),
+        ("limit.cpus", can.cpu, task.limits.cpus.is_some()),
+        ("limit.pids", can.pids, task.limits.pids.is_some()),
+    ];
+    for (control, can, asked) in limits {
+        if asked {
+            let reason = (!can).then(|| {
+                cgroups
+                    .why
+                    .clone()
+                    .unwrap_or_else(|| "the controller is not there".to_owned())
+            });
+            let enforced = if can { Enforced::Full } else { Enforced::None };
+            controls.push(Control {
+                control: control.to_owned(),
+                enforced,
+                reason,
+            });
+        }
+    }
+    controls
+}

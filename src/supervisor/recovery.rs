@@ -1,0 +1,56 @@
+//! Clearing up after a belljar that was killed: its sandboxes died with it (PID 1 ends when its control socket closes); what stays
+//! are folders, cgroups, and starts without an end in the journal.
+
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::audit::journal::{Journal, JournalError};
+use crate::id::TaskId;
+use crate::sandbox::oci;
+use crate::sys::cgroup::Cgroups;
+
+/// The folder of all tasks under a state folder.
+pub fn tasks_folder(state: &Path) -> PathBuf {
+    state.join("tasks")
+}
+
+/// Takes the lock of a task's folder; `None` while another belljar holds it.
+pub fn try_lock(folder: &Path) -> io::Result<Option<File>> {
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(folder.join("lock"))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Removes what dead tasks left and closes their records. Returns how many starts were closed as lost. Blocking.
+pub fn recover(state: &Path, cgroups: &Cgroups, journal: &Journal) -> Result<u64, JournalError> {
+    let tasks = tasks_folder(state);
+    for entry in fs::read_dir(&tasks).into_iter().flatten().flatten() {
+        let folder = entry.path();
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<TaskId>().ok()) else {
+            continue;
+        };
+        match try_lock(&folder) {
+            Ok(Some(_held)) => {
+                if let Some(cgroup) = cgroups.find_task(&id.to_string()) {
+                    cgroup.kill();
+                    oci::end_and_remove(&cgroup);
+                }
+                if let Err(error) = fs::remove_dir_all(&folder) {
+                    tracing::warn!(%id, %error, "a dead task's folder could not be removed");
+                }
+            }
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%id, %error, "a task's folder could not be looked at"),
+        }
+    }
+    // A task is alive while its folder is there: it is made before the first record and removed after the last.
+    journal.close_lost(&|task| tasks.join(task.to_string()).exists())
+}

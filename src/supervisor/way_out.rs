@@ -1,0 +1,195 @@
+//! A task's way out: what `egress` needs of the journal and the approval desk, and the listener that the guest opened for it.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use belljar_guest::ListenKind;
+use futures_util::future::BoxFuture;
+
+use super::RefusedEgress;
+use super::driver::StartError;
+use crate::approval::{Asked, Desk};
+use crate::audit::journal::Journal;
+use crate::audit::record::{Entry, Event};
+use crate::egress::env::proxy_env;
+use crate::egress::host::Host;
+use crate::egress::{
+    Asker, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy, ProxyHandle,
+    RecordError, Recorder,
+};
+use crate::id::{ApprovalId, TaskId};
+use crate::policy::rules::Protocol as RuleProtocol;
+use crate::policy::{Answer, Digest, Policy};
+use crate::sandbox::oci::Sandbox;
+use crate::sandbox::plan::{DNS_PORT, HTTP_PROXY_PORT, SOCKS_PORT};
+use crate::task::{Network, NetworkMode};
+
+/// Destinations that were refused, for the task's summary.
+pub type Refused = Arc<Mutex<Vec<RefusedEgress>>>;
+
+/// Different refused destinations that a summary keeps; the journal has them all.
+const REFUSED_MAX: usize = 1000;
+
+/// The gate of a task, before anything is started: a pattern that cannot be read must not wait until a host is asked for.
+pub fn gate(network: &Network, policy: &Policy) -> Result<Option<Arc<Gate>>, StartError> {
+    if network.mode == NetworkMode::None {
+        return Ok(None);
+    }
+    let mut rules = Vec::new();
+    for rule in policy.network_rules() {
+        let host = Host::parse(&rule.host).map_err(|source| StartError::NetworkRule {
+            rule: rule.id.clone(),
+            source,
+        })?;
+        let protocol = match rule.protocol {
+            RuleProtocol::Http => Protocol::Http,
+            RuleProtocol::Https => Protocol::HttpsConnect,
+            RuleProtocol::Socks5Tcp => Protocol::Socks5Tcp,
+            RuleProtocol::Socks5Udp => Protocol::Socks5Udp,
+        };
+        rules.push(NetworkRule {
+            host,
+            port: None,
+            protocol,
+            decision: rule.decision,
+            id: rule.id.clone(),
+            file: rule.file.to_string(),
+            line: rule.line,
+            justification: rule.justification.clone(),
+        });
+    }
+    Ok(Some(Arc::new(Gate::new(network, rules, OwnAddresses::system())?)))
+}
+
+/// The variables that lead programs inside to the way out.
+pub fn env(network: &Network) -> BTreeMap<String, String> {
+    match network.mode {
+        NetworkMode::None => BTreeMap::new(),
+        NetworkMode::Proxy => {
+            let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            proxy_env(at(HTTP_PROXY_PORT), Some(at(SOCKS_PORT)))
+        }
+    }
+}
+
+/// Opens the way out of a sandbox that was just made.
+pub async fn open(
+    sandbox: &Sandbox,
+    gate: Arc<Gate>,
+    task: TaskId,
+    journal: Journal,
+    desk: Arc<Desk>,
+    refused: Refused,
+) -> Result<ProxyHandle, StartError> {
+    let (http, socks, dns_tcp, dns_udp) = tokio::try_join!(
+        sandbox.listen(HTTP_PROXY_PORT, ListenKind::Tcp),
+        sandbox.listen(SOCKS_PORT, ListenKind::Tcp),
+        sandbox.listen(DNS_PORT, ListenKind::Tcp),
+        sandbox.listen(DNS_PORT, ListenKind::Udp),
+    )?;
+    let listeners = Listeners {
+        http: Some(http.into()),
+        socks: Some(socks.into()),
+        dns_tcp: Some(dns_tcp.into()),
+        dns_udp: Some(dns_udp.into()),
+    };
+    let recorder = Arc::new(ToJournal { task, journal, refused });
+    let asker = Arc::new(ToDesk { task, desk });
+    Proxy::start(listeners, Parts::new(gate, recorder, asker)).map_err(|source| StartError::Proxy { source })
+}
+
+struct ToJournal {
+    task: TaskId,
+    journal: Journal,
+    refused: Refused,
+}
+
+impl Recorder for ToJournal {
+    fn record(&self, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
+        if let Event::EgressJudged {
+            host,
+            port,
+            decision,
+            rule,
+            reason,
+            ..
+        } = &event
+            && decision == "deny"
+        {
+            note(&self.refused, host, *port, rule, reason);
+        }
+        let entry = Entry {
+            task: Some(self.task),
+            exec: None,
+            event,
+        };
+        Box::pin(async move {
+            self.journal
+                .append(entry)
+                .await
+                .map(drop)
+                .map_err(|error| RecordError(Box::new(error)))
+        })
+    }
+}
+
+fn note(refused: &Refused, host: &str, port: u16, rule: &str, reason: &str) {
+    let mut refused = refused.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = refused
+        .iter_mut()
+        .find(|one| one.host == host && one.port == port && one.rule == rule);
+    if let Some(one) = known {
+        one.count += 1;
+    } else if refused.len() < REFUSED_MAX {
+        let (host, rule, reason) = (host.to_owned(), rule.to_owned(), reason.to_owned());
+        refused.push(RefusedEgress {
+            host,
+            port,
+            rule,
+            reason,
+            count: 1,
+        });
+    }
+}
+
+struct ToDesk {
+    task: TaskId,
+    desk: Arc<Desk>,
+}
+
+impl Asker for ToDesk {
+    fn ask(&self, question: EgressQuestion) -> BoxFuture<'static, Answer> {
+        let EgressQuestion {
+            destination,
+            rule,
+            reason,
+        } = question;
+        let about = format!("network access to {}:{}", destination.host, destination.port);
+        let key = format!("{}:{}:{:?}", destination.host, destination.port, destination.protocol);
+        let mut facts = vec![("rule".to_owned(), rule)];
+        facts.extend(
+            destination
+                .method
+                .iter()
+                .map(|method| ("method".to_owned(), method.clone())),
+        );
+        let asked = Asked {
+            id: ApprovalId::new(),
+            task: self.task,
+            exec: None,
+            about,
+            facts,
+            reason,
+            rules: Vec::new(),
+            digest: Digest::of_parts([b"belljar egress 1".as_slice(), self.task.as_bytes(), key.as_bytes()]),
+        };
+        let desk = self.desk.clone();
+        Box::pin(async move {
+            match desk.put(asked).await {
+                Ok((answer, _)) => answer,
+                Err(error) => Answer::Deny(format!("the question could not be recorded: {error}")),
+            }
+        })
+    }
+}

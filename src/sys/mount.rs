@@ -1,0 +1,155 @@
+//! The new mount API: every mount is a descriptor before it is attached, so that no path is looked up twice.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_flag,
+    fsconfig_set_string, fsmount, fsopen, move_mount, open_tree,
+};
+
+/// Properties of one mount (mount_setattr(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Attributes {
+    pub read_only: bool,
+    pub no_suid: bool,
+    pub no_dev: bool,
+    pub no_exec: bool,
+}
+
+impl Attributes {
+    fn flags(self) -> MountAttrFlags {
+        let mut flags = MountAttrFlags::empty();
+        flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, self.read_only);
+        flags.set(MountAttrFlags::MOUNT_ATTR_NOSUID, self.no_suid);
+        flags.set(MountAttrFlags::MOUNT_ATTR_NODEV, self.no_dev);
+        flags.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, self.no_exec);
+        flags
+    }
+}
+
+/// A new file system as a detached mount; options with an empty value are flags.
+pub fn new_file_system(kind: &str, options: &[(&str, &str)], attributes: Attributes) -> io::Result<OwnedFd> {
+    let context = fsopen(kind, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (name, value) in options {
+        match *value {
+            "" => fsconfig_set_flag(context.as_fd(), *name)?,
+            value => fsconfig_set_string(context.as_fd(), *name, value)?,
+        }
+    }
+    fsconfig_create(context.as_fd())?;
+    Ok(fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        attributes.flags(),
+    )?)
+}
+
+/// How much of a tree of mounts is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// The one mount; what is mounted below it stays behind.
+    Single,
+    /// All, which is the one way left to somebody who may not look under the mounts below.
+    Recursive,
+}
+
+/// A detached copy of the mount at what `file` names.
+pub fn clone_tree(file: BorrowedFd<'_>, depth: Depth) -> io::Result<OwnedFd> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, depth == Depth::Recursive);
+    Ok(open_tree(file, "", flags)?)
+}
+
+/// Sets properties of a detached mount and of all below it; with a user namespace, its ids are mapped as that namespace maps them.
+#[allow(unsafe_code)]
+pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes, idmap: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut set = u64::from(attributes.flags().bits());
+    if idmap.is_some() {
+        set |= libc::MOUNT_ATTR_IDMAP;
+    }
+    let request = libc::mount_attr {
+        attr_set: set,
+        attr_clr: 0,
+        // A mount made inside must never travel back out.
+        propagation: libc::MS_PRIVATE,
+        userns_fd: idmap.map_or(0, |fd| fd.as_raw_fd() as u64),
+    };
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    // SAFETY: the path is an empty NUL-terminated string, the request a live mount_attr of the size given, the descriptors open.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &request,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Makes one mount read-only, and none below it.
+#[allow(unsafe_code)]
+pub fn set_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let request = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: 0,
+    };
+    // SAFETY: the path is an empty NUL-terminated string, the request a live mount_attr of the size given, the descriptor open.
+    let result = unsafe {
+        let size = size_of::<libc::mount_attr>();
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &request,
+            size,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Attaches a detached mount over what `target` names.
+pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(mount, "", target, "", flags)?)
+}
+
+/// Cuts all mounts of this namespace off from the ones that they were copied from.
+pub fn make_private() -> io::Result<()> {
+    use rustix::mount::MountPropagationFlags as Flags;
+    Ok(rustix::mount::mount_change("/", Flags::PRIVATE | Flags::REC)?)
+}
+
+/// Opens a host path for mounting: no component of it may be a symlink, so what was checked is what is opened.
+pub fn open_source(path: &std::path::Path) -> io::Result<OwnedFd> {
+    let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    Ok(openat2(
+        rustix::fs::CWD,
+        path,
+        OFlags::PATH | OFlags::CLOEXEC,
+        Mode::empty(),
+        how,
+    )?)
+}
+
+/// Opens a path inside a root that is being made: symlinks are followed as they will be from inside, and never out of it.
+pub fn open_inside(root: BorrowedFd<'_>, path: &str, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
+    let path = if path.is_empty() { "." } else { path };
+    let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    Ok(openat2(root, path, flags | OFlags::CLOEXEC, mode, how)?)
+}
