@@ -3,12 +3,83 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use comfy_table::{Table, presets};
-
+use super::run::UnpackingLine;
+use super::table;
+use crate::config::{Config, Surroundings};
 use crate::document::Faults;
 use crate::image::build::{BuildError, Builder, Recipe};
 use crate::image::{ImageError, Progress, Store};
 use crate::path::{HostPath, PathError};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum ImageCommand {
+    /// Builds an image from a recipe (base, node, python, rust, or a folder with a recipe.toml) with mmdebstrap
+    Build {
+        recipe: String,
+        /// The name in the store; the recipe's own when absent
+        name: Option<String>,
+        /// A mirror of Debian's packages
+        #[arg(long, value_name = "URL")]
+        mirror: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Takes in an OCI layout (folder or archive), or what docker save writes
+    Import {
+        path: PathBuf,
+        /// The name in the store; the one that stands in the archive when absent
+        name: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists the names of the store
+    Ls {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Removes names; prune frees what only they used
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Removes all that no name needs; refused while tasks run images
+    Prune {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub fn run(command: ImageCommand) -> anyhow::Result<u8> {
+    let config = Config::load(&Surroundings::of_process())?;
+    let store = Store::of_state(&config.state);
+    let (out, talk) = (&mut io::stdout(), &mut io::stderr());
+    let progress = UnpackingLine::new(false);
+    match command {
+        ImageCommand::Build {
+            recipe,
+            name,
+            mirror,
+            json,
+        } => {
+            let asked = Build {
+                recipe: &recipe,
+                name: name.as_deref(),
+                mirror: mirror.as_deref(),
+                json,
+            };
+            build(&store, asked, &progress, Streams { out, talk })?;
+        }
+        ImageCommand::Import { path, name, json } => import(&store, &path, name.as_deref(), json, &progress, out)?,
+        ImageCommand::Ls { json } => list(&store, json, out)?,
+        ImageCommand::Rm { names } => remove(&store, &names, out)?,
+        ImageCommand::Prune { json } => prune(&store, json, out)?,
+    }
+    Ok(0)
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImageCommandError {
@@ -109,12 +180,7 @@ pub fn list(store: &Store, json: bool, out: &mut dyn Write) -> Result<(), ImageC
     if names.is_empty() {
         return Ok(writeln!(out, "no image in the local store; \"host\" is always there")?);
     }
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(["NAME", "DIGEST"]);
-    for named in names {
-        table.add_row([named.name, named.digest]);
-    }
-    Ok(writeln!(out, "{table}")?)
+    Ok(writeln!(out, "{}", table::images(&names))?)
 }
 
 /// `belljar image rm NAME…`: the names; `prune` frees what they used.

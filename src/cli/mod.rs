@@ -49,6 +49,9 @@ enum Command {
     /// Shows and checks the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Builds, imports, lists and removes the images of the local store
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Reads, follows, proves and exports the record
     Audit(audit::AuditArgs),
 }
@@ -63,6 +66,7 @@ impl Cli {
             Command::Rules(args) => rules::run(args),
             Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
             Command::Config(command) => config::run(command),
+            Command::Image(command) => image::run(command),
             Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
         }
     }
@@ -144,9 +148,12 @@ pub fn shown_error(error: &anyhow::Error) -> String {
 
 /// The code for an error: a task that asks for more than the requirements allow is refused, anything else is a failure.
 pub fn error_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<crate::config::Rejection>() {
-        Some(crate::config::Rejection::Violations(_)) => exit::REFUSED,
-        Some(crate::config::Rejection::Faults(_)) | None => exit::FAILED,
+    let of_task = matches!(error.downcast_ref(), Some(crate::config::Rejection::Violations(_)));
+    let of_config = matches!(error.downcast_ref(), Some(config::ConfigError::Violations(_)));
+    if of_task || of_config {
+        exit::REFUSED
+    } else {
+        exit::FAILED
     }
 }
 

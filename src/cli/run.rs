@@ -72,7 +72,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         config,
         surroundings,
     } = task.admit()?;
-    let policy = Policy::load(&task.gate.rules, task.gate.unmatched)?;
+    let policy = Policy::of_gate(&task.gate)?;
     let options = JournalOptions {
         sync: journal_sync(&config),
         ..JournalOptions::default()
@@ -105,11 +105,12 @@ async fn unpack(image: &ImageRef, config: &Config, quiet: bool) -> anyhow::Resul
     Ok(tokio::task::spawn_blocking(move || image::resolve(&image, &store, &progress)).await??)
 }
 
-struct UnpackingLine(ProgressBar);
+/// How far an unpacking is, on a terminal.
+pub(super) struct UnpackingLine(ProgressBar);
 
 impl UnpackingLine {
     /// Hidden by itself where stderr is no terminal.
-    fn new(quiet: bool) -> Self {
+    pub(super) fn new(quiet: bool) -> Self {
         let target = if quiet {
             ProgressDrawTarget::hidden()
         } else {
@@ -153,6 +154,8 @@ fn start_exporter(folder: &Path, config: &Config, flag: Option<&str>) -> anyhow:
         .collect();
     collectors.extend(OtlpConfig::from_variables(|name| std::env::var(name).ok())?);
     collectors.extend(flag.map(OtlpConfig::new));
+    let endpoints = collectors.iter().map(|collector| collector.endpoint.as_str());
+    config.check_endpoints(endpoints)?;
     if collectors.is_empty() {
         return Ok(None);
     }
