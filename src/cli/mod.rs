@@ -7,12 +7,14 @@ pub mod egress;
 pub mod exec;
 pub mod exit;
 pub mod flags;
+pub mod image;
 mod pump;
 pub mod rules;
 pub mod run;
 pub mod table;
 pub mod task;
 pub mod terminal;
+mod unpacking;
 
 use std::io;
 use std::path::Path;
@@ -48,6 +50,9 @@ enum Command {
     /// Shows and checks the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Builds, imports, lists and removes images
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// Reads, follows, proves and exports the record
     Audit(audit::AuditArgs),
 }
@@ -62,6 +67,7 @@ impl Cli {
             Command::Rules(args) => rules::run(args),
             Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
             Command::Config(command) => config::run(command),
+            Command::Image(command) => image::run(command, &state_folder()),
             Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
         }
     }

@@ -8,15 +8,17 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use super::Config;
+use super::requirements::Asked;
 use crate::document::{Fault, Faults, Origin, Sited};
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
 use crate::sys::path::{Kind, first_symlink, kind, open_without_symlinks};
+use crate::sys::user::groups_of;
 use crate::task::limits::Limits;
 use crate::task::spec::{SecretSpec, TaskSpec, WORKSPACE, expand_home};
 use crate::task::{
-    Access, Admitted, Gate, GitMode, ImageRef, Network, NetworkMode, Root, Runtime, Secret, SecretSource, Task,
-    is_image_name,
+    Access, Admitted, Gate, GitMode, ImageRef, Network, NetworkMode, Root, RulesText, Runtime, Secret, SecretSource,
+    Task, is_image_name,
 };
 
 /// Who asks, and where belljar keeps its state for them.
@@ -43,7 +45,11 @@ pub enum Rejection {
 pub fn admit(mut spec: TaskSpec, base: &Path, config: &Config, caller: &Caller) -> Result<Task, Rejection> {
     let base = base.canonicalize().unwrap_or_else(|_| base.to_owned());
     spec.rebase(&base);
-    let spec = spec.over(config.task.clone());
+    let mut spec = spec.over(config.task.clone());
+    let mut journal = config.journal.clone();
+    for demands in &config.requirements {
+        demands.fill(&mut spec, &mut journal);
+    }
     let mut admission = Admission {
         faults: Vec::new(),
         closed: closed_folders(config, caller),
@@ -52,9 +58,46 @@ pub fn admit(mut spec: TaskSpec, base: &Path, config: &Config, caller: &Caller) 
             .as_ref()
             .map(|home| home.canonicalize().unwrap_or_else(|_| home.clone())),
     };
-    let task = admission.task(spec);
+    let roots = admission.roots(&spec);
+    let image = spec.image.as_ref().and_then(|image| admission.image(image));
+    let violations = violations(&spec, &roots, image.as_ref(), config, caller);
+    let required = config
+        .requirements
+        .iter()
+        .flat_map(|demands| demands.rules_texts.clone())
+        .collect();
+    let task = admission.task(spec, roots, image, required);
+    // What is wrong is told before what is forbidden: a wrong spec says nothing about what it asks for.
     Faults::check(admission.faults).map_err(Rejection::Faults)?;
+    Faults::check(violations).map_err(Rejection::Violations)?;
     Ok(task.expect("what could not be made was noted as a fault"))
+}
+
+fn violations(
+    spec: &TaskSpec,
+    roots: &[(Root, Origin, String)],
+    image: Option<&ImageRef>,
+    config: &Config,
+    caller: &Caller,
+) -> Vec<Fault> {
+    if config.requirements.is_empty() {
+        return Vec::new();
+    }
+    let image = image.map(|image| match image {
+        ImageRef::Host => "host".to_owned(),
+        ImageRef::Named(name) => name.clone(),
+        ImageRef::Rootfs(path) | ImageRef::OciLayout(path) => path.to_string(),
+    });
+    let asked = Asked {
+        spec,
+        roots,
+        image: image.as_deref(),
+        mode: network_mode(spec),
+        caller,
+        groups: &groups_of(&caller.user, caller.uid),
+    };
+    let checks = config.requirements.iter().flat_map(|demands| demands.check(&asked));
+    checks.chain(config.violations()).collect()
 }
 
 struct Admission {
@@ -91,15 +134,21 @@ impl Admission {
         None
     }
 
-    fn task(&mut self, spec: TaskSpec) -> Option<Task> {
-        let roots = self.roots(&spec);
+    fn task(
+        &mut self,
+        spec: TaskSpec,
+        roots: Vec<(Root, Origin, String)>,
+        image: Option<ImageRef>,
+        required: Vec<RulesText>,
+    ) -> Option<Task> {
+        let mut roots: Vec<Root> = roots.into_iter().map(|(root, ..)| root).collect();
+        roots.sort_by(|one, other| one.path.cmp(&other.path));
         let rules: Vec<HostPath> = spec
             .gate
             .rules
             .iter()
             .filter_map(|file| self.rules_file(file))
             .collect();
-        let image = self.image(spec.image.as_ref()?);
         let runtime = self.runtime(spec.runtime.as_ref()?);
         let secrets = self.secrets(&spec);
         let workdir = self.workdir(&spec, &roots);
@@ -134,6 +183,7 @@ impl Admission {
             network: network?,
             gate: Gate {
                 rules,
+                required,
                 unmatched: spec.gate.unmatched?.value,
                 reviewer: spec.gate.reviewer?.value,
                 approval_time: spec.gate.approval_time?.value,
@@ -143,7 +193,7 @@ impl Admission {
     }
 
     /// All roots, parents before what lies in them, so that they can be mounted in this order.
-    fn roots(&mut self, spec: &TaskSpec) -> Vec<Root> {
+    fn roots(&mut self, spec: &TaskSpec) -> Vec<(Root, Origin, String)> {
         let mut roots: Vec<(Root, Origin, String)> = Vec::new();
         for (n, asked) in spec.writable_roots.iter().enumerate() {
             let key = format!("writable_roots[{n}]");
@@ -181,8 +231,6 @@ impl Admission {
                 );
             }
         }
-        let mut roots: Vec<Root> = roots.into_iter().map(|(root, ..)| root).collect();
-        roots.sort_by(|one, other| one.path.cmp(&other.path));
         roots
     }
 
@@ -415,15 +463,20 @@ fn network(spec: &TaskSpec) -> Option<Network> {
     };
     let allow = texts(&spec.network.allow);
     Some(Network {
-        mode: match &spec.network.mode {
-            Some(mode) => mode.value,
-            None if allow.is_empty() => NetworkMode::None,
-            None => NetworkMode::Proxy,
-        },
+        mode: network_mode(spec),
         allow,
         deny: texts(&spec.network.deny),
         unknown: spec.network.unknown.as_ref()?.value,
     })
+}
+
+/// Whoever allows a host wants a way out; nobody else gets one.
+fn network_mode(spec: &TaskSpec) -> NetworkMode {
+    match &spec.network.mode {
+        Some(mode) => mode.value,
+        None if spec.network.allow.is_empty() => NetworkMode::None,
+        None => NetworkMode::Proxy,
+    }
 }
 
 /// A rules file that lies in a writable root would be the agent's to rewrite for the next task.

@@ -522,7 +522,7 @@ fn is_manifest(descriptor: &Descriptor) -> bool {
 }
 
 /// OCI has Go's names of architectures.
-fn here() -> Arch {
+pub(super) fn here() -> Arch {
     match std::env::consts::ARCH {
         "x86_64" => Arch::Amd64,
         "aarch64" => Arch::ARM64,

@@ -13,6 +13,7 @@
 //!
 //! All that an image holds is hostile: the archive, its names and links, its sizes, and its configuration.
 
+pub mod build;
 mod config;
 mod layer;
 mod layout;

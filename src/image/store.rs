@@ -358,7 +358,7 @@ impl Store {
         Ok(named)
     }
 
-    fn lease(&self) -> Result<Lease, ImageError> {
+    pub(super) fn lease(&self) -> Result<Lease, ImageError> {
         let file = self.lock_file("lease")?;
         match flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Ok(Lease(file)),
@@ -369,6 +369,12 @@ impl Store {
             }
             Err(error) => Err(self.failed("locking it", error.into())),
         }
+    }
+
+    /// A folder for things in the making, on the file system of the store; pruning empties it.
+    pub(super) fn scratch(&self) -> Result<PathBuf, ImageError> {
+        self.make_folder("tmp")?;
+        Ok(self.folder.join("tmp"))
     }
 
     fn lock_file(&self, name: &str) -> Result<File, ImageError> {

@@ -160,6 +160,8 @@ pub fn is_launcher(argv0: Option<&std::ffi::OsStr>) -> bool {
 pub fn run() -> u8 {
     match serve() {
         Ok(()) => 0,
+        // The host went away while it was being answered; so does the launcher.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => 0,
         Err(error) => {
             eprintln!("belljar launcher: {error}");
             1

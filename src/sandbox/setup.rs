@@ -87,6 +87,7 @@ fn steps(inherited: Inherited<'_>) -> Result<std::convert::Infallible, StepError
     for path in &plan.masked {
         mask(root.as_fd(), path, &null).step(format!("mask {path}"))?;
     }
+    free_low_ports(root.as_fd()).step("free the low ports")?;
     for path in &plan.read_only {
         make_read_only(root.as_fd(), path).step(format!("make {path} read-only"))?;
     }
@@ -240,8 +241,11 @@ fn make(root: BorrowedFd<'_>, made: &Made, plan: &Plan) -> io::Result<()> {
     match &made.what {
         What::Folder { mode } => match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(*mode)) {
             Ok(()) => {}
-            // An image's own folder stays as it is.
-            Err(rustix::io::Errno::EXIST) => return Ok(()),
+            // An image's own folder stays as it is, but for those that everybody must be able to write to.
+            Err(rustix::io::Errno::EXIST) if *mode == 0o1777 => {
+                rustix::fs::chmodat(&parent, name, Mode::from_raw_mode(*mode), AtFlags::empty())?;
+            }
+            Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         },
         What::File { content, mode } => {
@@ -366,6 +370,13 @@ fn mask(root: BorrowedFd<'_>, path: &SandboxPath, null: &OwnedFd) -> io::Result<
     mount::attach(cover.as_fd(), target.as_fd())
 }
 
+/// Lets anybody inside listen on any port of the sandbox's own loopback: the guest on 53, for names, and servers on 80.
+fn free_low_ports(root: BorrowedFd<'_>) -> io::Result<()> {
+    let path = "proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let file = mount::open_inside(root, path, OFlags::WRONLY, Mode::empty())?;
+    std::fs::File::from(file).write_all(b"0")
+}
+
 fn make_read_only(root: BorrowedFd<'_>, path: &SandboxPath) -> io::Result<()> {
     let target = match mount::open_inside(root, path.relative(), OFlags::PATH, Mode::empty()) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -386,11 +397,15 @@ fn make_read_only(root: BorrowedFd<'_>, path: &SandboxPath) -> io::Result<()> {
 /// written through.
 fn add_agent(root: BorrowedFd<'_>) -> io::Result<()> {
     let lines = [
-        ("passwd", format!("agent:x:{AGENT}:{AGENT}:agent:/home/agent:/bin/sh\n")),
-        ("group", format!("agent:x:{AGENT}:\n")),
+        (
+            "passwd",
+            "root:x:0:0:root:/root:/bin/sh\n",
+            format!("agent:x:{AGENT}:{AGENT}:agent:/home/agent:/bin/sh\n"),
+        ),
+        ("group", "root:x:0:\n", format!("agent:x:{AGENT}:\n")),
     ];
     let etc = make_folders(root, "etc")?;
-    for (name, line) in lines {
+    for (name, root_line, line) in lines {
         let mut text = String::new();
         match mount::open_inside(
             root,
@@ -401,7 +416,7 @@ fn add_agent(root: BorrowedFd<'_>) -> io::Result<()> {
             Ok(file) => {
                 std::fs::File::from(file).take(1 << 20).read_to_string(&mut text)?;
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => text.push_str("root:x:0:0:root:/root:/bin/sh\n"),
+            Err(error) if error.kind() == ErrorKind::NotFound => text.push_str(root_line),
             Err(error) => return Err(error),
         }
         if text

@@ -194,9 +194,18 @@ pub enum Unknown {
 pub struct Gate {
     /// Files of rules, strictest answer wins over all of them.
     pub rules: Vec<HostPath>,
+    /// Rules that the requirements bring along, to be loaded beside the files.
+    pub required: Vec<RulesText>,
     pub unmatched: Unmatched,
     pub reviewer: Reviewer,
     pub approval_time: std::time::Duration,
+}
+
+/// Rules as text, with the name under which they are reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RulesText {
+    pub name: String,
+    pub text: String,
 }
 
 /// What follows for a command that no rule matches.

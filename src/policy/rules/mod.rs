@@ -4,7 +4,8 @@
 //! | word in a file | says |
 //! |---|---|
 //! | `prefix_rule(pattern, decision, match, not_match, justification, canonical_matching)` | commands that start so |
-//! | … `id`, `reviewer`, `cwd`, `redirects`, `env` | ours: its name in records, who may answer, and what else must hold |
+//! | … `id`, `reviewer` | ours: its name in records, who may answer |
+//! | … `options`, `arguments`, `redirects`, `env`, `cwd` | ours: what else must hold: options and arguments in any place, files written, variables set, the folder |
 //! | `network_rule(host, protocol, decision, justification)` | a host, for `egress` |
 //! | `host_executable(name, paths)` | which files a bare name may stand for |
 
@@ -19,6 +20,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use network::{NetworkRule, Protocol};
+pub use path::Pattern;
 pub use prefix::{PrefixRule, Token};
 
 pub(in crate::policy) use prefix::Place;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::network::{self, NetworkRule, Protocol};
-use super::path;
+use super::path::{self, Pattern};
 use super::prefix::{Place, PrefixRule, Token};
 use super::{Fault, RuleSet, RulesError};
 use crate::path::SandboxPath;
@@ -146,8 +146,13 @@ impl Call<'_> {
         let canonical = self.flag("canonical_matching");
         let person_only = self.person_only();
         let cwd = self.folder();
-        let redirects = self.texts("redirects");
+        let options = self.options();
+        let arguments = self.patterns("arguments");
+        let redirects = self.patterns("redirects");
         let env = self.texts("env");
+        if decision == Decision::Allow && !(options.is_empty() && arguments.is_empty()) {
+            self.fault("options and arguments restrict: a rule that allows cannot have them");
+        }
         if pattern.is_empty() && !self.faulty {
             if redirects.is_empty() && env.is_empty() {
                 self.fault("a rule needs a pattern, or redirects or env");
@@ -163,7 +168,9 @@ impl Call<'_> {
             meaning.push(token.texts().len().to_string());
             meaning.extend(token.texts().iter().cloned());
         }
-        meaning.extend(redirects.iter().map(|redirect| format!("> {redirect}")));
+        meaning.extend(options.iter().map(|option| format!("- {option}")));
+        meaning.extend(arguments.iter().map(|argument| format!("* {}", argument.as_str())));
+        meaning.extend(redirects.iter().map(|redirect| format!("> {}", redirect.as_str())));
         meaning.extend(env.iter().map(|name| format!("$ {name}")));
         let id = self.id("prefix", &meaning);
         if self.faulty {
@@ -180,6 +187,8 @@ impl Call<'_> {
             canonical,
             person_only,
             cwd,
+            options,
+            arguments,
             redirects,
             env,
             order,
@@ -380,6 +389,22 @@ impl Call<'_> {
                 true
             }
         }
+    }
+
+    fn patterns(&mut self, name: &str) -> Vec<Pattern> {
+        self.texts(name).into_iter().map(Pattern::new).collect()
+    }
+
+    fn options(&mut self) -> Vec<String> {
+        let options = self.texts("options");
+        for option in &options {
+            let letter = option.len() == 2 && option.starts_with('-') && option != "--";
+            let word = option.len() > 3 && option.starts_with("--");
+            if !letter && !word {
+                self.fault(format!("options must be like -f or --force, not \"{option}\""));
+            }
+        }
+        options
     }
 
     fn folder(&mut self) -> Option<SandboxPath> {

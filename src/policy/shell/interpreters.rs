@@ -57,10 +57,11 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, args: &[Word]) {
 fn calls(walk: &mut Walk, code: &str) {
     let mut rest = code;
     while let Some(at) = rest.find('(') {
-        let before = rest[..at].trim_end();
-        let name = before
-            .rfind(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'))
-            .map_or(before, |edge| &before[edge + 1..]);
+        let name = rest[..at]
+            .trim_end()
+            .rsplit(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'))
+            .next()
+            .unwrap_or("");
         rest = &rest[at + 1..];
         if !CALLS.contains(&name) {
             continue;
