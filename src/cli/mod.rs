@@ -73,7 +73,7 @@ impl Cli {
             Command::Config(command) => config::run(command),
             Command::Plan(args) => plan::run(*args),
             Command::Doctor(args) => doctor::run(args),
-            Command::Image(command) => image::run(command, &state_folder()),
+            Command::Image(command) => image::run(command),
             Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
         }
     }
@@ -155,9 +155,12 @@ pub fn shown_error(error: &anyhow::Error) -> String {
 
 /// The code for an error: a task that asks for more than the requirements allow is refused, anything else is a failure.
 pub fn error_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<crate::config::Rejection>() {
-        Some(crate::config::Rejection::Violations(_)) => exit::REFUSED,
-        Some(crate::config::Rejection::Faults(_)) | None => exit::FAILED,
+    let of_task = matches!(error.downcast_ref(), Some(crate::config::Rejection::Violations(_)));
+    let of_config = matches!(error.downcast_ref(), Some(config::ConfigError::Violations(_)));
+    if of_task || of_config {
+        exit::REFUSED
+    } else {
+        exit::FAILED
     }
 }
 
