@@ -16,6 +16,9 @@ pub mod otlp;
 pub mod query;
 pub mod record;
 pub mod redact;
+#[cfg(test)]
+mod samples;
+pub mod schema;
 mod verify;
 
 pub use verify::{Broken, Known, Verified, VerifyError, verify};

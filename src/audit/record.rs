@@ -14,7 +14,7 @@ use crate::policy::{Approver, RuleMatch};
 pub const VERSION: u32 = 1;
 
 /// What is asked to be recorded; the journal adds sequence, time, host, boot and the hash.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 pub struct Entry {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task: Option<TaskId>,
@@ -25,7 +25,7 @@ pub struct Entry {
 }
 
 /// What happened; `kind` in JSON is the name given at each arm.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, schemars::JsonSchema)]
 #[serde(tag = "kind")]
 pub enum Event {
     #[serde(rename = "task.admitted")]
@@ -278,14 +278,14 @@ impl Usage {
 }
 
 /// Who runs belljar.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct Identity {
     pub uid: u32,
     pub user: String,
 }
 
 /// One control of a sandbox and how far it was really enforced.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 pub struct Control {
     pub control: String,
     pub enforced: Enforced,
@@ -294,7 +294,7 @@ pub struct Control {
     pub reason: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Enforced {
     Full,

@@ -3,17 +3,20 @@
 pub mod ask;
 pub mod audit;
 pub mod config;
+pub mod doctor;
 pub mod egress;
 pub mod exec;
 pub mod exit;
 pub mod flags;
 pub mod image;
+pub mod plan;
 mod pump;
 pub mod rules;
 pub mod run;
 pub mod table;
 pub mod task;
 pub mod terminal;
+mod unpacking;
 
 use std::io;
 use std::path::Path;
@@ -42,6 +45,8 @@ enum Command {
     /// Lists, shows and stops live tasks; prints the schema of task specs
     #[command(subcommand)]
     Task(task::TaskCommand),
+    Plan(Box<plan::PlanArgs>),
+    Doctor(doctor::DoctorArgs),
     /// Says how commands are judged, and tests files of rules
     Rules(rules::RulesArgs),
     /// Says what the proxy would do with a host
@@ -49,7 +54,7 @@ enum Command {
     /// Shows and checks the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
-    /// Builds, imports, lists and removes the images of the local store
+    /// Builds, imports, lists and removes images
     #[command(subcommand)]
     Image(image::ImageCommand),
     /// Reads, follows, proves and exports the record
@@ -66,8 +71,10 @@ impl Cli {
             Command::Rules(args) => rules::run(args),
             Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
             Command::Config(command) => config::run(command),
-            Command::Image(command) => image::run(command),
+            Command::Image(command) => image::run(command, &state_folder()),
             Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
+            Command::Plan(args) => wait_for(plan::run(*args)),
+            Command::Doctor(args) => doctor::run(args),
         }
     }
 }

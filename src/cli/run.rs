@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::ask::AtTerminal;
 use super::flags::{Ready, TaskArgs};
 use super::pump::{self, Form, Manner};
+use super::unpacking::UnpackingLine;
 use super::{exec, exit, table, terminal};
 use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
 use crate::api::{Server, stdio};
@@ -98,42 +98,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
 }
 
 /// The image's layers, unpacked where they are not yet, with a line on a terminal that says how far that is.
-async fn unpack(image: &ImageRef, config: &Config, quiet: bool) -> anyhow::Result<Image> {
+pub(super) async fn unpack(image: &ImageRef, config: &Config, quiet: bool) -> anyhow::Result<Image> {
     let store = Store::of_state(&config.state);
     let image = image.clone();
     let progress = UnpackingLine::new(quiet);
     Ok(tokio::task::spawn_blocking(move || image::resolve(&image, &store, &progress)).await??)
-}
-
-/// How far an unpacking is, on a terminal.
-pub(super) struct UnpackingLine(ProgressBar);
-
-impl UnpackingLine {
-    /// Hidden by itself where stderr is no terminal.
-    pub(super) fn new(quiet: bool) -> Self {
-        let target = if quiet {
-            ProgressDrawTarget::hidden()
-        } else {
-            ProgressDrawTarget::stderr_with_hz(10)
-        };
-        let style = ProgressStyle::with_template("unpacking layer {msg} {bar:30} {bytes}/{total_bytes}");
-        let bar = ProgressBar::with_draw_target(None, target);
-        Self(bar.with_style(style.expect("the template is a constant")))
-    }
-}
-
-impl image::Progress for UnpackingLine {
-    fn unpacking(&self, layer: usize, layers: usize, done: u64, total: u64) {
-        self.0.set_message(format!("{layer}/{layers}"));
-        self.0.set_length(total);
-        self.0.set_position(done);
-    }
-}
-
-impl Drop for UnpackingLine {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
-    }
 }
 
 /// Sends records to the collectors of the configuration, of OpenTelemetry's own variables, and of the flag.

@@ -27,6 +27,7 @@ mod front;
 pub mod gate;
 pub mod host;
 pub mod limits;
+mod pace;
 pub mod path;
 pub mod pattern;
 pub mod resolve;
@@ -50,6 +51,7 @@ pub use way::{RecordError, Recorder};
 use account::Totals;
 use ask::Questions;
 use dial::{Dialler, DirectDialler};
+use pace::Pace;
 use resolve::{Resolver, SystemResolver};
 use way::Way;
 
@@ -151,6 +153,7 @@ impl Proxy {
             gate: gate_seen,
             recorder: recorder.clone(),
             questions: Questions::new(asker, limits.questions, limits.ask_time),
+            refusals: Pace::new(limits.refusals_at_once, limits.refusals_per_second),
             resolver,
             dialler,
             limits,

@@ -747,3 +747,28 @@ async fn a_server_that_does_not_answer_is_given_up() {
     assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
     fixture.finish().await;
 }
+
+#[tokio::test]
+async fn a_flood_of_refusals_is_slowed_down_and_what_is_allowed_is_not() {
+    let fixture = Fixture::start(Options {
+        limits: Limits {
+            refusals_at_once: 3,
+            refusals_per_second: 1,
+            ..Limits::default()
+        },
+        ..Options::default()
+    })
+    .await;
+    for _ in 0..3 {
+        assert!(fixture.exchange(connect("other.org")).await.starts_with("HTTP/1.1 403"));
+    }
+    let mut held = Vec::new();
+    for _ in 0..60 {
+        held.push(fixture.send(connect("other.org")).await);
+    }
+    let (client, server) = tunnel(&fixture, "www.example.com", 443).await;
+    drop((client, server));
+    let (events, _) = fixture.finish().await;
+    let refused = story(&events).iter().filter(|event| **event == "deny: unknown").count();
+    assert!((3..63).contains(&refused), "all of them would take a minute: {refused}");
+}

@@ -5,7 +5,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
-use super::{Policy, RuleText, RulesError};
+use super::shell::Redirect;
+use super::{Explanation, Policy, RuleText, RulesError};
 use crate::path::HostPath;
 use crate::task::Unmatched;
 
@@ -163,6 +164,36 @@ const SCRIPT_RUNNERS: &[[&str; 2]] = &[
 /// Whether an approval of commands with this prefix may be remembered as a rule.
 pub fn may_suggest(prefix: &[String]) -> bool {
     check(prefix).is_ok()
+}
+
+/// The prefix to offer as a rule to whoever is asked about a command: the one that the agent asked for where it fits, else
+/// the command itself. Nothing where one rule would not be enough, or where a rule restricts the command anyway.
+pub fn suggest(explanation: &Explanation, requested: Option<&[String]>) -> Option<Vec<String>> {
+    if explanation.opaque || explanation.matched.is_some() {
+        return None;
+    }
+    let mut uncovered = explanation.uncovered.iter().map(|index| &explanation.commands[*index]);
+    let command = uncovered.next()?;
+    if uncovered.any(|other| other.argv != command.argv) || command.redirects.iter().any(Redirect::writes_file) {
+        return None;
+    }
+    let argv: Vec<String> = command
+        .argv
+        .iter()
+        .map(|word| word.value().map(str::to_owned))
+        .collect::<Option<_>>()?;
+    let fits = |requested: &[String]| {
+        let name = argv[0].rsplit('/').next();
+        argv.len() >= requested.len()
+            && (requested.first() == argv.first() || requested.first().map(String::as_str) == name)
+            && requested.iter().skip(1).eq(argv.iter().take(requested.len()).skip(1))
+    };
+    if let Some(requested) =
+        requested.filter(|requested| !requested.is_empty() && fits(requested) && may_suggest(requested))
+    {
+        return Some(requested.to_vec());
+    }
+    Some(argv).filter(|argv| may_suggest(argv))
 }
 
 fn check(prefix: &[String]) -> Result<(), AmendError> {

@@ -34,6 +34,9 @@ pub struct Explanation {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub opaque_because: Option<&'static str>,
     pub commands: Vec<SimpleCommand>,
+    /// Which of the commands run without a rule that allows them in full.
+    #[serde(skip)]
+    pub uncovered: Vec<usize>,
 }
 
 /// The judgement without what it carries.
@@ -176,14 +179,14 @@ impl Policy {
         };
         let mut tally = Tally::default();
         let mut hits = Vec::new();
-        for command in &found.commands {
+        for (index, command) in found.commands.iter().enumerate() {
             hits.clear();
             self.rules.hits(command, place, self.resolve, &mut hits);
-            tally.count(command, &hits);
+            tally.count(index, command, &hits);
         }
         let opaque = found.opaque.is_some();
         let restriction = tally.strictest.filter(|decision| *decision != Decision::Allow);
-        let allowed = !opaque && tally.allowed > 0 && tally.uncovered == 0;
+        let allowed = !opaque && tally.allowed > 0 && tally.uncovered.is_empty();
         let matched = restriction.or(allowed.then_some(Decision::Allow));
         let ruled = match matched {
             Some(Decision::Forbidden) => Verdict::Deny,
@@ -204,6 +207,7 @@ impl Policy {
             opaque,
             opaque_because: found.opaque,
             commands: found.commands,
+            uncovered: tally.uncovered,
         }
     }
 }
@@ -216,11 +220,11 @@ struct Tally {
     /// Commands that run and that a rule allows in full.
     allowed: u32,
     /// Commands that run and that no rule allows in full.
-    uncovered: u32,
+    uncovered: Vec<usize>,
 }
 
 impl Tally {
-    fn count(&mut self, command: &SimpleCommand, hits: &[Hit]) {
+    fn count(&mut self, index: usize, command: &SimpleCommand, hits: &[Hit]) {
         let mut covered = false;
         for hit in hits {
             if hit.rule.decision != Decision::Allow {
@@ -245,7 +249,7 @@ impl Tally {
             if covered {
                 self.allowed += 1;
             } else {
-                self.uncovered += 1;
+                self.uncovered.push(index);
             }
         }
     }

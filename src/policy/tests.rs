@@ -340,3 +340,52 @@ mod properties {
         }
     }
 }
+
+/// Where belljar's answer to a case of Codex's approvals differs, always to the strict side.
+const APPROVALS_STRICTER: &[(&str, &str)] = &[
+    (
+        "ep-0189",
+        "nothing runs in a script of blanks, so there is nothing to add a rule for",
+    ),
+    (
+        "ep-0202",
+        "the dangerous rules ask, and a rule that allows would not change that",
+    ),
+];
+
+#[test]
+fn approvals_are_asked_as_by_codex_and_offer_the_same_rule() {
+    for case in cases("approval") {
+        let id = case["id"].as_str().unwrap();
+        // What asks to leave the sandbox has no counterpart here: every command stays in it.
+        if case["sandbox_permissions"] == "require-escalated" {
+            continue;
+        }
+        let unmatched = match case["approval_policy"].as_str() {
+            Some("untrusted") => Unmatched::Ask,
+            Some("on-request" | "never") => Unmatched::Allow,
+            other => panic!("{id}: {other:?}"),
+        };
+        let mut rules = texts(&case["rules"]);
+        let path = format!("{}/config/rules/dangerous.rules", env!("CARGO_MANIFEST_DIR"));
+        rules.push(RuleText {
+            name: "dangerous.rules".into(),
+            text: std::fs::read_to_string(path).unwrap(),
+        });
+        let policy = Policy::from_texts(&rules, unmatched).unwrap();
+        let found = policy.explain(&argv_of(&case["argv"]));
+        let expected = match case["expected"]["outcome"].as_str().unwrap() {
+            "run" => Verdict::Allow,
+            "ask" => Verdict::Ask,
+            // Codex forbids where nobody may be asked; here the desk turns such an Ask into a Deny.
+            _ if case["approval_policy"] == "never" => Verdict::Ask,
+            _ => Verdict::Deny,
+        };
+        assert_eq!(found.judgement, expected, "{id} {found:?}");
+        if expected == Verdict::Ask && !APPROVALS_STRICTER.iter().any(|(stricter, _)| *stricter == id) {
+            let requested: Option<Vec<String>> = serde_json::from_value(case["requested_prefix_rule"].clone()).unwrap();
+            let amendment: Option<Vec<String>> = serde_json::from_value(case["expected"]["amendment"].clone()).unwrap();
+            assert_eq!(amend::suggest(&found, requested.as_deref()), amendment, "{id}");
+        }
+    }
+}

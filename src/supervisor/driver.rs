@@ -125,18 +125,12 @@ impl Supervisor {
         };
         let started = async {
             self.journal.append(entry(admitted)).await?;
-            let (uid, gid) = process::own_ids();
-            let plan = Plan::of(
-                &task,
-                root_source(&image),
-                CallerIds { uid, gid },
-                way_out::env(&task.network),
-            );
+            let plan = plan(&task, &image);
             let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
                 path: folder.clone(),
                 source: io::Error::other(error),
             })?;
-            Ok::<_, StartError>(Sandbox::start(&self.machinery, plan, place).await?)
+            Ok::<_, StartError>(Sandbox::start(&self.machinery, plan, place, &task.runtime).await?)
         };
         let failed = async |error: StartError| {
             let event = Event::TaskFinished {
@@ -213,6 +207,17 @@ impl Supervisor {
     }
 }
 
+/// The isolation that a task of this process gets.
+pub fn plan(task: &Task, image: &Image) -> Plan {
+    let (uid, gid) = process::own_ids();
+    Plan::of(
+        task,
+        root_source(image),
+        CallerIds { uid, gid },
+        way_out::env(&task.network),
+    )
+}
+
 fn root_source(image: &Image) -> RootSource<'_> {
     match image.kind {
         ImageKind::Host => RootSource::Host,
@@ -230,7 +235,7 @@ fn make_private_folder(path: &Path) -> io::Result<()> {
 /// Makes the folder under a name that recovery does not look at, locks it, and only then gives it its own: no other belljar can take
 /// a task for dead that is just beginning.
 fn make_task_folder(folder: &Path, task: &Task) -> io::Result<fs::File> {
-    let new = folder.with_extension("new");
+    let new = folder.with_extension(recovery::NEW);
     fs::DirBuilder::new().mode(0o700).create(&new)?;
     let lock = recovery::try_lock(&new)?.ok_or(io::ErrorKind::ResourceBusy)?;
     fs::create_dir(new.join("root"))?;

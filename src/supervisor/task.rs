@@ -261,15 +261,17 @@ impl Live {
             }
         };
         self.request_stop(why);
-        self.finish(why, proxy).await;
+        let summary = self.finish(why, proxy).await;
         let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&folder));
         if let Ok(Err(error)) = removed.await {
             tracing::warn!(%error, "a task's folder could not be removed; the next start tries again");
         }
         drop(lock_file);
+        // Last: whoever waits for the end may end the process.
+        self.ended.send_replace(Some(Arc::new(summary)));
     }
 
-    async fn finish(&self, why: Stop, proxy: Option<ProxyHandle>) {
+    async fn finish(&self, why: Stop, proxy: Option<ProxyHandle>) -> TaskSummary {
         let execs = self.execs();
         for exec in &execs {
             exec.cancel();
@@ -323,7 +325,7 @@ impl Live {
                 "a task's end could not be recorded"
             );
         }
-        let summary = TaskSummary {
+        TaskSummary {
             id: self.task.id,
             name: self.task.name.clone(),
             outcome,
@@ -331,8 +333,7 @@ impl Live {
             wall_seconds,
             execs,
             refused_egress: lock(&self.refused_egress).clone(),
-        };
-        self.ended.send_replace(Some(Arc::new(summary)));
+        }
     }
 }
 

@@ -18,6 +18,8 @@ mod cursor;
 mod metrics;
 pub mod names;
 #[cfg(test)]
+mod names_tests;
+#[cfg(test)]
 mod real_tests;
 mod send;
 #[cfg(test)]

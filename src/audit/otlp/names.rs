@@ -53,6 +53,8 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("server_port", "server.port"),
     ("address", "network.peer.address"),
     ("method", "http.request.method"),
+    ("rule", "belljar.rule.name"),
+    ("hash", "belljar.checkpoint.hash"),
 ];
 
 /// Attributes that the conventions want as text, whatever JSON type the field has.
@@ -65,7 +67,7 @@ pub const OUTCOME: &str = "belljar.outcome";
 pub const JUDGEMENT: &str = "belljar.judgement";
 pub const DECISION: &str = "belljar.decision";
 pub const ANSWER: &str = "belljar.answer";
-pub const SIGNAL: &str = "belljar.signal";
+pub const SIGNAL: &str = "belljar.export.signal";
 pub const CPU_MODE: &str = "cpu.mode";
 pub const IO_DIRECTION: &str = "network.io.direction";
 

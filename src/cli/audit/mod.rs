@@ -17,6 +17,7 @@ use crate::audit::journal::{Reader, Seq, Stored};
 use crate::audit::key::SigningKey;
 use crate::audit::otlp::{Exporter, OtlpConfig, Protocol};
 use crate::audit::query::{self, Filter, Take};
+use crate::audit::schema::schemas;
 use crate::audit::{Known, VerifyError, verify};
 use crate::id::ExecId;
 use crate::task::limits::parse_time;
@@ -71,6 +72,11 @@ enum AuditCommand {
     },
     /// Writes records for other programs
     Export(ExportArgs),
+    /// Shows the JSON Schema of records
+    Schema {
+        /// One kind; else an object with all of them
+        kind: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -170,6 +176,7 @@ pub fn run(args: AuditArgs, state: &Path, out: &mut dyn Write) -> anyhow::Result
         AuditCommand::Verify(args) => prove(&args, &folder, out),
         AuditCommand::Key { json } => key(json, state, out),
         AuditCommand::Export(args) => export(&args, &folder, out),
+        AuditCommand::Schema { kind } => schema(kind.as_deref(), out),
     };
     match done {
         // `belljar audit ls | head`: whoever read has seen enough.
@@ -270,6 +277,22 @@ fn key(json: bool, state: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
     } else {
         writeln!(out, "{public_key}")?;
     }
+    Ok(0)
+}
+
+fn schema(kind: Option<&str>, out: &mut dyn Write) -> anyhow::Result<u8> {
+    let schemas = schemas();
+    match kind {
+        None => serde_json::to_writer_pretty(&mut *out, &schemas)?,
+        Some(kind) => {
+            let kinds = || schemas.keys().cloned().collect::<Vec<_>>().join(", ");
+            let schema = schemas
+                .get(kind)
+                .ok_or_else(|| anyhow!("no record is of kind \"{}\"; there are {}", text::shown(kind), kinds()))?;
+            serde_json::to_writer_pretty(&mut *out, schema)?;
+        }
+    }
+    writeln!(out)?;
     Ok(0)
 }
 

@@ -325,3 +325,12 @@ fn tail_follows_until_nobody_reads_any_more() {
         .collect();
     assert_eq!(seqs, [4, 5, 6, 7]);
 }
+
+#[test]
+fn schemas_are_shown_all_or_one() {
+    let fixture = Fixture::new();
+    let json = |words: &[&str]| serde_json::from_str::<serde_json::Value>(&fixture.answer(words)).unwrap();
+    assert_eq!(json(&["schema"])["exec.finished"], json(&["schema", "exec.finished"]));
+    let error = fixture.ask(&["schema", "exec"]).unwrap_err().to_string();
+    assert!(error.contains("there are agent.event, "), "{error}");
+}

@@ -153,6 +153,9 @@ impl PrefixRule {
             .iter()
             .filter(|redirect| redirect.writes_file() || (self.decision != Decision::Allow && redirect.operator == "<"))
             .map(|redirect| {
+                if self.decision == Decision::Allow && redirect.target.unknown.is_some() {
+                    return Fit::Maybe;
+                }
                 let written = Written::new(&redirect.target.text);
                 if self.redirects.iter().any(|pattern| pattern.matches(&written)) {
                     return Fit::Yes;

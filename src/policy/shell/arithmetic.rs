@@ -55,7 +55,7 @@ impl Numbers {
 impl Reader<'_, '_> {
     /// At the second parenthesis of `$((` or `((`: reads the expression and the `))`, or says that there is none, which
     /// makes it a subshell within a substitution or another subshell.
-    pub fn arithmetic_follows(&mut self) -> Read<bool> {
+    pub(super) fn arithmetic_follows(&mut self) -> Read<bool> {
         if !self.closes_twice() {
             return Ok(false);
         }
@@ -96,12 +96,12 @@ impl Reader<'_, '_> {
     }
 
     /// An expression up to the first of `stops` that stands outside of its brackets, which is taken and returned.
-    pub fn arithmetic_until(&mut self, stops: &[u8]) -> Read<u8> {
+    pub(super) fn arithmetic_until(&mut self, stops: &[u8]) -> Read<u8> {
         self.deeper(|reader| reader.expression(stops))
     }
 
     /// An expression that is all of this reader's text.
-    pub fn expression_to_end(&mut self) -> Read<()> {
+    pub(super) fn expression_to_end(&mut self) -> Read<()> {
         self.expression(b"").map(|_| ())
     }
 
@@ -158,7 +158,8 @@ impl Reader<'_, '_> {
         self.at = after;
         // What an expression assigns is a number, by whichever operator.
         if plain_assignment {
-            self.walk.numbers.assign(&name, true);
+            self.walk.assigned(&name, true);
+            self.walk.binds(&name, None);
         } else {
             self.walk.numbers.uses(name);
         }

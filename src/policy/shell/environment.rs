@@ -77,6 +77,17 @@ pub(super) fn weigh(walk: &mut Walk, name: &str, value: Option<&Word>) {
     if !name.bytes().next().is_some_and(|byte| byte.is_ascii_uppercase()) {
         return;
     }
+    if matches!(name, "LANG" | "LC_ALL" | "LC_CTYPE") {
+        // In some encodings a backslash is the second byte of a letter, and bash reads on by them from here.
+        let plain = |value: &str| {
+            let value = value.to_ascii_lowercase();
+            matches!(&*value, "" | "c" | "posix") || value.ends_with(".utf-8") || value.ends_with(".utf8")
+        };
+        if !value.and_then(Word::value).is_some_and(plain) {
+            walk.opaque("an encoding that may change how the shell reads");
+        }
+        return;
+    }
     if name == "PATH" {
         if !value.is_some_and(is_plain_path) {
             walk.opaque("a search path that may change what a name means");
@@ -96,6 +107,12 @@ pub(super) fn weigh(walk: &mut Walk, name: &str, value: Option<&Word>) {
     {
         walk.opaque("a prompt that may run commands");
     }
+}
+
+/// Whether declaring `name` anew, without a value, changes what runs: bash looks for programs in the current folder where
+/// there is no search path.
+pub(super) fn matters(name: &str) -> bool {
+    name == "PATH" || LOADERS.contains(&name)
 }
 
 /// Whether a search path adds folders of the image only, or others behind the old ones.

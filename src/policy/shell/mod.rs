@@ -18,12 +18,16 @@
 
 mod arithmetic;
 mod builtins;
+mod condition;
 mod environment;
+mod expansion;
 mod git;
 mod interpreters;
 mod lexer;
 mod parser;
 mod programs;
+mod redirect;
+mod simple;
 mod word;
 
 #[cfg(test)]
@@ -78,7 +82,16 @@ pub enum Role {
 pub struct Redirect {
     pub operator: &'static str,
     pub target: Word,
+    /// The descriptor that it is for.
+    fd: Fd,
     body: Option<usize>,
+}
+
+/// Which descriptor: all that matters is whether a shell would read its script from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fd {
+    Input,
+    Other,
 }
 
 impl Redirect {
@@ -86,6 +99,7 @@ impl Redirect {
         Self {
             operator: ">",
             target,
+            fd: Fd::Other,
             body: None,
         }
     }
@@ -107,8 +121,9 @@ impl Redirect {
 }
 
 /// Which shell reads a script.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Dialect {
+    #[default]
     Bash,
     /// `sh`, whichever that is: what shells read differently is opaque.
     Posix,
@@ -151,6 +166,8 @@ struct Walk {
     commands: Vec<SimpleCommand>,
     opaque: Option<&'static str>,
     numbers: Numbers,
+    /// The shell whose script is being read.
+    dialect: Dialect,
     depth: u32,
     reread: usize,
     /// Here-documents seen so far; a body's slot is its number.
@@ -179,6 +196,12 @@ impl Walk {
 
     /// Reads a script within the script.
     fn nested(&mut self, script: &str, dialect: Dialect) {
+        let outer = std::mem::replace(&mut self.dialect, dialect);
+        self.read(script, dialect);
+        self.dialect = outer;
+    }
+
+    fn read(&mut self, script: &str, dialect: Dialect) {
         self.reread += script.len();
         if self.depth >= DEPTH_LIMIT {
             return self.opaque("nested too deeply");
@@ -228,11 +251,10 @@ impl Walk {
     }
 
     /// A simple command was read.
-    fn finish(&mut self, draught: Draught, dialect: Dialect) {
+    fn finish(&mut self, draught: Draught) {
         for (name, value) in &draught.env {
             self.binds(name, Some(value));
         }
-        let _ = dialect;
         if draught.argv.is_empty() {
             self.compound(draught);
         } else {
@@ -277,8 +299,11 @@ impl Walk {
         });
         let command = self.commands[index].clone();
         self.depth += 1;
-        let found = programs::look_through(self, &command);
+        let mut found = programs::look_through(self, &command);
         self.depth -= 1;
+        if found.role == Role::Carries && !programs::is_trusted(&command.argv) {
+            found.role = Role::Runs;
+        }
         let listed = &mut self.commands[index];
         listed.role = found.role;
         listed.redirects.extend(found.writes.into_iter().map(Redirect::write));
