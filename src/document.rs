@@ -251,6 +251,15 @@ impl<'d> Table<'d> {
         place(&self.document.file, self.document.text, self.at)
     }
 
+    /// Notes that something of this table is wrong, at a place known from reading it.
+    pub fn fault(&self, origin: &Origin, key: &str, what: impl Into<String>) {
+        self.faults.borrow_mut().push(Fault {
+            origin: origin.clone(),
+            key: self.path(key),
+            what: what.into(),
+        });
+    }
+
     /// The value under a key, if it is there.
     pub fn value(&self, key: &'static str) -> Option<Value<'d>> {
         let mut known = self.known.borrow_mut();

@@ -29,6 +29,7 @@ pub mod document;
 pub mod egress;
 pub mod exec;
 pub mod id;
+pub mod image;
 pub mod path;
 pub mod policy;
 pub mod sandbox;

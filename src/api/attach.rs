@@ -108,7 +108,7 @@ async fn take_stdin(mut frame: Bytes, exec: &ExecHandle) -> Result<(), ApiError>
     }
     let data = frame.split_off(1);
     // A command that does not read any more is told apart by its end, not by an error here.
-    let _ = exec.write_stdin(data).await;
+    let _ = wire::write_stdin(exec, data).await;
     Ok(())
 }
 

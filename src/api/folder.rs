@@ -1,8 +1,8 @@
-//! A live task's folder in the state folder, as others find it: `<state>/tasks/<id>/` with `api.sock` and `task.json`.
+//! A live task's folder in the state folder, as others find it: `<state>/tasks/<id>/` with `task.json`, which `supervisor`
+//! writes, and `api.sock`.
 
 use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -26,29 +26,6 @@ pub struct Card {
 /// The folder of one task.
 pub fn of_task(state: &Path, id: TaskId) -> PathBuf {
     state.join("tasks").join(id.to_string())
-}
-
-/// Makes the folder (0700) and writes `task.json` whole or not at all.
-pub fn publish(folder: &Path, card: &Card) -> io::Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
-    fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-    let fresh = folder.join("task.json.new");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&fresh)?;
-    file.write_all(&serde_json::to_vec(card)?)?;
-    fs::rename(fresh, folder.join(CARD))
-}
-
-/// Takes back what [`publish`] and the server put into the folder; what else is there stays.
-pub fn withdraw(folder: &Path) {
-    for name in [SOCKET, CARD] {
-        // Gone already is as good.
-        let _ = fs::remove_file(folder.join(name));
-    }
 }
 
 /// The cards of all tasks in the state folder, oldest first. A folder without a readable card is none of ours, or half gone.
@@ -91,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_published_task_is_found_and_a_withdrawn_one_is_not() {
+    fn only_a_folder_whose_card_is_its_own_is_a_task() {
         let state = tempfile::tempdir().unwrap();
         assert_eq!(cards(state.path()).unwrap(), vec![]);
         let card = Card {
@@ -100,12 +77,16 @@ mod tests {
             pid: 1,
             created: "2026-01-01T00:00:00Z".to_owned(),
         };
-        let folder = of_task(state.path(), card.id);
-        publish(&folder, &card).unwrap();
+        let write = |folder: PathBuf, text: &str| {
+            fs::create_dir_all(&folder).unwrap();
+            fs::write(folder.join(CARD), text).unwrap();
+        };
+        let text = serde_json::to_string(&card).unwrap();
+        write(of_task(state.path(), card.id), &text);
+        write(of_task(state.path(), TaskId::new()), &text);
+        write(of_task(state.path(), TaskId::new()), "{}");
         fs::create_dir(state.path().join("tasks/other")).unwrap();
         assert_eq!(cards(state.path()).unwrap(), vec![card]);
-        withdraw(&folder);
-        assert_eq!(cards(state.path()).unwrap(), vec![]);
     }
 
     #[test]

@@ -15,10 +15,11 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use super::error::ApiError;
-use super::folder::{self, Card};
+use super::folder;
 use super::messages::ErrorCode;
 use super::routes;
 use crate::supervisor::TaskHandle;
+use crate::sys::user::myself;
 
 /// How long answers that are on their way may still take when the server is stopped.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
@@ -40,21 +41,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// Makes `folder` (0700) with `task.json` and `api.sock` (0600) in it, and answers there.
+    /// Makes `api.sock` (0600) in the task's folder (0700), and answers there.
     pub fn start(task: TaskHandle, folder: &Path) -> Result<Self, ServeError> {
-        let info = task.info();
-        let card = Card {
-            id: info.id,
-            name: info.name,
-            pid: std::process::id(),
-            created: info.created,
-        };
         let listener = listen(folder)?;
-        // After the socket: whoever finds the card can connect.
-        folder::publish(folder, &card).map_err(|source| ServeError::Folder {
-            folder: folder.to_owned(),
-            source,
-        })?;
         let app = routes::router(vec![task]).layer(middleware::from_fn(only_the_owner));
         let (stop, stopped) = oneshot::channel();
         let serving = tokio::spawn(async move {
@@ -72,9 +61,9 @@ impl Server {
         })
     }
 
-    /// Takes no more requests, lets those on their way finish, and takes the socket away.
+    /// Takes the socket away, takes no more requests, and lets those on their way finish.
     pub async fn stop(mut self) {
-        folder::withdraw(&self.folder);
+        remove_socket(&self.folder);
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
         }
@@ -85,8 +74,13 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.serving.abort();
-        folder::withdraw(&self.folder);
+        remove_socket(&self.folder);
     }
+}
+
+fn remove_socket(folder: &Path) {
+    // Gone already, with its folder, is as good.
+    let _ = std::fs::remove_file(folder.join(folder::SOCKET));
 }
 
 fn listen(folder: &Path) -> Result<UnixListener, ServeError> {
@@ -136,7 +130,7 @@ impl Peer {
 }
 
 async fn only_the_owner(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next: Next) -> Response {
-    if !peer.may_use(nix::unistd::geteuid().as_raw()) {
+    if !peer.may_use(myself().uid) {
         let error = ApiError::new(
             ErrorCode::Forbidden,
             "only the task's user and root may use this socket",

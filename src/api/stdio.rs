@@ -335,7 +335,7 @@ async fn take_stdin(exec: &ExecHandle, mut requests: mpsc::Receiver<Stdin>, out:
         };
         let answer = match request {
             None => return,
-            Some(Stdin::Data(id, data)) => match exec.write_stdin(data).await {
+            Some(Stdin::Data(id, data)) => match wire::write_stdin(exec, data).await {
                 Ok(()) => success(&id, json!({})),
                 Err(closed) => failure(&id, &closed.into()),
             },

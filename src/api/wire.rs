@@ -3,13 +3,18 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::error::ApiError;
 use super::messages;
 use crate::exec::{ExecEnd, ExecEvent, ExecRequest};
 use crate::id::ExecId;
 use crate::path::SandboxPath;
 use crate::policy::{Command, TtySize};
-use crate::supervisor;
+use crate::supervisor::{self, ExecHandle};
+
+/// The size of a pipe on Linux, unless asked for otherwise.
+const STDIN_PIECE: usize = 64 << 10;
 
 /// Reads JSON; an error names the field, the line and what was expected.
 pub fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
@@ -111,6 +116,15 @@ pub fn signal(signal: i32) -> Result<i32, ApiError> {
     Err(ApiError::bad_request(format!(
         "field \"signal\": {signal} is not a signal's number (1 to 64)"
     )))
+}
+
+/// Writes to a command's standard input in small pieces, so that what is queued for a command that does not read stays small.
+pub async fn write_stdin(exec: &ExecHandle, mut data: Bytes) -> Result<(), supervisor::StdinClosed> {
+    while !data.is_empty() {
+        let piece = data.split_to(data.len().min(STDIN_PIECE));
+        exec.write_stdin(piece).await?;
+    }
+    Ok(())
 }
 
 pub fn event(event: ExecEvent) -> messages::Event {

@@ -44,6 +44,9 @@ pub enum ConfigError {
     /// The faults, a line each.
     #[error("{0}")]
     Faults(Faults),
+    /// The configuration goes beyond the requirements: refused.
+    #[error("{0}")]
+    Violations(Faults),
     #[error("the answer cannot be written")]
     Write(#[from] io::Error),
 }
@@ -69,14 +72,26 @@ fn line(setting: &Setting, origin: bool) -> String {
     }
 }
 
-/// `belljar config check [--json]`: names the files that were read and found right.
+/// `belljar config check [--json]`: names the files that were read and found right, and within the requirements.
 pub fn check(surroundings: &Surroundings, json: bool, out: &mut dyn Write) -> Result<(), ConfigError> {
     let config = Config::load(surroundings).map_err(ConfigError::Faults)?;
+    Faults::check(config.violations()).map_err(ConfigError::Violations)?;
     if json {
-        return Ok(writeln!(out, "{:#}", serde_json::json!({ "files": config.files }))?);
+        return Ok(writeln!(
+            out,
+            "{:#}",
+            serde_json::json!({ "files": config.files, "untrusted": config.untrusted })
+        )?);
     }
     if config.files.is_empty() {
         writeln!(out, "no file of configuration; the built-in one holds")?;
+    }
+    if let Some(file) = &config.untrusted {
+        writeln!(
+            out,
+            "{}: not read (its folder is in nobody's trusted_folders)",
+            file.display()
+        )?;
     }
     for file in &config.files {
         writeln!(out, "{}: right", file.display())?;

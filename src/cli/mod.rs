@@ -3,16 +3,23 @@
 pub mod ask;
 pub mod audit;
 pub mod config;
+pub mod doctor;
 pub mod egress;
 pub mod exec;
 pub mod exit;
 pub mod flags;
+pub mod image;
+pub mod plan;
 mod pump;
 pub mod rules;
 pub mod run;
 pub mod table;
 pub mod task;
 pub mod terminal;
+mod unpacking;
+
+use std::io;
+use std::path::Path;
 
 use clap::{Parser, Subcommand};
 
@@ -38,39 +45,53 @@ enum Command {
     /// Lists, shows and stops live tasks; prints the schema of task specs
     #[command(subcommand)]
     Task(task::TaskCommand),
+    Plan(Box<plan::PlanArgs>),
+    Doctor(doctor::DoctorArgs),
+    /// Says how commands are judged, and tests files of rules
     Rules(rules::RulesArgs),
+    /// Says what the proxy would do with a host
     Egress(egress::EgressArgs),
-    Audit(audit::AuditArgs),
     /// Shows and checks the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Builds, imports, lists and removes images
+    #[command(subcommand)]
+    Image(image::ImageCommand),
+    /// Reads, follows, proves and exports the record
+    Audit(audit::AuditArgs),
 }
 
 impl Cli {
     /// Does what was asked; the answer is the exit code.
-    pub async fn run(self) -> anyhow::Result<u8> {
+    pub fn run(self) -> anyhow::Result<u8> {
         match self.command {
-            Command::Run(args) => run::run(*args).await,
-            Command::Exec(args) => exec::run(args).await,
-            Command::Task(command) => task::run(command).await,
+            Command::Run(args) => wait_for(run::run(*args)),
+            Command::Exec(args) => wait_for(exec::run(args)),
+            Command::Task(command) => wait_for(task::run(command)),
+            Command::Rules(args) => rules::run(args),
+            Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
             Command::Config(command) => config::run(command),
-            // These three read and print, and wait for nothing else.
-            Command::Rules(args) => tokio::task::block_in_place(|| rules::run(args)),
-            Command::Egress(args) => {
-                tokio::task::block_in_place(|| egress::run(args, &mut std::io::stdout(), network_of_spec))
-            }
-            Command::Audit(args) => {
-                tokio::task::block_in_place(|| audit::run(args, &state_folder(), &mut std::io::stdout()))
-            }
+            Command::Plan(args) => plan::run(*args),
+            Command::Doctor(args) => doctor::run(args),
+            Command::Image(command) => image::run(command),
+            Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
         }
     }
 }
 
-/// The network of a task spec, as `run` would have it.
-fn network_of_spec(spec: &std::path::Path) -> anyhow::Result<crate::task::Network> {
+/// Runs what waits for sockets, children and timers.
+fn wait_for(work: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let code = runtime.block_on(work);
+    // A thread may still be blocked in reading stdin.
+    runtime.shutdown_background();
+    code
+}
+
+fn network_of_spec(spec: &Path) -> anyhow::Result<crate::task::Network> {
     let args = flags::TaskArgs {
         spec: Some(spec.to_owned()),
-        ..flags::TaskArgs::default()
+        ..Default::default()
     };
     Ok(args.admit()?.task.network)
 }
@@ -134,9 +155,12 @@ pub fn shown_error(error: &anyhow::Error) -> String {
 
 /// The code for an error: a task that asks for more than the requirements allow is refused, anything else is a failure.
 pub fn error_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<crate::config::Rejection>() {
-        Some(crate::config::Rejection::Violations(_)) => exit::REFUSED,
-        Some(crate::config::Rejection::Faults(_)) | None => exit::FAILED,
+    let of_task = matches!(error.downcast_ref(), Some(crate::config::Rejection::Violations(_)));
+    let of_config = matches!(error.downcast_ref(), Some(config::ConfigError::Violations(_)));
+    if of_task || of_config {
+        exit::REFUSED
+    } else {
+        exit::FAILED
     }
 }
 

@@ -79,7 +79,9 @@ pub async fn carry(exec: Exec, manner: Manner) -> Result<ExecEnd, PumpError> {
         tokio::select! {
             event = events.next() => {
                 let event = event?.ok_or(PumpError::NoEnd)?;
-                if let (Event::Started, Some(input)) = (&event, input.take()) {
+                if matches!(event, Event::Started)
+                    && let Some(input) = input.take()
+                {
                     // Not before: until then the terminal may be needed for a question.
                     if manner.tty {
                         raw = RawMode::enter().map_err(PumpError::Terminal)?;

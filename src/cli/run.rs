@@ -13,6 +13,7 @@ use anyhow::Context as _;
 use super::ask::AtTerminal;
 use super::flags::{Ready, TaskArgs};
 use super::pump::{self, Form, Manner};
+use super::unpacking::UnpackingLine;
 use super::{exec, exit, table, terminal};
 use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
 use crate::api::{Server, stdio};
@@ -21,9 +22,10 @@ use crate::audit::journal::{Journal, JournalOptions};
 use crate::audit::otlp::{Exporter, ExporterHandle, OtlpConfig};
 use crate::audit::record::Identity;
 use crate::config::Config;
+use crate::image::{self, Image, Store};
 use crate::policy::{Policy, Stdin};
 use crate::supervisor::{Supervisor, TaskHandle};
-use crate::task::Task;
+use crate::task::{ImageRef, Task};
 
 /// Runs a task: a spec file, flags, or both. Flags win over the file.
 #[derive(Debug, clap::Args)]
@@ -70,7 +72,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         config,
         surroundings,
     } = task.admit()?;
-    let policy = Policy::load(&task.gate.rules, task.gate.unmatched)?;
+    let policy = Policy::of_gate(&task.gate)?;
     let options = JournalOptions {
         sync: journal_sync(&config),
         ..JournalOptions::default()
@@ -85,13 +87,22 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal, identity)?;
     let ask = whom_to_ask(&task, &manner, &surroundings.user);
     let command = task.command.clone();
-    let handle = supervisor.start_task(task, policy, ask).await?;
+    let image = unpack(&task.image, &config, manner.quiet).await?;
+    let handle = supervisor.start_task(task, image, policy, ask).await?;
     let folder = handle.folder().to_owned();
     let code = drive(handle, &folder, command, &manner).await;
     if let Some(exporter) = exporter {
         flush(exporter, &manner).await;
     }
     code
+}
+
+/// The image's layers, unpacked where they are not yet, with a line on a terminal that says how far that is.
+async fn unpack(image: &ImageRef, config: &Config, quiet: bool) -> anyhow::Result<Image> {
+    let store = Store::of_state(&config.state);
+    let image = image.clone();
+    let progress = UnpackingLine::new(quiet);
+    Ok(tokio::task::spawn_blocking(move || image::resolve(&image, &store, &progress)).await??)
 }
 
 /// Sends records to the collectors of the configuration, of OpenTelemetry's own variables, and of the flag.
@@ -112,6 +123,8 @@ fn start_exporter(folder: &Path, config: &Config, flag: Option<&str>) -> anyhow:
         .collect();
     collectors.extend(OtlpConfig::from_variables(|name| std::env::var(name).ok())?);
     collectors.extend(flag.map(OtlpConfig::new));
+    let endpoints = collectors.iter().map(|collector| collector.endpoint.as_str());
+    config.check_endpoints(endpoints)?;
     if collectors.is_empty() {
         return Ok(None);
     }

@@ -8,14 +8,17 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use super::Config;
+use super::requirements::Asked;
 use crate::document::{Fault, Faults, Origin, Sited};
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
-use crate::sys::path::{Kind, first_symlink, kind, open_without_symlinks};
+use crate::sys::path::{Kind, first_symlink, is_symlink_in_the_way, kind, open_without_symlinks};
+use crate::sys::user::groups_of;
 use crate::task::limits::Limits;
 use crate::task::spec::{SecretSpec, TaskSpec, WORKSPACE, expand_home};
 use crate::task::{
-    Access, Admitted, Gate, GitMode, ImageRef, Network, NetworkMode, Root, Runtime, Secret, SecretSource, Task,
+    Access, Admitted, Gate, GitMode, ImageRef, Network, NetworkMode, Root, RulesText, Runtime, Secret, SecretSource,
+    Task, is_image_name,
 };
 
 /// Who asks, and where belljar keeps its state for them.
@@ -42,7 +45,11 @@ pub enum Rejection {
 pub fn admit(mut spec: TaskSpec, base: &Path, config: &Config, caller: &Caller) -> Result<Task, Rejection> {
     let base = base.canonicalize().unwrap_or_else(|_| base.to_owned());
     spec.rebase(&base);
-    let spec = spec.over(config.task.clone());
+    let mut spec = spec.over(config.task.clone());
+    let mut journal = config.journal.clone();
+    for demands in &config.requirements {
+        demands.fill(&mut spec, &mut journal);
+    }
     let mut admission = Admission {
         faults: Vec::new(),
         closed: closed_folders(config, caller),
@@ -51,9 +58,46 @@ pub fn admit(mut spec: TaskSpec, base: &Path, config: &Config, caller: &Caller) 
             .as_ref()
             .map(|home| home.canonicalize().unwrap_or_else(|_| home.clone())),
     };
-    let task = admission.task(spec);
+    let roots = admission.roots(&spec);
+    let image = spec.image.as_ref().and_then(|image| admission.image(image));
+    let violations = violations(&spec, &roots, image.as_ref(), config, caller);
+    let required = config
+        .requirements
+        .iter()
+        .flat_map(|demands| demands.rules_texts.clone())
+        .collect();
+    let task = admission.task(spec, roots, image, required);
+    // What is wrong is told before what is forbidden: a wrong spec says nothing about what it asks for.
     Faults::check(admission.faults).map_err(Rejection::Faults)?;
+    Faults::check(violations).map_err(Rejection::Violations)?;
     Ok(task.expect("what could not be made was noted as a fault"))
+}
+
+fn violations(
+    spec: &TaskSpec,
+    roots: &[(Root, Origin, String)],
+    image: Option<&ImageRef>,
+    config: &Config,
+    caller: &Caller,
+) -> Vec<Fault> {
+    if config.requirements.is_empty() {
+        return Vec::new();
+    }
+    let image = image.map(|image| match image {
+        ImageRef::Host => "host".to_owned(),
+        ImageRef::Named(name) => name.clone(),
+        ImageRef::Rootfs(path) | ImageRef::OciLayout(path) => path.to_string(),
+    });
+    let asked = Asked {
+        spec,
+        roots,
+        image: image.as_deref(),
+        mode: network_mode(spec),
+        caller,
+        groups: &groups_of(&caller.user, caller.uid),
+    };
+    let checks = config.requirements.iter().flat_map(|demands| demands.check(&asked));
+    checks.chain(config.violations()).collect()
 }
 
 struct Admission {
@@ -90,15 +134,21 @@ impl Admission {
         None
     }
 
-    fn task(&mut self, spec: TaskSpec) -> Option<Task> {
-        let roots = self.roots(&spec);
+    fn task(
+        &mut self,
+        spec: TaskSpec,
+        roots: Vec<(Root, Origin, String)>,
+        image: Option<ImageRef>,
+        required: Vec<RulesText>,
+    ) -> Option<Task> {
+        let mut roots: Vec<Root> = roots.into_iter().map(|(root, ..)| root).collect();
+        roots.sort_by(|one, other| one.path.cmp(&other.path));
         let rules: Vec<HostPath> = spec
             .gate
             .rules
             .iter()
             .filter_map(|file| self.rules_file(file))
             .collect();
-        let image = self.image(spec.image.as_ref()?);
         let runtime = self.runtime(spec.runtime.as_ref()?);
         let secrets = self.secrets(&spec);
         let workdir = self.workdir(&spec, &roots);
@@ -133,6 +183,7 @@ impl Admission {
             network: network?,
             gate: Gate {
                 rules,
+                required,
                 unmatched: spec.gate.unmatched?.value,
                 reviewer: spec.gate.reviewer?.value,
                 approval_time: spec.gate.approval_time?.value,
@@ -142,7 +193,7 @@ impl Admission {
     }
 
     /// All roots, parents before what lies in them, so that they can be mounted in this order.
-    fn roots(&mut self, spec: &TaskSpec) -> Vec<Root> {
+    fn roots(&mut self, spec: &TaskSpec) -> Vec<(Root, Origin, String)> {
         let mut roots: Vec<(Root, Origin, String)> = Vec::new();
         for (n, asked) in spec.writable_roots.iter().enumerate() {
             let key = format!("writable_roots[{n}]");
@@ -180,8 +231,6 @@ impl Admission {
                 );
             }
         }
-        let mut roots: Vec<Root> = roots.into_iter().map(|(root, ..)| root).collect();
-        roots.sort_by(|one, other| one.path.cmp(&other.path));
         roots
     }
 
@@ -268,7 +317,7 @@ impl Admission {
             }
             Err(error) => {
                 let what = match first_symlink(path.as_path()) {
-                    Some(link) if error.raw_os_error() == Some(libc::ELOOP) => match link == path.as_path() {
+                    Some(link) if is_symlink_in_the_way(&error) => match link == path.as_path() {
                         true => format!("\"{path}\" is a symlink, which is not followed (name its target)"),
                         false => format!(
                             "\"{path}\" leads through the symlink \"{}\" (name its target)",
@@ -293,7 +342,7 @@ impl Admission {
             return Some(ImageRef::Host);
         }
         if !(text.starts_with('/') || text.starts_with('~')) {
-            return match is_reference(text) {
+            return match is_image_name(text) {
                 true => Some(ImageRef::Named(text.to_owned())),
                 false => {
                     let what = format!(
@@ -414,15 +463,20 @@ fn network(spec: &TaskSpec) -> Option<Network> {
     };
     let allow = texts(&spec.network.allow);
     Some(Network {
-        mode: match &spec.network.mode {
-            Some(mode) => mode.value,
-            None if allow.is_empty() => NetworkMode::None,
-            None => NetworkMode::Proxy,
-        },
+        mode: network_mode(spec),
         allow,
         deny: texts(&spec.network.deny),
         unknown: spec.network.unknown.as_ref()?.value,
     })
+}
+
+/// Whoever allows a host wants a way out; nobody else gets one.
+fn network_mode(spec: &TaskSpec) -> NetworkMode {
+    match &spec.network.mode {
+        Some(mode) => mode.value,
+        None if spec.network.allow.is_empty() => NetworkMode::None,
+        None => NetworkMode::Proxy,
+    }
 }
 
 /// A rules file that lies in a writable root would be the agent's to rewrite for the next task.
@@ -488,38 +542,6 @@ fn noun(kind: Kind) -> &'static str {
         Kind::Fifo => "a pipe",
         Kind::Device => "a device",
     }
-}
-
-/// A name of the store or a reference of a registry: `[host[:port]/]path[:tag][@digest]`, as the distribution
-/// specification writes them (<https://github.com/opencontainers/distribution-spec>).
-fn is_reference(text: &str) -> bool {
-    let (name, digest) = match text.split_once('@') {
-        Some((name, digest)) => (name, Some(digest)),
-        None => (text, None),
-    };
-    let hex =
-        |digest: &str| digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-    let digest_is_right = digest.is_none_or(|digest| digest.strip_prefix("sha256:").is_some_and(hex));
-    let (path, tag) = match name.rsplit_once(':') {
-        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
-        _ => (name, None),
-    };
-    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    let tag_is_right = tag.is_none_or(|tag| {
-        tag.len() <= 128 && tag.starts_with(word) && tag.chars().all(|c| word(c) || c == '.' || c == '-')
-    });
-    let part_is_right = |(n, part): (usize, &str)| {
-        let (part, port) = match part.split_once(':') {
-            Some((host, port)) if n == 0 && path.contains('/') => (host, port),
-            _ => (part, "0"),
-        };
-        let host = n == 0 && path.contains('/');
-        let plain = |c: char| {
-            c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c) || host && c.is_ascii_uppercase()
-        };
-        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(plain) && port.parse::<u16>().is_ok()
-    };
-    digest_is_right && tag_is_right && text.len() <= 512 && path.split('/').enumerate().all(part_is_right)
 }
 
 /// By content: gzip, zstd, or the magic of a plain tar.

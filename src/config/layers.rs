@@ -1,17 +1,19 @@
 //! The layers of configuration and their merge.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::{Config, HeaderValue, Journal, Otlp, Surroundings, Sync};
-use crate::document::{Document, Fault, Faults, Sited, Table, Value, read_file};
+use super::{Config, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
+use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, read_file};
+use crate::sys::path::open_file_without_symlinks;
 use crate::task::spec::{TaskSpec, expand_home, read_spec};
 
 /// The lowest layer, and the page that explains every key.
 pub(super) const DEFAULT: &str = include_str!("../../config/default.toml");
 
 /// The name under which the lowest layer is reported.
-const BUILT_IN: &str = "built-in default.toml";
+pub(super) const BUILT_IN: &str = "built-in default.toml";
 
 /// One file of configuration, as it stands.
 #[derive(Debug, Default)]
@@ -33,6 +35,10 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
     let mut layers = vec![Layer::from_toml(DEFAULT, BUILT_IN, None).expect("the built-in configuration was tested")];
     let mut files = Vec::new();
     let mut faults: Vec<Fault> = Vec::new();
+    let demands = requirements::load(&surroundings.etc, surroundings.root).unwrap_or_else(|found| {
+        faults.extend(found.into_vec());
+        Default::default()
+    });
     for folder in &folders {
         let file = folder.join("config.toml");
         // Only a file that is surely not there is an empty layer: one that cannot be looked at might forbid something.
@@ -58,12 +64,35 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
             Err(found) => faults.extend(found.into_vec()),
         }
     }
+    let mut untrusted = None;
+    if let Some(file) = surroundings.project.as_deref().and_then(project_file) {
+        let trusted: Vec<&Sited<String>> = layers.iter().flat_map(|layer| &layer.trusted_folders).collect();
+        match trusted.iter().any(|folder| is_within(&file, &folder.value)) {
+            false => untrusted = Some(file),
+            true => match project_layer(&file) {
+                Ok(layer) => {
+                    layers.push(layer);
+                    files.push(file);
+                }
+                Err(found) => faults.extend(found.into_vec()),
+            },
+        }
+    }
     Faults::check(faults)?;
-    Ok(Config {
+    files.extend(demands.files);
+    let mut config = Config {
         folders,
         files,
+        requirements: demands.requirements,
+        requirements_digest: demands.digest,
+        untrusted,
         ..merged(layers, surroundings.state_folder())
-    })
+    };
+    for demands in &config.requirements {
+        // The task is filled in admission, once it is known what its spec says.
+        demands.fill(&mut TaskSpec::default(), &mut config.journal);
+    }
+    Ok(config)
 }
 
 /// Low to high; a list of receivers replaces the one below, for records must not go where the higher layer did not say.
@@ -90,7 +119,62 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
         state,
         folders: Vec::new(),
         files: Vec::new(),
+        requirements: Vec::new(),
+        requirements_digest: None,
+        untrusted: None,
     }
+}
+
+/// The nearest `.belljar/config.toml` at or above a folder.
+fn project_file(folder: &Path) -> Option<PathBuf> {
+    let folder = folder.canonicalize().ok()?;
+    let file = |folder: &Path| folder.join(".belljar/config.toml");
+    folder
+        .ancestors()
+        .map(file)
+        .find(|file| file.symlink_metadata().is_ok())
+}
+
+/// By real paths, or a link in a trusted folder would lend its trust to what it leads to.
+fn is_within(file: &Path, trusted: &str) -> bool {
+    Path::new(trusted)
+        .canonicalize()
+        .is_ok_and(|trusted| file.starts_with(trusted))
+}
+
+/// A project may say how its tasks run, not where records go, when they are on the disk, or what is trusted.
+fn project_layer(file: &Path) -> Result<Layer, Faults> {
+    let shown = file.display().to_string();
+    let origin = Origin::File {
+        file: shown.as_str().into(),
+        line: 1,
+        column: 1,
+    };
+    let read = open_file_without_symlinks(file).and_then(|open| {
+        let mut text = String::new();
+        open.take(1 << 20).read_to_string(&mut text)?;
+        Ok(text)
+    });
+    let text = read.map_err(|error| Faults::one(origin, "", format!("the file cannot be read: {error}")))?;
+    let mut layer = Document::parse(&text, &shown)?.read(|root| {
+        if let Some(version) = root.value("version") {
+            version.integer(1..=1);
+        }
+        for key in ["trusted_folders", "journal", "otlp"] {
+            if let Some(value) = root.value(key) {
+                value.fault("only the system's and the user's configuration may say this");
+            }
+        }
+        Layer {
+            task: root.table("task").map(|table| task(&table)).unwrap_or_default(),
+            ..Layer::default()
+        }
+    })?;
+    // Paths are relative to the project, not to the folder of its configuration.
+    if let Some(project) = file.ancestors().nth(2) {
+        layer.task.rebase(project);
+    }
+    Ok(layer)
 }
 
 impl Layer {
@@ -151,7 +235,7 @@ fn otlp(table: &Table<'_>, home: Option<&Path>) -> Option<Otlp> {
     })
 }
 
-fn endpoint(text: &str) -> Result<String, String> {
+pub(super) fn endpoint(text: &str) -> Result<String, String> {
     let rest = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://"));
     let authority = rest.and_then(|rest| rest.split('/').next()).unwrap_or_default();
     match authority.is_empty() || authority.contains('@') || text.chars().any(|c| c.is_whitespace() || c.is_control()) {

@@ -2,25 +2,32 @@
 //! task spec on top and makes the [`Task`](crate::task::Task), the one way to get one.
 //!
 //! ```text
-//! built in < /etc/belljar/config.toml < the user's config.toml < the task spec < flags
+//! built in < /etc/belljar/config.toml < the user's < the project's (if trusted) < the task spec < flags
+//!                                                                                              |
+//!            /etc/belljar/requirements.toml, requirements.d/*.toml ── hold all of it: refused, never clamped
 //! ```
 //!
 //! Called by the command line and the API before anything is bound, created or started. Plain reading of files; loading rules
 //! and images is left to `policy` and `image`.
 
 mod admit;
+mod codex;
 mod layers;
+mod requirements;
 mod show;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::document::{Faults, Sited, Word};
+use crate::document::{Fault, Faults, Origin, Sited, Word};
+use crate::policy::Digest;
 use crate::sys::user::myself;
 use crate::task::spec::TaskSpec;
+use requirements::ConfigAsked;
 
 pub use admit::{Caller, Rejection, admit};
+pub use requirements::Requirements;
 pub use show::Setting;
 
 /// Fixed: if a variable or flag moved it, requirements would be a wish. Tests that need another one mount it.
@@ -40,6 +47,17 @@ pub struct Config {
     pub folders: Vec<PathBuf>,
     /// The files that were read, low to high.
     pub files: Vec<PathBuf>,
+    /// A project's configuration that was left unread, for nobody trusts its folder.
+    pub untrusted: Option<PathBuf>,
+    /// What the admin demands, a file each.
+    pub requirements: Vec<Requirements>,
+    /// Over all that was read of them; none where there are none.
+    pub requirements_digest: Option<Digest>,
+}
+
+/// Whether nobody said it: it stands in the lowest layer.
+fn is_built_in(origin: &Origin) -> bool {
+    matches!(origin, Origin::File { file, .. } if **file == *layers::BUILT_IN)
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -100,7 +118,12 @@ pub struct Surroundings {
     pub xdg_state: Option<PathBuf>,
     /// `$XDG_CONFIG_HOME`.
     pub xdg_config: Option<PathBuf>,
+    /// Where the task comes from: the folder of its spec, or the current one. The nearest `.belljar/config.toml` at or above it
+    /// is the highest layer, if its folder is trusted.
+    pub project: Option<PathBuf>,
     etc: PathBuf,
+    /// Who alone may write requirements.
+    root: u32,
 }
 
 impl Surroundings {
@@ -119,7 +142,9 @@ impl Surroundings {
             state: folder("BELLJAR_STATE"),
             xdg_state: folder("XDG_STATE_HOME"),
             xdg_config: folder("XDG_CONFIG_HOME"),
+            project: std::env::current_dir().ok(),
             etc: PathBuf::from(ETC),
+            root: 0,
         }
     }
 
@@ -162,6 +187,31 @@ impl Config {
     /// Reads all layers; a file that is not there is an empty one, a file that cannot be read is a fault.
     pub fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
         layers::load(surroundings)
+    }
+
+    /// Every way in which the configuration itself goes beyond the requirements; a task is refused for each of them.
+    pub fn violations(&self) -> Vec<Fault> {
+        let asked = ConfigAsked {
+            journal: &self.journal,
+            otlp: &self.otlp,
+        };
+        self.requirements
+            .iter()
+            .flat_map(|demands| demands.check_config(&asked))
+            .collect()
+    }
+
+    /// Whether records may be sent to these receivers, which a flag or a variable of OpenTelemetry's may have named.
+    pub fn check_endpoints<'a>(&self, endpoints: impl IntoIterator<Item = &'a str>) -> Result<(), Rejection> {
+        let mut violations = Vec::new();
+        for endpoint in endpoints {
+            violations.extend(
+                self.requirements
+                    .iter()
+                    .filter_map(|demands| demands.check_endpoint(endpoint)),
+            );
+        }
+        Faults::check(violations).map_err(Rejection::Violations)
     }
 
     /// What is built in, with no file read.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Config;
+use super::{Config, Requirements};
 use crate::document::{Origin, Sited, Word};
 use crate::task::limits::Bytes;
 use crate::task::spec::TaskSpec;
@@ -17,7 +17,7 @@ pub struct Setting {
 }
 
 impl Config {
-    /// Every setting that holds, in the order of `config/default.toml`. Values of headers are hidden.
+    /// Every setting that holds, in the order of `config/default.toml`, then what is demanded. Values of headers are hidden.
     pub fn settings(&self) -> Vec<Setting> {
         let mut list = Listing::default();
         list.each("trusted_folders", &self.trusted_folders);
@@ -28,6 +28,9 @@ impl Config {
             for (name, value) in &otlp.headers {
                 list.one(&format!("otlp[{n}].headers.{name}"), Some(value), |_| json!("(hidden)"));
             }
+        }
+        for demands in &self.requirements {
+            list.demands(demands);
         }
         list.0
     }
@@ -67,6 +70,52 @@ impl Listing {
         for (n, text) in list.iter().enumerate() {
             self.text(&format!("{key}[{n}]"), Some(text));
         }
+    }
+
+    fn words<T: Word + PartialEq>(&mut self, key: &str, sited: Option<&Sited<Vec<T>>>) {
+        self.one(key, sited, |words| {
+            words.iter().map(|word| word.word()).collect::<Vec<_>>().into()
+        });
+    }
+
+    fn texts(&mut self, key: &str, sited: Option<&Sited<Vec<String>>>) {
+        self.one(key, sited, |texts| json!(texts));
+    }
+
+    fn demands(&mut self, demands: &Requirements) {
+        self.words("requirements.task.backends", demands.backends.as_ref());
+        self.texts("requirements.task.runtimes", demands.runtimes.as_ref());
+        self.texts("requirements.task.images", demands.images.as_ref());
+        self.words("requirements.task.users", demands.users.as_ref());
+        self.texts("requirements.roots.writable", demands.writable.as_ref());
+        self.texts("requirements.roots.readable", demands.readable.as_ref());
+        self.texts("requirements.roots.denied", demands.denied.as_ref());
+        self.words("requirements.roots.git", demands.git.as_ref());
+        self.size("requirements.limits.memory", demands.memory.as_ref());
+        self.one("requirements.limits.cpus", demands.cpus.as_ref(), |cpus| json!(cpus));
+        self.one("requirements.limits.pids", demands.pids.as_ref(), |pids| json!(pids));
+        self.size("requirements.limits.disk", demands.disk.as_ref());
+        self.time("requirements.limits.task_time", demands.task_time.as_ref());
+        self.time("requirements.limits.exec_time", demands.exec_time.as_ref());
+        self.size("requirements.limits.output", demands.output.as_ref());
+        self.time("requirements.limits.approval_time", demands.approval_time.as_ref());
+        self.words("requirements.network.modes", demands.modes.as_ref());
+        self.texts("requirements.network.allow", demands.allow.as_ref());
+        self.each("requirements.network.deny", &demands.deny);
+        self.words("requirements.network.unknown", demands.unknown.as_ref());
+        self.each("requirements.gate.rules", &demands.rules);
+        self.words("requirements.gate.unmatched", demands.unmatched.as_ref());
+        self.words("requirements.gate.reviewers", demands.reviewers.as_ref());
+        self.word("requirements.journal.sync", demands.sync.as_ref());
+        self.texts("requirements.otlp.endpoints", demands.endpoints.as_ref());
+        self.one(
+            "requirements.otlp.required",
+            demands.endpoint_required.as_ref(),
+            |flag| json!(flag),
+        );
+        self.texts("requirements.identity.users", demands.identity_users.as_ref());
+        self.texts("requirements.identity.groups", demands.identity_groups.as_ref());
+        self.text("requirements.codex.requirements", demands.codex.as_ref());
     }
 
     fn task(&mut self, at: &str, task: &TaskSpec) {

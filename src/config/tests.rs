@@ -9,13 +9,13 @@ use crate::task::spec::Overrides;
 use crate::task::{Access, Backend, GitMode, ImageRef, NetworkMode, Runtime, Task, User};
 
 /// A machine of its own: an `etc`, a home, a state folder and a workspace, free of symlinks.
-struct Place {
+pub(super) struct Place {
     _folder: tempfile::TempDir,
-    root: PathBuf,
+    pub root: PathBuf,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
         for name in ["etc", "home/.config/belljar", "state", "work"] {
@@ -24,14 +24,14 @@ impl Place {
         Self { _folder: folder, root }
     }
 
-    fn write(&self, path: &str, text: &str) -> PathBuf {
+    pub fn write(&self, path: &str, text: &str) -> PathBuf {
         let path = self.root.join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(&path, text).unwrap();
         path
     }
 
-    fn surroundings(&self) -> Surroundings {
+    pub fn surroundings(&self) -> Surroundings {
         Surroundings {
             uid: 1000,
             user: "tester".into(),
@@ -39,11 +39,13 @@ impl Place {
             state: Some(self.root.join("state")),
             xdg_state: None,
             xdg_config: None,
+            project: None,
             etc: self.root.join("etc"),
+            root: crate::sys::user::myself().uid,
         }
     }
 
-    fn config(&self) -> Config {
+    pub fn config(&self) -> Config {
         Config::load(&self.surroundings()).unwrap()
     }
 
@@ -51,13 +53,13 @@ impl Place {
         self.surroundings().caller()
     }
 
-    fn admit(&self, spec: &str) -> Result<Task, Rejection> {
+    pub fn admit(&self, spec: &str) -> Result<Task, Rejection> {
         let spec = TaskSpec::from_toml(&format!("version = 1\n{spec}"), "task.toml").unwrap();
         admit(spec, &self.root.join("work"), &self.config(), &self.caller())
     }
 
     /// The faults, with the machine's own paths taken out.
-    fn faults(&self, spec: &str) -> String {
+    pub fn faults(&self, spec: &str) -> String {
         match self.admit(spec).unwrap_err() {
             Rejection::Faults(faults) => faults.to_string().replace(self.root.to_str().unwrap(), ""),
             Rejection::Violations(violations) => panic!("{violations}"),
@@ -285,6 +287,57 @@ fn faults_of_all_layers_are_listed_at_once() {
 /home/.config/belljar/config.toml:4:21: otlp[0].headers."a b": "a b" is not the name of a header
 /home/.config/belljar/config.toml:4:30: otlp[0].headers.d: /nonexistent cannot be read: No such file or directory (os error 2)"#;
     assert_eq!(faults.replace(place.root.to_str().unwrap(), ""), expected);
+}
+
+#[test]
+fn a_project_counts_where_its_folder_is_trusted_and_says_only_how_its_tasks_run() {
+    let place = Place::new();
+    let file = place.write(
+        "work/.belljar/config.toml",
+        "[task]\nuser = \"root\"\n[task.gate]\nrules = [\"p.rules\"]\n",
+    );
+    let inner = place.root.join("work/inner");
+    fs::create_dir(&inner).unwrap();
+    let surroundings = Surroundings {
+        project: Some(inner),
+        ..place.surroundings()
+    };
+    let load = || Config::load(&surroundings);
+    let config = load().unwrap();
+    assert_eq!(
+        (config.untrusted, config.task.user.unwrap().value),
+        (Some(file.clone()), User::Agent)
+    );
+    symlink(&place.root, place.root.join("home/link")).unwrap();
+    let trust = |folder: &str| {
+        let text = format!("trusted_folders = [\"{folder}\"]\n[task]\nuser = \"agent\"\n");
+        place.write("home/.config/belljar/config.toml", &text);
+    };
+    trust("~/nowhere");
+    assert_eq!(load().unwrap().untrusted, Some(file.clone()));
+    trust("~/link/work");
+    let config = load().unwrap();
+    assert_eq!((config.untrusted, config.task.user.unwrap().value), (None, User::Root));
+    assert_eq!(
+        config.task.gate.rules[0].value,
+        place.root.join("work/p.rules").to_str().unwrap()
+    );
+    place.write(
+        "work/.belljar/config.toml",
+        "trusted_folders = [\"/\"]\n[journal]\nsync = \"group\"\n[[otlp]]\nendpoint = \"http://x\"\n",
+    );
+    let faults = load().unwrap_err().to_string();
+    assert_eq!(
+        faults
+            .matches("only the system's and the user's configuration may say this")
+            .count(),
+        3,
+        "{faults}"
+    );
+    let moved = place.root.join("work/.belljar/moved");
+    fs::rename(&file, &moved).unwrap();
+    symlink(&moved, &file).unwrap();
+    assert!(load().unwrap_err().to_string().contains("the file cannot be read"));
 }
 
 #[test]

@@ -26,6 +26,9 @@ pub struct Limits {
     pub idle_time: Duration,
     /// Bytes of a plain request's body.
     pub request_body: u64,
+    /// Refusals that are answered at once, and how many a second after that: each is a record.
+    pub refusals_at_once: u32,
+    pub refusals_per_second: u32,
     /// DNS questions at once.
     pub dns_questions: usize,
 }
@@ -43,6 +46,8 @@ impl Default for Limits {
             response_time: Duration::from_secs(900),
             idle_time: Duration::from_secs(3600),
             request_body: 16 * 1024 * 1024 * 1024,
+            refusals_at_once: 1000,
+            refusals_per_second: 100,
             dns_questions: 256,
         }
     }

@@ -22,10 +22,12 @@ mod account;
 pub mod address;
 pub mod ask;
 pub mod dial;
+pub mod env;
 mod front;
 pub mod gate;
 pub mod host;
 pub mod limits;
+mod pace;
 pub mod path;
 pub mod pattern;
 pub mod resolve;
@@ -36,7 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -49,6 +51,7 @@ pub use way::{RecordError, Recorder};
 use account::Totals;
 use ask::Questions;
 use dial::{Dialler, DirectDialler};
+use pace::Pace;
 use resolve::{Resolver, SystemResolver};
 use way::Way;
 
@@ -61,6 +64,17 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug, Default)]
 pub struct Listeners {
     pub http: Option<std::net::TcpListener>,
+    pub socks: Option<std::net::TcpListener>,
+    pub dns_udp: Option<std::net::UdpSocket>,
+    pub dns_tcp: Option<std::net::TcpListener>,
+}
+
+/// What is spoken on a listener.
+#[derive(Debug, Clone, Copy)]
+enum Front {
+    Http,
+    Socks,
+    Dns,
 }
 
 /// What a proxy works with.
@@ -113,7 +127,25 @@ impl Proxy {
             dialler,
             limits,
         } = parts;
-        let http = listeners.http.map(into_tokio).transpose()?;
+        // All are made before any is served, so that a proxy starts whole or not at all.
+        let mut tcp = Vec::new();
+        for (front, listener) in [
+            (Front::Http, listeners.http),
+            (Front::Socks, listeners.socks),
+            (Front::Dns, listeners.dns_tcp),
+        ] {
+            if let Some(listener) = listener {
+                listener.set_nonblocking(true)?;
+                tcp.push((front, TcpListener::from_std(listener)?));
+            }
+        }
+        let dns_udp = match listeners.dns_udp {
+            Some(socket) => {
+                socket.set_nonblocking(true)?;
+                Some(UdpSocket::from_std(socket)?)
+            }
+            None => None,
+        };
         let (gate, gate_seen) = watch::channel(gate);
         // As long as there may be connections, so that none waits for another's end to be written.
         let (ends, to_write) = mpsc::channel(limits.connections);
@@ -121,6 +153,7 @@ impl Proxy {
             gate: gate_seen,
             recorder: recorder.clone(),
             questions: Questions::new(asker, limits.questions, limits.ask_time),
+            refusals: Pace::new(limits.refusals_at_once, limits.refusals_per_second),
             resolver,
             dialler,
             limits,
@@ -129,8 +162,11 @@ impl Proxy {
         });
         let slots = Arc::new(Semaphore::new(limits.connections));
         let mut fronts = JoinSet::new();
-        if let Some(listener) = http {
-            fronts.spawn(accept(listener, way.clone(), slots));
+        for (front, listener) in tcp {
+            fronts.spawn(accept(front, listener, way.clone(), slots.clone()));
+        }
+        if let Some(socket) = dns_udp {
+            fronts.spawn(answer_datagrams(socket, way.clone()));
         }
         Ok(ProxyHandle {
             gate,
@@ -169,13 +205,8 @@ impl ProxyHandle {
     }
 }
 
-fn into_tokio(listener: std::net::TcpListener) -> io::Result<TcpListener> {
-    listener.set_nonblocking(true)?;
-    TcpListener::from_std(listener)
-}
-
 /// Accepts until the handle is gone, then ends every connection that it made.
-async fn accept(listener: TcpListener, way: Arc<Way>, slots: Arc<Semaphore>) {
+async fn accept(front: Front, listener: TcpListener, way: Arc<Way>, slots: Arc<Semaphore>) {
     let mut gone = way.gate.clone();
     let mut connections = JoinSet::new();
     loop {
@@ -183,7 +214,7 @@ async fn accept(listener: TcpListener, way: Arc<Way>, slots: Arc<Semaphore>) {
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let Ok(slot) = slots.clone().try_acquire_owned() else {
-                        turn_away(stream).await;
+                        turn_away(front, stream).await;
                         continue;
                     };
                     let way = way.clone();
@@ -191,7 +222,11 @@ async fn accept(listener: TcpListener, way: Arc<Way>, slots: Arc<Semaphore>) {
                         let _slot = slot;
                         // An answer in small pieces must not wait for the client's acknowledgements.
                         let _ = stream.set_nodelay(true);
-                        front::http::serve(stream, way).await;
+                        match front {
+                            Front::Http => front::http::serve(stream, way).await,
+                            Front::Socks => front::socks::serve(stream, way).await,
+                            Front::Dns => front::dns::serve_tcp(stream, way).await,
+                        }
                     });
                 }
                 Err(error) => {
@@ -211,10 +246,24 @@ async fn handle_gone(gate: &mut watch::Receiver<Arc<Gate>>) {
     while gate.changed().await.is_ok() {}
 }
 
+async fn answer_datagrams(socket: UdpSocket, way: Arc<Way>) {
+    let mut gone = way.gate.clone();
+    tokio::select! {
+        () = front::dns::serve_udp(socket, way) => {}
+        () = handle_gone(&mut gone) => {}
+    }
+}
+
 /// Tells a client over the limit why, as far as its socket takes it at once.
-async fn turn_away(mut stream: TcpStream) {
-    let answer = front::http::over_limit();
-    let _ = tokio::time::timeout(ACCEPT_PAUSE, stream.write_all(answer.as_bytes())).await;
+async fn turn_away(front: Front, mut stream: TcpStream) {
+    match front {
+        Front::Http => {
+            let answer = front::http::over_limit();
+            let _ = tokio::time::timeout(ACCEPT_PAUSE, stream.write_all(answer.as_bytes())).await;
+        }
+        // Neither has words for it before its greeting.
+        Front::Socks | Front::Dns => {}
+    }
 }
 
 async fn write_ends(mut ends: mpsc::Receiver<Event>, recorder: Arc<dyn Recorder>) {
@@ -229,6 +278,8 @@ async fn write_ends(mut ends: mpsc::Receiver<Event>, recorder: Arc<dyn Recorder>
     }
 }
 
+#[cfg(test)]
+mod programs;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

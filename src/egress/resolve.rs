@@ -2,18 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use futures_util::future::BoxFuture;
-use tokio::sync::Semaphore;
+use hickory_resolver::config::{LookupIpStrategy, ResolveHosts};
+use hickory_resolver::proto::op::Query;
+use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::{Hosts, TokioResolver};
 
 use super::gate::Clearance;
 use super::host::DomainName;
 
 /// How long one question may take in all.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Questions at once: each holds a thread of the blocking pool while the system's resolver works.
-const AT_ONCE: usize = 64;
+
+const HOSTS: &str = "/etc/hosts";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Asks for the addresses of a name. An implementation is asked for cleared names only: the clearance is the proof.
 pub trait Resolver: Send + Sync {
@@ -24,14 +29,28 @@ pub trait Resolver: Send + Sync {
 pub enum ResolveError {
     #[error("the name does not resolve")]
     NotFound,
+    #[error("the name server failed")]
+    ServerFailed,
+    #[error("the host has no name server")]
+    NoServers,
     #[error("the name was not resolved within {} s", TIMEOUT.as_secs())]
     TimedOut,
 }
 
-/// The host's own resolver, as `getaddrinfo(3)` gives it: its hosts file, its name servers.
-#[derive(Debug)]
+/// The host's own resolver: its hosts file, else the name servers of its `resolv.conf`, with answers cached by their
+/// lifetime. Both files are read again when they change.
+///
+/// Names are asked for as they are: search lists would turn an allowed name into one that was not judged.
+#[derive(Default)]
 pub struct SystemResolver {
-    slots: Semaphore,
+    hosts: Mutex<Cached<Hosts>>,
+    servers: Mutex<Cached<TokioResolver>>,
+}
+
+/// What was made of a file, and the file's time of change.
+struct Cached<T> {
+    changed: Option<SystemTime>,
+    made: Option<Arc<T>>,
 }
 
 /// Answers that are given beforehand; a name without one does not resolve.
@@ -40,30 +59,76 @@ pub struct FixedResolver {
     answers: BTreeMap<String, Vec<IpAddr>>,
 }
 
-impl Default for SystemResolver {
+impl<T> Default for Cached<T> {
     fn default() -> Self {
         Self {
-            slots: Semaphore::new(AT_ONCE),
+            changed: None,
+            made: None,
         }
+    }
+}
+
+impl<T> Cached<T> {
+    /// What `make` makes of the file, made anew when the file has changed.
+    fn refreshed(&mut self, file: &str, make: impl FnOnce() -> Option<T>) -> Option<Arc<T>> {
+        let changed = std::fs::metadata(file).and_then(|metadata| metadata.modified()).ok();
+        if changed.is_none() || changed != self.changed {
+            self.made = make().map(Arc::new);
+            self.changed = changed;
+        }
+        self.made.clone()
     }
 }
 
 impl Resolver for SystemResolver {
     fn resolve<'a>(&'a self, clearance: &'a Clearance) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
         Box::pin(async move {
-            let ask = async {
-                let _slot = self.slots.acquire().await.map_err(|_| ResolveError::NotFound)?;
-                let found = tokio::net::lookup_host((clearance.name().as_str(), 0)).await;
-                let mut addresses: Vec<IpAddr> = found.map_err(|_| ResolveError::NotFound)?.map(|a| a.ip()).collect();
-                let mut seen = std::collections::HashSet::new();
-                addresses.retain(|ip| seen.insert(*ip));
-                Ok(addresses)
-            };
-            tokio::time::timeout(TIMEOUT, ask)
-                .await
-                .unwrap_or(Err(ResolveError::TimedOut))
+            // A whole name, with its dot at the end.
+            let mut name = Name::from_ascii(clearance.name().as_str()).map_err(|_| ResolveError::NotFound)?;
+            name.set_fqdn(true);
+            if let Some(hosts) = lock(&self.hosts).refreshed(HOSTS, || Hosts::from_system().ok()) {
+                let found = in_hosts(&hosts, &name);
+                if !found.is_empty() {
+                    return Ok(found);
+                }
+            }
+            let servers = lock(&self.servers).refreshed(RESOLV_CONF, system_servers);
+            let servers = servers.ok_or(ResolveError::NoServers)?;
+            match tokio::time::timeout(TIMEOUT, servers.lookup_ip(name)).await {
+                Ok(Ok(found)) => Ok(found.iter().collect()),
+                Ok(Err(error)) if error.is_no_records_found() => Err(ResolveError::NotFound),
+                Ok(Err(_)) => Err(ResolveError::ServerFailed),
+                Err(_) => Err(ResolveError::TimedOut),
+            }
         })
     }
+}
+
+fn in_hosts(hosts: &Hosts, name: &Name) -> Vec<IpAddr> {
+    [RecordType::A, RecordType::AAAA]
+        .into_iter()
+        .filter_map(|kind| hosts.lookup_static_host(&Query::query(name.clone(), kind)))
+        .flat_map(|lookup| {
+            lookup
+                .answers()
+                .iter()
+                .filter_map(|record| record.data.ip_addr())
+                .collect::<Vec<_>>()
+        })
+        .collect()
+}
+
+fn system_servers() -> Option<TokioResolver> {
+    let mut builder = TokioResolver::builder_tokio().ok()?;
+    let options = builder.options_mut();
+    // Every address that might be dialled is to be judged.
+    options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    options.use_hosts_file = ResolveHosts::Never;
+    builder.build().ok()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl FixedResolver {
@@ -82,5 +147,40 @@ impl FixedResolver {
 impl Resolver for FixedResolver {
     fn resolve<'a>(&'a self, clearance: &'a Clearance) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
         Box::pin(async move { self.answer(clearance.name()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_whole_name_is_found_in_the_hosts_file_with_all_its_addresses() {
+        let mut hosts = Hosts::default();
+        let file = "10.0.0.7 Registry.example.com registry\nfd00::7 registry.example.com\n";
+        hosts.read_hosts_conf(file.as_bytes()).unwrap();
+        let whole = |text| {
+            let mut name = Name::from_ascii(text).unwrap();
+            name.set_fqdn(true);
+            name
+        };
+        let found = in_hosts(&hosts, &whole("registry.example.com"));
+        assert_eq!(
+            found,
+            ["10.0.0.7".parse::<IpAddr>().unwrap(), "fd00::7".parse().unwrap()]
+        );
+        assert!(in_hosts(&hosts, &whole("example.com")).is_empty());
+    }
+
+    #[test]
+    fn what_was_made_of_a_file_is_kept_until_the_file_changes() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        let mut cached = Cached::default();
+        assert_eq!(cached.refreshed(path, || Some(1)).as_deref(), Some(&1));
+        assert_eq!(cached.refreshed(path, || Some(2)).as_deref(), Some(&1));
+        file.as_file().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert_eq!(cached.refreshed(path, || Some(3)).as_deref(), Some(&3));
+        assert_eq!(cached.refreshed("/nonexistent/file", || None).as_deref(), None);
     }
 }

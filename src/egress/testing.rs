@@ -65,6 +65,9 @@ impl Default for Options<'_> {
 
 pub struct Fixture {
     pub http: SocketAddr,
+    pub socks: SocketAddr,
+    pub dns_tcp: SocketAddr,
+    pub dns_udp: SocketAddr,
     pub seen: Arc<Seen>,
     pub handle: ProxyHandle,
     pub server: TcpListener,
@@ -85,8 +88,15 @@ impl Fixture {
     pub async fn start(options: Options<'_>) -> Self {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let listen = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let listeners = Listeners { http: Some(listen()) };
-        let http = listeners.http.as_ref().unwrap().local_addr().unwrap();
+        let listeners = Listeners {
+            http: Some(listen()),
+            socks: Some(listen()),
+            dns_tcp: Some(listen()),
+            dns_udp: Some(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()),
+        };
+        let at = |listener: &Option<std::net::TcpListener>| listener.as_ref().unwrap().local_addr().unwrap();
+        let (http, socks, dns_tcp) = (at(&listeners.http), at(&listeners.socks), at(&listeners.dns_tcp));
+        let dns_udp = listeners.dns_udp.as_ref().unwrap().local_addr().unwrap();
         let seen = Arc::new(Seen::default());
         let parse = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
         let answers = options
@@ -104,6 +114,9 @@ impl Fixture {
         let handle = Proxy::start(listeners, parts).unwrap();
         Self {
             http,
+            socks,
+            dns_tcp,
+            dns_udp,
             seen,
             handle,
             server,
@@ -123,6 +136,10 @@ impl Fixture {
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.unwrap();
         String::from_utf8(answer).unwrap()
+    }
+
+    pub fn way(&self) -> &super::way::Way {
+        &self.handle.way
     }
 
     /// Stops the proxy and gives the records of all that it did.

@@ -5,10 +5,12 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::front::hello::tests::hello;
+use super::gate::{NetworkRule, Protocol};
+use super::host::Host;
 use super::limits::Limits;
 use super::testing::{Desk, Fixture, Options, PUBLIC, gate, read_head, tunnel};
 use crate::audit::record::Event;
-use crate::policy::{Answer, Scope};
+use crate::policy::{Answer, Decision, Scope};
 use crate::task::Unknown;
 
 /// `decision rule` of each judgement, `finished error` of each end.
@@ -379,6 +381,34 @@ async fn a_tls_hello_must_name_the_host_of_the_tunnel() {
 }
 
 #[tokio::test]
+async fn a_rule_for_https_opens_any_port_for_tls_alone() {
+    let rule = NetworkRule {
+        host: Host::parse("git.example.org").unwrap(),
+        port: None,
+        protocol: Protocol::HttpsConnect,
+        decision: Decision::Allow,
+        id: "git over https".to_owned(),
+        file: "agent.rules".to_owned(),
+        line: 1,
+        justification: None,
+    };
+    let fixture = Fixture::start(Options {
+        rules: vec![rule],
+        ..Options::default()
+    })
+    .await;
+    let (mut client, mut server) = tunnel(&fixture, "git.example.org", 8443).await;
+    let hello = hello(&["git.example.org"], 16_384);
+    client.write_all(&hello).await.unwrap();
+    server.read_exact(&mut vec![0; hello.len()]).await.unwrap();
+    let (mut client, mut server) = tunnel(&fixture, "git.example.org", 22).await;
+    client.write_all(b"SSH-2.0-client\r\n").await.unwrap();
+    assert_eq!(server.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    let (events, _) = fixture.finish().await;
+    assert!(story(&events).contains(&"deny: tls".to_owned()), "{:?}", story(&events));
+}
+
+#[tokio::test]
 async fn a_server_may_speak_first() {
     let fixture = Fixture::start(Options {
         allow: &["git.example.com:22"],
@@ -746,4 +776,29 @@ async fn a_server_that_does_not_answer_is_given_up() {
         .await;
     assert!(answer.starts_with("HTTP/1.1 504"), "{answer}");
     fixture.finish().await;
+}
+
+#[tokio::test]
+async fn a_flood_of_refusals_is_slowed_down_and_what_is_allowed_is_not() {
+    let fixture = Fixture::start(Options {
+        limits: Limits {
+            refusals_at_once: 3,
+            refusals_per_second: 1,
+            ..Limits::default()
+        },
+        ..Options::default()
+    })
+    .await;
+    for _ in 0..3 {
+        assert!(fixture.exchange(connect("other.org")).await.starts_with("HTTP/1.1 403"));
+    }
+    let mut held = Vec::new();
+    for _ in 0..60 {
+        held.push(fixture.send(connect("other.org")).await);
+    }
+    let (client, server) = tunnel(&fixture, "www.example.com", 443).await;
+    drop((client, server));
+    let (events, _) = fixture.finish().await;
+    let refused = story(&events).iter().filter(|event| **event == "deny: unknown").count();
+    assert!((3..63).contains(&refused), "all of them would take a minute: {refused}");
 }

@@ -13,6 +13,7 @@ use super::ask::Questions;
 use super::dial::Dialler;
 use super::gate::{Cleared, Denial, DenialKind, Destination, EgressJudgement, Gate, Protocol, Route};
 use super::limits::Limits;
+use super::pace::Pace;
 use super::resolve::Resolver;
 use crate::audit::record::Event;
 
@@ -31,6 +32,7 @@ pub(super) struct Way {
     pub gate: watch::Receiver<Arc<Gate>>,
     pub recorder: Arc<dyn Recorder>,
     pub questions: Questions,
+    pub refusals: Pace,
     pub resolver: Arc<dyn Resolver>,
     pub dialler: Arc<dyn Dialler>,
     pub limits: Limits,
@@ -93,6 +95,7 @@ impl Way {
                 Ok(route)
             }
             Err(denial) => {
+                self.refusals.turn().await;
                 self.record_judgement(&destination, "deny", &denial.rule, &denial.reason, None)
                     .await?;
                 Err(denial)
@@ -134,6 +137,7 @@ impl Way {
             reason: denial.reason.clone(),
             address: None,
         };
+        self.refusals.turn().await;
         // It is refused either way.
         if let Err(error) = self.recorder.record(event).await {
             tracing::error!(

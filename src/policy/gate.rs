@@ -4,12 +4,12 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 
-use super::rules::{Fault, Hit, NetworkRule, Place, RuleSet, RuleText, RulesError};
+use super::rules::{Fault, Hit, ManagedRule, NetworkRule, Place, RuleSet, RuleText, RulesError};
 use super::shell::{self, Fit, Redirect, Role, SimpleCommand, Word};
 use super::{Basis, Command, Decision, Digest, Judgement, Permit, Question, Refusal, RuleMatch};
 use crate::id::ExecId;
 use crate::path::HostPath;
-use crate::task::Unmatched;
+use crate::task::{Gate, Unmatched};
 
 /// All rules of a task, ready to judge. Plain data, shared by all execs of the task.
 #[derive(Debug)]
@@ -34,6 +34,9 @@ pub struct Explanation {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub opaque_because: Option<&'static str>,
     pub commands: Vec<SimpleCommand>,
+    /// Which of the commands run without a rule that allows them in full.
+    #[serde(skip)]
+    pub uncovered: Vec<usize>,
 }
 
 /// The judgement without what it carries.
@@ -75,7 +78,19 @@ const GUARDED: &[&str] = &[
 impl Policy {
     /// Reads and loads files of rules; every fault of every file is in the error.
     pub fn load(files: &[HostPath], unmatched: Unmatched) -> Result<Self, RulesError> {
-        let mut texts = Vec::new();
+        Self::load_beside(Vec::new(), files, unmatched)
+    }
+
+    /// The rules of an admitted task: its files, and those that the admin demands.
+    pub fn of_gate(gate: &Gate) -> Result<Self, RulesError> {
+        let demanded = gate.required.iter().map(|rules| RuleText {
+            name: rules.name.clone(),
+            text: rules.text.clone(),
+        });
+        Self::load_beside(demanded.collect(), &gate.rules, gate.unmatched)
+    }
+
+    fn load_beside(mut texts: Vec<RuleText>, files: &[HostPath], unmatched: Unmatched) -> Result<Self, RulesError> {
         let mut faults = Vec::new();
         for file in files {
             match std::fs::read_to_string(file) {
@@ -103,14 +118,26 @@ impl Policy {
 
     /// Loads rules that are at hand already.
     pub fn from_texts(texts: &[RuleText], unmatched: Unmatched) -> Result<Self, RulesError> {
-        let rules = RuleSet::load(texts)?;
+        Ok(Self::of(RuleSet::load(texts)?, unmatched))
+    }
+
+    fn of(rules: RuleSet, unmatched: Unmatched) -> Self {
         let restricts = rules.rules().iter().any(|rule| rule.decision != Decision::Allow);
-        Ok(Self {
+        Self {
             rules,
             unmatched,
             resolve: true,
             restricts,
-        })
+        }
+    }
+
+    /// Adds what the admin demands; it can only restrict.
+    #[must_use]
+    pub fn with_managed(self, rules: Vec<ManagedRule>) -> Self {
+        Self {
+            resolve: self.resolve,
+            ..Self::of(self.rules.with_managed(rules), self.unmatched)
+        }
     }
 
     /// Makes `/usr/bin/git` stand for itself only, never for `git`.
@@ -164,14 +191,14 @@ impl Policy {
         };
         let mut tally = Tally::default();
         let mut hits = Vec::new();
-        for command in &found.commands {
+        for (index, command) in found.commands.iter().enumerate() {
             hits.clear();
             self.rules.hits(command, place, self.resolve, &mut hits);
-            tally.count(command, &hits);
+            tally.count(index, command, &hits);
         }
         let opaque = found.opaque.is_some();
         let restriction = tally.strictest.filter(|decision| *decision != Decision::Allow);
-        let allowed = !opaque && tally.allowed > 0 && tally.uncovered == 0;
+        let allowed = !opaque && tally.allowed > 0 && tally.uncovered.is_empty();
         let matched = restriction.or(allowed.then_some(Decision::Allow));
         let ruled = match matched {
             Some(Decision::Forbidden) => Verdict::Deny,
@@ -192,6 +219,7 @@ impl Policy {
             opaque,
             opaque_because: found.opaque,
             commands: found.commands,
+            uncovered: tally.uncovered,
         }
     }
 }
@@ -204,11 +232,11 @@ struct Tally {
     /// Commands that run and that a rule allows in full.
     allowed: u32,
     /// Commands that run and that no rule allows in full.
-    uncovered: u32,
+    uncovered: Vec<usize>,
 }
 
 impl Tally {
-    fn count(&mut self, command: &SimpleCommand, hits: &[Hit]) {
+    fn count(&mut self, index: usize, command: &SimpleCommand, hits: &[Hit]) {
         let mut covered = false;
         for hit in hits {
             if hit.rule.decision != Decision::Allow {
@@ -233,7 +261,7 @@ impl Tally {
             if covered {
                 self.allowed += 1;
             } else {
-                self.uncovered += 1;
+                self.uncovered.push(index);
             }
         }
     }
@@ -286,16 +314,18 @@ fn is_guarded(target: &Word) -> bool {
 
 /// After one of these, where a command runs is not known.
 fn changes_folder(command: &SimpleCommand) -> bool {
-    let mut words = command.argv.iter();
-    match words.next().and_then(Word::value) {
-        Some("cd" | "pushd" | "popd") => true,
-        Some("env" | "sudo" | "git" | "make" | "runuser" | "ssh") => words.any(|word| {
-            word.starts_with("-C") == Fit::Yes
-                || word.starts_with("-D") == Fit::Yes
-                || word.starts_with("--chdir") == Fit::Yes
-        }),
-        _ => false,
-    }
+    let Some(name) = command.argv.first().and_then(Word::value) else {
+        return false;
+    };
+    let options: &[&str] = match name.rsplit('/').next().unwrap_or(name) {
+        "cd" | "pushd" | "popd" | "su" | "runuser" | "doas" | "chroot" | "nsenter" | "unshare" | "ssh" => return true,
+        "sudo" => &["-i", "-D", "-R", "--login", "--chdir", "--chroot"],
+        "env" | "git" | "make" => &["-C", "--chdir", "--directory"],
+        "find" | "gfind" => &["-execdir", "-okdir"],
+        _ => return false,
+    };
+    let may_be = |word: &Word| options.iter().any(|option| word.starts_with(option) != Fit::No);
+    command.argv.iter().skip(1).any(may_be)
 }
 
 impl Explanation {

@@ -5,6 +5,7 @@
 //!
 //! A [`Permit`] is made only in this module: by an Allow, or by [`Question::answer`]. Without one nothing starts.
 
+pub mod amend;
 mod gate;
 mod judgement;
 mod request;

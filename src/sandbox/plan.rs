@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::host_root;
+use super::{host_root, seccomp};
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
 use crate::policy::Digest;
@@ -17,6 +17,8 @@ pub const AGENT: u32 = 1000;
 
 /// The ports on the sandbox's loopback behind which the way out lies.
 pub const HTTP_PROXY_PORT: u16 = 3128;
+pub const SOCKS_PORT: u16 = 1080;
+pub const DNS_PORT: u16 = 53;
 
 /// See the module. Order matters in `made` and `mounts`: parents stand before what lies in them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -139,7 +141,7 @@ pub enum RootSource<'a> {
     /// Unpacked layers, lowest first, and the environment that their image asks for.
     Layers {
         folders: &'a [HostPath],
-        env: &'a BTreeMap<String, String>,
+        env: &'a [(String, String)],
     },
 }
 
@@ -152,7 +154,9 @@ pub struct CallerIds {
 
 impl Plan {
     /// The plan of a task. Looks at the host only to see which of the known system folders are there.
-    pub fn of(task: &Task, source: RootSource<'_>, caller: CallerIds, seccomp: &Digest) -> Plan {
+    ///
+    /// `way_out` are the variables that lead programs to the proxy, where the task has one.
+    pub fn of(task: &Task, source: RootSource<'_>, caller: CallerIds, way_out: BTreeMap<String, String>) -> Plan {
         let id = match task.user {
             User::Agent => AGENT,
             User::Root => 0,
@@ -182,12 +186,7 @@ impl Plan {
                 Vec::new()
             }
             RootSource::Layers { folders, env: asked } => {
-                env.extend(
-                    asked
-                        .iter()
-                        .filter(|(name, _)| is_harmless(name))
-                        .map(|(k, v)| (k.clone(), v.clone())),
-                );
+                env.extend(asked.iter().filter(|(name, _)| is_harmless(name)).cloned());
                 folders.to_vec()
             }
         };
@@ -209,9 +208,7 @@ impl Plan {
                 },
             });
         }
-        if task.network.mode == NetworkMode::Proxy {
-            env.extend(proxy_env());
-        }
+        env.extend(way_out);
         env.extend(task.env.clone());
         Plan {
             task: task.id,
@@ -239,7 +236,15 @@ impl Plan {
                 pids: task.limits.pids,
             },
             network: task.network.mode,
-            seccomp: seccomp.to_string(),
+            seccomp: seccomp::FILTER.digest.to_string(),
+        }
+    }
+
+    /// The command's user and group as the host numbers them.
+    pub fn owner_outside(&self) -> (u32, u32) {
+        match self.ids {
+            Ids::Range { base } => (base + self.process.uid, base + self.process.gid),
+            Ids::Single { uid, gid, .. } => (uid, gid),
         }
     }
 
@@ -288,22 +293,6 @@ fn is_harmless(name: &str) -> bool {
     !name.starts_with("LD_")
         && !name.to_ascii_lowercase().ends_with("_proxy")
         && !["BASH_ENV", "ENV", "HOME", "USER"].contains(&name)
-}
-
-/// What programs read to find the way out, in both spellings, for they disagree.
-fn proxy_env() -> BTreeMap<String, String> {
-    let http = format!("http://127.0.0.1:{HTTP_PROXY_PORT}");
-    let mut env = BTreeMap::new();
-    for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "FTP_PROXY"] {
-        env.insert(name.to_owned(), http.clone());
-        env.insert(name.to_ascii_lowercase(), http.clone());
-    }
-    for name in ["NO_PROXY", "no_proxy"] {
-        // The sandbox's own loopback needs no way out.
-        env.insert(name.to_owned(), "localhost,127.0.0.1,::1".to_owned());
-    }
-    env.insert("NODE_USE_ENV_PROXY".to_owned(), "1".to_owned());
-    env
 }
 
 impl Ids {

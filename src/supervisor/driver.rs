@@ -15,12 +15,12 @@ use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcom
 use crate::egress::gate::GateError;
 use crate::egress::host::HostError;
 use crate::exec::pipeline::Context;
+use crate::image::{Image, ImageKind};
 use crate::path::HostPath;
 use crate::policy::Policy;
 use crate::sandbox::launcher::{LaunchError, Launcher};
 use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
-use crate::sandbox::seccomp;
 use crate::sys::cgroup::Cgroups;
 use crate::sys::process;
 use crate::task::Task;
@@ -95,7 +95,13 @@ impl Supervisor {
     }
 
     /// Starts a task: its sandbox is there and records say so when this returns. Its commands come through the handle.
-    pub async fn start_task(&self, task: Task, policy: Policy, ask: Arc<dyn Ask>) -> Result<TaskHandle, StartError> {
+    pub async fn start_task(
+        &self,
+        task: Task,
+        image: Image,
+        policy: Policy,
+        ask: Arc<dyn Ask>,
+    ) -> Result<TaskHandle, StartError> {
         let begun = Instant::now();
         let id = task.id;
         let gate = way_out::gate(&task.network, &policy)?;
@@ -119,13 +125,12 @@ impl Supervisor {
         };
         let started = async {
             self.journal.append(entry(admitted)).await?;
-            let (uid, gid) = process::own_ids();
-            let plan = Plan::of(&task, RootSource::Host, CallerIds { uid, gid }, &seccomp::FILTER.digest);
+            let plan = plan(&task, &image);
             let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
                 path: folder.clone(),
                 source: io::Error::other(error),
             })?;
-            Ok::<_, StartError>(Sandbox::start(&self.machinery, plan, place).await?)
+            Ok::<_, StartError>(Sandbox::start(&self.machinery, plan, place, &task.runtime).await?)
         };
         let failed = async |error: StartError| {
             let event = Event::TaskFinished {
@@ -166,7 +171,7 @@ impl Supervisor {
             backend: "oci".to_owned(),
             runtime: runtime_name(&task.runtime),
             image: image_name(&task.image),
-            image_digest: None,
+            image_digest: image.digest.clone(),
             plan_digest: plan_digest.clone(),
             start_seconds: begun.elapsed().as_secs_f64(),
         };
@@ -191,14 +196,35 @@ impl Supervisor {
             sandbox,
             exec_time: task.limits.exec_time,
             output: task.limits.output.0,
-            image_digest: None,
+            image_digest: image.digest.clone(),
             plan_digest,
             requirements_digest: None,
         };
-        let live = Live::new(task, context, refused);
+        let live = Live::new(task, context, image, refused);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
         tokio::spawn(live.clone().drive(proxy, lock, folder.clone()));
         Ok(TaskHandle { live, folder })
+    }
+}
+
+/// The isolation that a task of this process gets.
+pub fn plan(task: &Task, image: &Image) -> Plan {
+    let (uid, gid) = process::own_ids();
+    Plan::of(
+        task,
+        root_source(image),
+        CallerIds { uid, gid },
+        way_out::env(&task.network),
+    )
+}
+
+fn root_source(image: &Image) -> RootSource<'_> {
+    match image.kind {
+        ImageKind::Host => RootSource::Host,
+        ImageKind::Layers => RootSource::Layers {
+            folders: &image.layers,
+            env: &image.config.env,
+        },
     }
 }
 
@@ -209,7 +235,7 @@ fn make_private_folder(path: &Path) -> io::Result<()> {
 /// Makes the folder under a name that recovery does not look at, locks it, and only then gives it its own: no other belljar can take
 /// a task for dead that is just beginning.
 fn make_task_folder(folder: &Path, task: &Task) -> io::Result<fs::File> {
-    let new = folder.with_extension("new");
+    let new = folder.with_extension(recovery::NEW);
     fs::DirBuilder::new().mode(0o700).create(&new)?;
     let lock = recovery::try_lock(&new)?.ok_or(io::ErrorKind::ResourceBusy)?;
     fs::create_dir(new.join("root"))?;

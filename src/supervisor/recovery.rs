@@ -4,6 +4,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::audit::journal::{Journal, JournalError};
 use crate::id::TaskId;
@@ -29,11 +30,33 @@ pub fn try_lock(folder: &Path) -> io::Result<Option<File>> {
     }
 }
 
+/// The ending of a task's folder while it is being made.
+pub const NEW: &str = "new";
+
+/// How long a folder may be in the making; it takes milliseconds.
+const MAKING_TIME: Duration = Duration::from_secs(60);
+
+/// Whether this is a folder that somebody began to make, and is no longer making.
+fn is_abandoned(folder: &Path) -> bool {
+    if folder.extension().is_none_or(|ending| ending != NEW) {
+        return false;
+    }
+    let age = fs::symlink_metadata(folder)
+        .and_then(|metadata| metadata.modified())
+        .map(|time| time.elapsed());
+    matches!(age, Ok(Ok(age)) if age > MAKING_TIME)
+}
+
 /// Removes what dead tasks left and closes their records. Returns how many starts were closed as lost. Blocking.
 pub fn recover(state: &Path, cgroups: &Cgroups, journal: &Journal) -> Result<u64, JournalError> {
     let tasks = tasks_folder(state);
     for entry in fs::read_dir(&tasks).into_iter().flatten().flatten() {
         let folder = entry.path();
+        if is_abandoned(&folder) {
+            // Its belljar was killed before the task had a name: nothing refers to it.
+            let _ = fs::remove_dir_all(&folder);
+            continue;
+        }
         let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<TaskId>().ok()) else {
             continue;
         };

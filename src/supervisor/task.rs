@@ -20,6 +20,7 @@ use crate::exec::pipeline::{self, Context, Inputs};
 use crate::exec::stream::{ExecEvents, Log};
 use crate::exec::{Control, ExecEnd, ExecEvent, ExecRequest};
 use crate::id::ExecId;
+use crate::image::Image;
 use crate::policy::Stdin;
 use crate::sys::cgroup::Version;
 use crate::task::Task;
@@ -44,6 +45,8 @@ pub struct Live {
     begun: Instant,
     execs: Mutex<Execs>,
     refused_egress: Refused,
+    /// Held so that nobody removes its layers.
+    _image: Image,
     stop: watch::Sender<Option<Stop>>,
     ended: watch::Sender<Option<Arc<TaskSummary>>>,
 }
@@ -88,7 +91,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Live {
-    pub fn new(task: Task, context: Context, refused_egress: Refused) -> Arc<Live> {
+    pub fn new(task: Task, context: Context, image: Image, refused_egress: Refused) -> Arc<Live> {
         Arc::new(Live {
             task,
             context,
@@ -96,6 +99,7 @@ impl Live {
             begun: Instant::now(),
             execs: Mutex::default(),
             refused_egress,
+            _image: image,
             stop: watch::Sender::new(None),
             ended: watch::Sender::new(None),
         })
@@ -257,15 +261,17 @@ impl Live {
             }
         };
         self.request_stop(why);
-        self.finish(why, proxy).await;
+        let summary = self.finish(why, proxy).await;
         let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&folder));
         if let Ok(Err(error)) = removed.await {
             tracing::warn!(%error, "a task's folder could not be removed; the next start tries again");
         }
         drop(lock_file);
+        // Last: whoever waits for the end may end the process.
+        self.ended.send_replace(Some(Arc::new(summary)));
     }
 
-    async fn finish(&self, why: Stop, proxy: Option<ProxyHandle>) {
+    async fn finish(&self, why: Stop, proxy: Option<ProxyHandle>) -> TaskSummary {
         let execs = self.execs();
         for exec in &execs {
             exec.cancel();
@@ -319,7 +325,7 @@ impl Live {
                 "a task's end could not be recorded"
             );
         }
-        let summary = TaskSummary {
+        TaskSummary {
             id: self.task.id,
             name: self.task.name.clone(),
             outcome,
@@ -327,8 +333,7 @@ impl Live {
             wall_seconds,
             execs,
             refused_egress: lock(&self.refused_egress).clone(),
-        };
-        self.ended.send_replace(Some(Arc::new(summary)));
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! A task's way out: what `egress` needs of the journal and the approval desk, and the listener that the guest opened for it.
 
-use std::os::fd::OwnedFd;
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use belljar_guest::ListenKind;
@@ -11,6 +12,7 @@ use super::driver::StartError;
 use crate::approval::{Asked, Desk};
 use crate::audit::journal::Journal;
 use crate::audit::record::{Entry, Event};
+use crate::egress::env::proxy_env;
 use crate::egress::host::Host;
 use crate::egress::{
     Asker, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy, ProxyHandle,
@@ -20,7 +22,7 @@ use crate::id::{ApprovalId, TaskId};
 use crate::policy::rules::Protocol as RuleProtocol;
 use crate::policy::{Answer, Digest, Policy};
 use crate::sandbox::oci::Sandbox;
-use crate::sandbox::plan::HTTP_PROXY_PORT;
+use crate::sandbox::plan::{DNS_PORT, HTTP_PROXY_PORT, SOCKS_PORT};
 use crate::task::{Network, NetworkMode};
 
 /// Destinations that were refused, for the task's summary.
@@ -60,6 +62,17 @@ pub fn gate(network: &Network, policy: &Policy) -> Result<Option<Arc<Gate>>, Sta
     Ok(Some(Arc::new(Gate::new(network, rules, OwnAddresses::system())?)))
 }
 
+/// The variables that lead programs inside to the way out.
+pub fn env(network: &Network) -> BTreeMap<String, String> {
+    match network.mode {
+        NetworkMode::None => BTreeMap::new(),
+        NetworkMode::Proxy => {
+            let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+            proxy_env(at(HTTP_PROXY_PORT), Some(at(SOCKS_PORT)))
+        }
+    }
+}
+
 /// Opens the way out of a sandbox that was just made.
 pub async fn open(
     sandbox: &Sandbox,
@@ -69,9 +82,17 @@ pub async fn open(
     desk: Arc<Desk>,
     refused: Refused,
 ) -> Result<ProxyHandle, StartError> {
-    let socket: OwnedFd = sandbox.listen(HTTP_PROXY_PORT, ListenKind::Tcp).await?;
+    let (http, socks, dns_tcp, dns_udp) = tokio::try_join!(
+        sandbox.listen(HTTP_PROXY_PORT, ListenKind::Tcp),
+        sandbox.listen(SOCKS_PORT, ListenKind::Tcp),
+        sandbox.listen(DNS_PORT, ListenKind::Tcp),
+        sandbox.listen(DNS_PORT, ListenKind::Udp),
+    )?;
     let listeners = Listeners {
-        http: Some(socket.into()),
+        http: Some(http.into()),
+        socks: Some(socks.into()),
+        dns_tcp: Some(dns_tcp.into()),
+        dns_udp: Some(dns_udp.into()),
     };
     let recorder = Arc::new(ToJournal { task, journal, refused });
     let asker = Arc::new(ToDesk { task, desk });

@@ -29,6 +29,18 @@ pub fn open_without_symlinks(path: &Path) -> io::Result<OwnedFd> {
     }
 }
 
+/// Opens a file for reading, refusing every symlink on the way and at its end: `ELOOP`. A pipe is opened without waiting.
+pub fn open_file_without_symlinks(path: &Path) -> io::Result<std::fs::File> {
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    loop {
+        match openat2(CWD, path, flags, Mode::empty(), resolve) {
+            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => continue,
+            opened => return Ok(opened?.into()),
+        }
+    }
+}
+
 /// What an open descriptor is.
 pub fn kind(fd: &OwnedFd) -> io::Result<Kind> {
     Ok(match FileType::from_raw_mode(fstat(fd)?.st_mode) {
@@ -39,6 +51,11 @@ pub fn kind(fd: &OwnedFd) -> io::Result<Kind> {
         FileType::Fifo => Kind::Fifo,
         _ => Kind::Device,
     })
+}
+
+/// Whether opening failed because a symlink was in the way.
+pub fn is_symlink_in_the_way(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ELOOP)
 }
 
 /// The first part of the path that is a symlink: for telling a person, never for deciding.

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use nix::unistd::{Uid, User};
+use nix::unistd::{Group, Uid, User};
 
 /// The effective user of this process, with what the user database says about them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,6 +24,26 @@ pub fn myself() -> Myself {
     }
 }
 
+/// What this machine calls itself.
+pub fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The names of the groups that a user is in, as the group database says.
+pub fn groups_of(name: &str, uid: u32) -> Vec<String> {
+    let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else {
+        return Vec::new();
+    };
+    let Ok(name) = std::ffi::CString::new(name) else {
+        return Vec::new();
+    };
+    let ids = nix::unistd::getgrouplist(&name, user.gid).unwrap_or_default();
+    ids.into_iter()
+        .filter_map(|id| Group::from_gid(id).ok().flatten())
+        .map(|group| group.name)
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -32,5 +52,11 @@ mod tests {
     fn the_user_is_the_one_that_the_kernel_says() {
         assert_eq!(myself().uid, rustix::process::geteuid().as_raw());
         assert!(!myself().name.is_empty());
+    }
+
+    #[test]
+    fn root_is_in_the_group_of_root() {
+        assert!(groups_of("root", 0).contains(&"root".to_owned()));
+        assert!(groups_of("no such user", u32::MAX - 7).is_empty());
     }
 }

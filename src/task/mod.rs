@@ -62,6 +62,38 @@ pub enum ImageRef {
     Named(String),
 }
 
+/// A name of the store or a reference of a registry: `[host[:port]/]path[:tag][@digest]`, as the distribution
+/// specification writes them (<https://github.com/opencontainers/distribution-spec>).
+pub(crate) fn is_image_name(text: &str) -> bool {
+    let (name, digest) = match text.split_once('@') {
+        Some((name, digest)) => (name, Some(digest)),
+        None => (text, None),
+    };
+    let hex =
+        |digest: &str| digest.len() == 64 && digest.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let digest_is_right = digest.is_none_or(|digest| digest.strip_prefix("sha256:").is_some_and(hex));
+    let (path, tag) = match name.rsplit_once(':') {
+        Some((path, tag)) if !tag.contains('/') => (path, Some(tag)),
+        _ => (name, None),
+    };
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let tag_is_right = tag.is_none_or(|tag| {
+        tag.len() <= 128 && tag.starts_with(word) && tag.chars().all(|c| word(c) || c == '.' || c == '-')
+    });
+    let part_is_right = |(n, part): (usize, &str)| {
+        let (part, port) = match part.split_once(':') {
+            Some((host, port)) if n == 0 && path.contains('/') => (host, port),
+            _ => (part, "0"),
+        };
+        let host = n == 0 && path.contains('/');
+        let plain = |c: char| {
+            c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c) || host && c.is_ascii_uppercase()
+        };
+        part.starts_with(|c: char| c.is_ascii_alphanumeric()) && part.chars().all(plain) && port.parse::<u16>().is_ok()
+    };
+    digest_is_right && tag_is_right && text.len() <= 512 && path.split('/').enumerate().all(part_is_right)
+}
+
 /// Who a command is inside the sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -162,9 +194,18 @@ pub enum Unknown {
 pub struct Gate {
     /// Files of rules, strictest answer wins over all of them.
     pub rules: Vec<HostPath>,
+    /// Rules that the requirements bring along, to be loaded beside the files.
+    pub required: Vec<RulesText>,
     pub unmatched: Unmatched,
     pub reviewer: Reviewer,
     pub approval_time: std::time::Duration,
+}
+
+/// Rules as text, with the name under which they are reported.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RulesText {
+    pub name: String,
+    pub text: String,
 }
 
 /// What follows for a command that no rule matches.

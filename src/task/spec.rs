@@ -353,7 +353,7 @@ fn secrets(table: Table<'_>) -> BTreeMap<String, SecretSpec> {
     secrets
 }
 
-fn limits(table: &Table<'_>) -> LimitsSpec {
+pub(crate) fn limits(table: &Table<'_>) -> LimitsSpec {
     LimitsSpec {
         memory: table.parsed("memory", memory),
         cpus: table.value("cpus").and_then(|value| value.number(0.01..=4096.0)),
@@ -461,7 +461,7 @@ fn protected_name(text: &str) -> Result<String, String> {
     }
 }
 
-fn host_pattern(text: &str) -> Result<String, String> {
+pub(crate) fn host_pattern(text: &str) -> Result<String, String> {
     match text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         true => Err(format!("{text:?} is not a host or a pattern of hosts")),
         false => Ok(text.to_owned()),
@@ -513,7 +513,7 @@ fn disk(text: &str) -> Result<Bytes, String> {
     }
 }
 
-fn time(text: &str) -> Result<Duration, String> {
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
     parse_time(text).map_err(|error| error.to_string())
 }
 

@@ -1,32 +1,87 @@
 //! A live task with its socket, for each test its own.
 
+use std::path::Path;
+use std::sync::Arc;
+
 use belljar::api::Server;
 use belljar::api::client::Task;
 use belljar::api::folder;
 use belljar::api::messages::{Event, ExecEnd, ExecStart};
-use belljar::audit::record::ExecFinished;
-use belljar::supervisor::TaskHandle;
+use belljar::approval::Nobody;
+use belljar::audit::journal::{Journal, JournalOptions};
+use belljar::audit::record::{ExecFinished, Identity};
+use belljar::config::{Config, Surroundings, admit};
+use belljar::image::{self, Silent, Store};
+use belljar::policy::Policy;
+use belljar::supervisor::{Supervisor, TaskHandle};
+use belljar::task::spec::{Overrides, TaskSpec};
+
+/// `forbidden` is forbidden, `question` needs an answer that nobody here gives.
+const RULES: &str = r#"
+prefix_rule(pattern = ["forbidden"], decision = "forbidden", justification = "for tests")
+prefix_rule(pattern = ["question"], decision = "prompt")
+"#;
+
+/// A task in a sandbox, as `belljar run` makes it.
+pub async fn start_task(name: &str, state: &Path) -> (TaskHandle, Journal) {
+    let rules = state.join("test.rules");
+    std::fs::create_dir_all(state).unwrap();
+    std::fs::write(&rules, RULES).unwrap();
+    let flags = Overrides {
+        name: Some(name.to_owned()),
+        rules: vec![rules.display().to_string()],
+        ..Overrides::default()
+    };
+    let surroundings = Surroundings::of_process();
+    let spec = TaskSpec::default().apply(flags, state).unwrap();
+    // The caller's own state folder is somewhere else; only this one counts here.
+    let task = admit(
+        spec,
+        state,
+        &Config::built_in(&state.join("belljar")),
+        &surroundings.caller(),
+    )
+    .unwrap();
+    let policy = Policy::load(&task.gate.rules, task.gate.unmatched).unwrap();
+    let journal = Journal::open(&state.join("journal"), JournalOptions::default()).unwrap();
+    let identity = Identity {
+        uid: surroundings.uid,
+        user: surroundings.user,
+    };
+    let program = Path::new(env!("CARGO_BIN_EXE_belljar"));
+    let supervisor = Supervisor::start(program, state, journal.clone(), identity).unwrap();
+    let nobody = Nobody {
+        why: "a test runs".to_owned(),
+    };
+    let image = image::resolve(&task.image, &Store::of_state(state), &Silent).unwrap();
+    let task = supervisor
+        .start_task(task, image, policy, Arc::new(nobody))
+        .await
+        .unwrap();
+    (task, journal)
+}
 
 pub struct Live {
     pub handle: TaskHandle,
+    pub journal: Journal,
     pub task: Task,
     pub server: Option<Server>,
     pub state: tempfile::TempDir,
 }
 
 impl Live {
-    pub fn start() -> Self {
-        Self::named("a-task")
+    pub async fn start() -> Self {
+        Self::named("a-task").await
     }
 
-    pub fn named(name: &str) -> Self {
+    pub async fn named(name: &str) -> Self {
         let state = tempfile::tempdir().unwrap();
-        let handle = TaskHandle::fake(name);
-        let folder = folder::of_task(state.path(), handle.id());
-        let server = Server::start(handle.clone(), &folder).unwrap();
+        let (handle, journal) = start_task(name, state.path()).await;
+        let server = Server::start(handle.clone(), handle.folder()).unwrap();
         Self {
             task: Task::new(state.path(), handle.id()),
             handle,
+            journal,
             server: Some(server),
             state,
         }

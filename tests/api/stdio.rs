@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines, ReadHalf, WriteHalf};
 use tokio::task::JoinHandle;
 
+use crate::live;
+
 struct Harness {
     lines: Lines<BufReader<ReadHalf<DuplexStream>>>,
     input: Option<WriteHalf<DuplexStream>>,
@@ -11,11 +13,13 @@ struct Harness {
     task: TaskHandle,
     /// What came meanwhile and was not asked for yet.
     kept: Vec<Value>,
+    _state: tempfile::TempDir,
 }
 
 impl Harness {
-    fn start() -> Self {
-        let task = TaskHandle::fake("stdio");
+    async fn start() -> Self {
+        let state = tempfile::tempdir().unwrap();
+        let (task, _) = live::start_task("stdio", state.path()).await;
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let (input, output) = tokio::io::split(theirs);
         let speaking = tokio::spawn(speak(task.clone(), None, input, output));
@@ -26,6 +30,7 @@ impl Harness {
             speaking,
             task,
             kept: Vec::new(),
+            _state: state,
         }
     }
 
@@ -66,7 +71,7 @@ impl Harness {
 
 #[tokio::test]
 async fn a_harness_drives_a_command_over_lines() {
-    let mut harness = Harness::start();
+    let mut harness = Harness::start().await;
     let started = harness
         .call(1, "exec.start", json!({"argv": ["cat"], "stdin": "stream"}))
         .await;
@@ -91,7 +96,7 @@ async fn a_harness_drives_a_command_over_lines() {
 
 #[tokio::test]
 async fn the_end_of_the_input_stops_the_task_and_the_summary_comes_last() {
-    let mut harness = Harness::start();
+    let mut harness = Harness::start().await;
     let started = harness.call(1, "exec.start", json!({"argv": ["sleep", "600"]})).await;
     let exec = started["result"]["id"].clone();
     harness.event(&exec, "started").await;
@@ -107,7 +112,7 @@ async fn the_end_of_the_input_stops_the_task_and_the_summary_comes_last() {
 
 #[tokio::test]
 async fn bad_lines_are_answered_and_do_no_harm() {
-    let mut harness = Harness::start();
+    let mut harness = Harness::start().await;
     harness.send_text("{\"id\": 1,").await;
     let error = harness.until(|message| message["id"].is_null()).await;
     assert_eq!(error["error"]["code"], "bad_request");
@@ -136,7 +141,7 @@ async fn bad_lines_are_answered_and_do_no_harm() {
 
 #[tokio::test]
 async fn a_command_that_does_not_read_stdin_holds_up_nothing_else() {
-    let mut harness = Harness::start();
+    let mut harness = Harness::start().await;
     let started = harness
         .call(1, "exec.start", json!({"argv": ["sleep", "600"], "stdin": "stream"}))
         .await;
@@ -160,7 +165,7 @@ async fn a_command_that_does_not_read_stdin_holds_up_nothing_else() {
 
 #[tokio::test]
 async fn the_same_start_twice_is_told_once() {
-    let mut harness = Harness::start();
+    let mut harness = Harness::start().await;
     let request = json!({"id": belljar::id::ExecId::new(), "argv": ["echo", "once"]});
     let first = harness.call(1, "exec.start", request.clone()).await;
     let exec = first["result"]["id"].clone();

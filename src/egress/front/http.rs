@@ -16,13 +16,13 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::{Duration, timeout};
+use tokio::time::timeout;
 
-use super::tunnel;
+use super::{linger, tunnel};
 use crate::egress::account::Account;
 use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::{Authority, HostError};
@@ -42,11 +42,6 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
 ];
-
-/// How long, and for how many bytes, a refused client is listened to after the answer: closing at once would reset the
-/// connection, and the client would never read why (RFC 9112, 9.6).
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_MAX: usize = 256 * 1024;
 
 type Answer = Response<Either<Full<Bytes>, Metered>>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -357,21 +352,6 @@ pub(in crate::egress) fn over_limit() -> String {
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nx-belljar-decision: deny\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()
     )
-}
-
-async fn linger(mut stream: TcpStream) {
-    let drain = async {
-        let mut left = LINGER_MAX;
-        let mut buffer = [0; 4096];
-        while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-            left = left.saturating_sub(read);
-            if left == 0 {
-                break;
-            }
-        }
-    };
-    // Either way the stream closes now.
-    let _ = timeout(LINGER, drain).await;
 }
 
 fn whole_chain(error: &dyn std::error::Error) -> String {

@@ -1,6 +1,38 @@
 //! What the sandbox speaks to the proxy, one protocol a file. A front reads, refuses what can be read in two ways, and hands a
 //! destination to [`super::way::Way`]; it decides nothing.
 
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+pub(super) mod dns;
 pub(super) mod hello;
 pub(super) mod http;
+pub(super) mod socks;
 pub(super) mod tunnel;
+
+/// How long, and for how many bytes, a refused client is listened to after the answer: closing at once would reset the
+/// connection, and the client would never read why (RFC 9112, 9.6).
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_MAX: usize = 256 * 1024;
+
+async fn linger(mut stream: TcpStream) {
+    let drain = async {
+        // The client sees the end of the answer now, and its own end is then soon seen here.
+        if stream.shutdown().await.is_err() {
+            return;
+        }
+        let mut left = LINGER_MAX;
+        let mut buffer = [0; 4096];
+        while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+            left = left.saturating_sub(read);
+            if left == 0 {
+                break;
+            }
+        }
+    };
+    // Either way the stream closes now.
+    let _ = timeout(LINGER, drain).await;
+}

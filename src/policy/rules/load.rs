@@ -166,12 +166,14 @@ fn builtins(builder: &mut GlobalsBuilder) {
         canonical_matching: Option<Value<'v>>,
         #[starlark(require = named)] id: Option<Value<'v>>,
         #[starlark(require = named)] reviewer: Option<Value<'v>>,
+        #[starlark(require = named)] options: Option<Value<'v>>,
+        #[starlark(require = named)] arguments: Option<Value<'v>>,
         #[starlark(require = named)] cwd: Option<Value<'v>>,
         #[starlark(require = named)] redirects: Option<Value<'v>>,
         #[starlark(require = named)] env: Option<Value<'v>>,
         eval: &mut Evaluator<'v, '_, '_>,
     ) -> anyhow::Result<NoneType> {
-        let arguments = [
+        let given = [
             ("pattern", pattern),
             ("decision", decision),
             ("match", r#match),
@@ -180,11 +182,13 @@ fn builtins(builder: &mut GlobalsBuilder) {
             ("canonical_matching", canonical_matching),
             ("id", id),
             ("reviewer", reviewer),
+            ("options", options),
+            ("arguments", arguments),
             ("cwd", cwd),
             ("redirects", redirects),
             ("env", env),
         ];
-        note(eval, "prefix_rule", &arguments)
+        note(eval, "prefix_rule", &given)
     }
 
     fn network_rule<'v>(
@@ -196,7 +200,7 @@ fn builtins(builder: &mut GlobalsBuilder) {
         #[starlark(require = named)] reviewer: Option<Value<'v>>,
         eval: &mut Evaluator<'v, '_, '_>,
     ) -> anyhow::Result<NoneType> {
-        let arguments = [
+        let given = [
             ("host", Some(host)),
             ("protocol", Some(protocol)),
             ("decision", Some(decision)),
@@ -204,7 +208,7 @@ fn builtins(builder: &mut GlobalsBuilder) {
             ("id", id),
             ("reviewer", reviewer),
         ];
-        note(eval, "network_rule", &arguments)
+        note(eval, "network_rule", &given)
     }
 
     fn host_executable<'v>(

@@ -4,7 +4,8 @@
 //! | word in a file | says |
 //! |---|---|
 //! | `prefix_rule(pattern, decision, match, not_match, justification, canonical_matching)` | commands that start so |
-//! | … `id`, `reviewer`, `cwd`, `redirects`, `env` | ours: its name in records, who may answer, and what else must hold |
+//! | … `id`, `reviewer` | ours: its name in records, who may answer |
+//! | … `options`, `arguments`, `redirects`, `env`, `cwd` | ours: what else must hold: options and arguments in any place, files written, variables set, the folder |
 //! | `network_rule(host, protocol, decision, justification)` | a host, for `egress` |
 //! | `host_executable(name, paths)` | which files a bare name may stand for |
 
@@ -19,7 +20,8 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use network::{NetworkRule, Protocol};
-pub use prefix::{PrefixRule, Token};
+pub use path::Pattern;
+pub use prefix::{ManagedRule, PrefixRule, Token};
 
 pub(in crate::policy) use prefix::Place;
 
@@ -108,6 +110,18 @@ impl RuleSet {
         load::load(texts)
     }
 
+    /// Adds rules of the admin's behind the others.
+    pub fn with_managed(mut self, rules: Vec<ManagedRule>) -> Self {
+        for rule in rules {
+            if rule.decision != super::Decision::Allow && !rule.pattern.is_empty() {
+                let order = u32::try_from(self.rules.len()).expect("a load is capped far below 2^32 rules");
+                self.rules.push(read::managed(rule, order));
+            }
+        }
+        self.index();
+        self
+    }
+
     pub fn rules(&self) -> &[PrefixRule] {
         &self.rules
     }
@@ -183,6 +197,9 @@ impl RuleSet {
     }
 
     fn index(&mut self) {
+        self.heads.clear();
+        self.canonical.clear();
+        self.headless.clear();
         for (index, rule) in self.rules.iter().enumerate() {
             let index = u32::try_from(index).expect("a load is capped far below 2^32 rules");
             match rule.pattern.first() {

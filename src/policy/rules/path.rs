@@ -1,5 +1,7 @@
 //! Paths as text: made normal without asking any file system, and compared with patterns.
 
+use std::borrow::Cow;
+
 /// An absolute path without `.`, `..` and empty parts; nothing for a relative one.
 pub(super) fn normal(path: &str) -> Option<String> {
     if !path.starts_with('/') {
@@ -18,32 +20,80 @@ pub(super) fn normal(path: &str) -> Option<String> {
     Some(format!("/{}", parts.join("/")))
 }
 
-/// Whether `path` has the form of `pattern`: `*` is any text within a name, `**` any text at all. A pattern without a slash
-/// is a name in any folder.
-pub(super) fn matches(pattern: &str, path: &str) -> bool {
-    let path = path.strip_prefix("./").unwrap_or(path);
-    let path = home(path);
-    if !pattern.contains('/') {
-        let name = path.trim_end_matches('/').rsplit('/').next().unwrap_or(&path);
-        return glob(pattern.as_bytes(), name.as_bytes());
-    }
-    let collapsed = collapse(&path);
-    if let Some(rest) = pattern.strip_prefix("**/") {
-        // `**/x` is x at the top, too.
-        if glob(rest.as_bytes(), collapsed.as_bytes()) {
-            return true;
+/// A form of paths: `?` is a letter and `*` any text within a name, `**` any text at all. One without a slash is a name in
+/// any folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pattern {
+    text: String,
+    /// Which bytes must be in a path that matches. Most paths are told apart by this alone: a rule about credentials has
+    /// thirty forms, and looks at every argument of every `cat`.
+    bytes: u64,
+}
+
+/// A path as it is written, made normal once for all patterns.
+#[derive(Debug)]
+pub struct Written<'p> {
+    path: Cow<'p, str>,
+    bytes: u64,
+}
+
+impl Pattern {
+    pub fn new(text: String) -> Self {
+        let bytes = text.bytes().filter(|byte| !matches!(byte, b'*' | b'?' | b'/'));
+        Self {
+            bytes: bytes_of(bytes),
+            text,
         }
     }
-    glob(pattern.as_bytes(), collapsed.as_bytes())
+
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    pub fn matches(&self, written: &Written) -> bool {
+        if self.bytes & written.bytes != self.bytes {
+            return false;
+        }
+        let (pattern, path) = (self.text.as_bytes(), written.path.as_bytes());
+        if glob(pattern, path) {
+            return true;
+        }
+        if !self.text.contains('/') {
+            let path = written.path.trim_end_matches('/');
+            return glob(pattern, path.rsplit('/').next().unwrap_or(path).as_bytes());
+        }
+        // `**/x` is x at the top, too.
+        pattern.strip_prefix(b"**/").is_some_and(|rest| glob(rest, path))
+    }
+}
+
+impl<'p> Written<'p> {
+    pub fn new(path: &'p str) -> Self {
+        let odd = path.contains("./") || path.contains("//") || path.contains(['$', '"']) || path.ends_with("/..");
+        let path = if odd {
+            Cow::Owned(collapse(&home(path)))
+        } else {
+            Cow::Borrowed(path)
+        };
+        Self {
+            bytes: bytes_of(path.bytes()),
+            path,
+        }
+    }
+}
+
+/// A set of bytes, as good as 64 bits can tell them apart.
+fn bytes_of(bytes: impl Iterator<Item = u8>) -> u64 {
+    bytes.fold(0, |set, byte| set | 1 << (byte & 63))
 }
 
 /// The spellings of the home folder are one.
-fn home(path: &str) -> String {
+fn home(path: &str) -> Cow<'_, str> {
     let path = path.trim_matches('"');
     ["$HOME/", "${HOME}/"]
         .iter()
         .find_map(|home| path.strip_prefix(home))
-        .map_or_else(|| path.to_owned(), |rest| format!("~/{rest}"))
+        .map_or(Cow::Borrowed(path), |rest| Cow::Owned(format!("~/{rest}")))
 }
 
 /// `a//b/./c/../d` to `a/b/d`.
@@ -82,7 +132,8 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
             star = Some((p, t, true));
             continue;
         }
-        if p < pattern.len() && t < text.len() && pattern[p] == text[t] {
+        let same = |pattern: u8, text: u8| pattern == text || (pattern == b'?' && text != b'/');
+        if p < pattern.len() && t < text.len() && same(pattern[p], text[t]) {
             p += 1;
             t += 1;
             continue;
@@ -113,6 +164,10 @@ fn glob(pattern: &[u8], text: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn matches(pattern: &str, path: &str) -> bool {
+        Pattern::new(pattern.to_owned()).matches(&Written::new(path))
+    }
 
     #[test]
     fn a_star_stays_within_a_name_and_two_cross_them() {

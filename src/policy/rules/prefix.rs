@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::path;
+use super::path::{Pattern, Written};
 use crate::path::SandboxPath;
 use crate::policy::shell::{Fields, Fit, Redirect, SimpleCommand, Word};
 use crate::policy::{Decision, RuleMatch};
@@ -23,12 +23,28 @@ pub struct PrefixRule {
     pub person_only: bool,
     /// Holds only for commands that run in this folder or below.
     pub cwd: Option<SandboxPath>,
-    /// Holds only where a file of this form is written.
-    pub redirects: Vec<String>,
+    /// Holds only where one of these options is given, in whatever place: `-f` also within `-rf`, `--force` also as `--forc`.
+    pub options: Vec<String>,
+    /// Holds only where an argument has one of these forms, as it is written.
+    pub arguments: Vec<Pattern>,
+    /// Holds only where a file of this form is written, or read by a rule that restricts.
+    pub redirects: Vec<Pattern>,
     /// Holds only where one of these variables is set for the command.
     pub env: Vec<String>,
     /// Its place among all rules of the load.
     pub(super) order: u32,
+}
+
+/// A rule of the admin's, from requirements instead of a file of rules. It restricts; what it says to allow is ignored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManagedRule {
+    pub file: String,
+    pub line: u32,
+    pub pattern: Vec<Token>,
+    pub decision: Decision,
+    pub justification: Option<String>,
+    pub canonical: bool,
+    pub person_only: bool,
 }
 
 /// One place of a pattern: a word, or one of several.
@@ -80,6 +96,12 @@ impl PrefixRule {
                 Place::Example => Fit::Yes,
             });
         }
+        if !self.options.is_empty() {
+            fit = fit.min(self.has_option(&command.argv));
+        }
+        if !self.arguments.is_empty() && !self.has_argument(&command.argv) {
+            return Fit::No;
+        }
         if !self.redirects.is_empty() {
             fit = fit.min(self.redirected(&command.redirects));
         }
@@ -111,16 +133,43 @@ impl PrefixRule {
         fit
     }
 
+    /// A word that is put together when the command runs may be an option, unless `--` stands before it.
+    fn has_option(&self, argv: &[Word]) -> Fit {
+        let mut fit = Fit::No;
+        for word in argv.iter().skip(1) {
+            let written = match &word.unknown {
+                None if word.text == "--" => break,
+                None => word.text.as_str(),
+                Some(unknown) if unknown.prefix.is_empty() => {
+                    fit = Fit::Maybe;
+                    continue;
+                }
+                Some(unknown) => unknown.prefix.as_str(),
+            };
+            if self.options.iter().any(|option| is_option(written, option)) {
+                return Fit::Yes;
+            }
+        }
+        fit
+    }
+
+    fn has_argument(&self, argv: &[Word]) -> bool {
+        argv.iter().skip(1).any(|word| {
+            let written = Written::new(&word.text);
+            self.arguments.iter().any(|pattern| pattern.matches(&written))
+        })
+    }
+
     fn redirected(&self, redirects: &[Redirect]) -> Fit {
         let fits = redirects
             .iter()
             .filter(|redirect| redirect.writes_file() || (self.decision != Decision::Allow && redirect.operator == "<"))
             .map(|redirect| {
-                if self
-                    .redirects
-                    .iter()
-                    .any(|pattern| path::matches(pattern, &redirect.target.text))
-                {
+                if self.decision == Decision::Allow && redirect.target.unknown.is_some() {
+                    return Fit::Maybe;
+                }
+                let written = Written::new(&redirect.target.text);
+                if self.redirects.iter().any(|pattern| pattern.matches(&written)) {
                     return Fit::Yes;
                 }
                 match &redirect.target.unknown {
@@ -157,4 +206,16 @@ impl PrefixRule {
             person_only: self.person_only,
         }
     }
+}
+
+/// Whether `written` gives `option`: a letter may stand within a cluster, a long one may be cut short or carry a value.
+fn is_option(written: &str, option: &str) -> bool {
+    if let Some(long) = option.strip_prefix("--") {
+        let name = written
+            .strip_prefix("--")
+            .map(|rest| rest.split('=').next().unwrap_or(rest));
+        return name.is_some_and(|name| name.len() >= 2 && long.starts_with(name));
+    }
+    let letter = &option[1..];
+    written.starts_with('-') && !written.starts_with("--") && written[1..].contains(letter)
 }

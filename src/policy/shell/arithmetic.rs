@@ -12,7 +12,14 @@ pub(super) struct Numbers {
     used: BTreeSet<String>,
     /// Whether every value ever assigned is a number.
     assigned: BTreeMap<String, bool>,
+    /// Variables that are arrays at some time.
+    arrays: BTreeSet<String>,
+    /// Variables that a declaration gives a text which is not known.
+    declared: BTreeSet<String>,
 }
+
+/// Arrays of bash's own.
+const ARRAYS: &[&str] = &["BASH_REMATCH", "COPROC", "DIRSTACK", "GROUPS", "MAPFILE", "PIPESTATUS"];
 
 /// Variables that bash itself keeps to numbers.
 const COUNTERS: &[&str] = &[
@@ -43,6 +50,22 @@ impl Numbers {
         self.used.insert(name);
     }
 
+    pub fn array(&mut self, name: &str) {
+        self.arrays.insert(name.to_owned());
+    }
+
+    /// `declare NAME="$x"`: where NAME is an array, bash reads a text such as `($(cmd))` as its elements, and runs cmd.
+    pub fn declares(&mut self, name: &str) {
+        self.declared.insert(name.to_owned());
+    }
+
+    /// Whether a declaration may read a text as the elements of an array.
+    pub fn any_reread(&self) -> bool {
+        self.declared
+            .iter()
+            .any(|name| self.arrays.contains(name) || ARRAYS.contains(&name.as_str()))
+    }
+
     /// Whether some expression rests on a variable that may hold anything.
     pub fn any_unknown(&self) -> bool {
         self.used.iter().any(|name| match self.assigned.get(name) {
@@ -55,7 +78,7 @@ impl Numbers {
 impl Reader<'_, '_> {
     /// At the second parenthesis of `$((` or `((`: reads the expression and the `))`, or says that there is none, which
     /// makes it a subshell within a substitution or another subshell.
-    pub fn arithmetic_follows(&mut self) -> Read<bool> {
+    pub(super) fn arithmetic_follows(&mut self) -> Read<bool> {
         if !self.closes_twice() {
             return Ok(false);
         }
@@ -96,12 +119,12 @@ impl Reader<'_, '_> {
     }
 
     /// An expression up to the first of `stops` that stands outside of its brackets, which is taken and returned.
-    pub fn arithmetic_until(&mut self, stops: &[u8]) -> Read<u8> {
+    pub(super) fn arithmetic_until(&mut self, stops: &[u8]) -> Read<u8> {
         self.deeper(|reader| reader.expression(stops))
     }
 
     /// An expression that is all of this reader's text.
-    pub fn expression_to_end(&mut self) -> Read<()> {
+    pub(super) fn expression_to_end(&mut self) -> Read<()> {
         self.expression(b"").map(|_| ())
     }
 
@@ -158,7 +181,8 @@ impl Reader<'_, '_> {
         self.at = after;
         // What an expression assigns is a number, by whichever operator.
         if plain_assignment {
-            self.walk.numbers.assign(&name, true);
+            self.walk.assigned(&name, true);
+            self.walk.binds(&name, None);
         } else {
             self.walk.numbers.uses(name);
         }

@@ -4,7 +4,7 @@
 use super::lexer::Reader;
 use super::programs::{Found, assignment, carry, from_input, skip_options};
 use super::word::Fit;
-use super::{Dialect, Role, SimpleCommand, Walk, Word};
+use super::{Dialect, Role, SimpleCommand, Walk, Word, environment};
 
 /// Nothing where `name` is no builtin that matters here.
 pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand) -> Option<Found> {
@@ -19,7 +19,7 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
         "exec" => return Some(exec(walk, args, command)),
         "source" | "." => {
             if args.first().and_then(Word::value) == Some("/dev/stdin") {
-                return Some(from_input(walk, command, Dialect::Bash));
+                return Some(from_input(walk, command, walk.dialect));
             }
             walk.opaque("a file that is read into the shell");
         }
@@ -32,20 +32,10 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
             walk.opaque("an alias");
         }
         "enable" | "bind" | "fc" => walk.opaque("a builtin that changes what commands mean"),
-        "hash" if args.iter().any(|word| word.starts_with("-p") != Fit::No) => {
+        "hash" if args.iter().any(|word| has_letter(word, 'p')) => {
             walk.opaque("a builtin that changes what commands mean");
         }
-        "complete" | "compgen" if !args.iter().all(is_known_letters) => {
-            walk.opaque("a completion that may run commands")
-        }
-        "complete" | "compgen" => {
-            if args
-                .iter()
-                .any(|word| ["-F", "-C", "-W", "-P"].contains(&word.text.as_str()))
-            {
-                walk.opaque("a completion that may run commands");
-            }
-        }
+        "complete" | "compgen" => walk.opaque("a completion that may run commands"),
         "set" => set(walk, args),
         "shopt" => {
             // Others change how words are read, or bring aliases in.
@@ -79,10 +69,17 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
                 }
             }
         }
-        "declare" | "typeset" | "local" | "export" | "readonly" => declare(walk, args),
+        "declare" | "typeset" | "local" | "export" | "readonly" => {
+            if matches!(name, "declare" | "typeset" | "local")
+                && args.iter().any(|word| word.value().is_some_and(environment::matters))
+            {
+                walk.opaque("a declaration that hides what commands are found by");
+            }
+            declare(walk, args);
+        }
         "read" => names(walk, args, "ersE", "adinNptu"),
         "mapfile" | "readarray" => {
-            if let Some(at) = args.iter().position(|word| word.starts_with("-C") != Fit::No) {
+            if let Some(at) = args.iter().position(|word| has_letter(word, 'C')) {
                 match args.get(at).and_then(Word::value) {
                     Some("-C") if args.get(at + 1).and_then(Word::value).is_some() => {
                         let callback = args[at + 1].clone();
@@ -92,11 +89,14 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
                 }
             }
             names(walk, args, "t", "CcdnOsu");
+            for name in args.iter().filter_map(Word::value) {
+                walk.numbers.array(name);
+            }
         }
         "getopts" => names(walk, args.get(1..2).unwrap_or(&[]), "", ""),
         "unset" => names(walk, args, "fvn", ""),
         "wait" => {
-            if let Some(at) = args.iter().position(|word| word.starts_with("-p") != Fit::No) {
+            if let Some(at) = args.iter().position(|word| has_letter(word, 'p')) {
                 names(walk, args.get(at + 1..at + 2).unwrap_or(&[]), "", "");
             }
         }
@@ -109,8 +109,16 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
             }
         }
         "test" | "[" => test(walk, args),
+        "at" | "batch" => {
+            let queue = args
+                .iter()
+                .any(|word| ['f', 'l', 'd', 'r', 'c'].iter().any(|letter| has_letter(word, *letter)));
+            if !queue {
+                return Some(from_input(walk, command, Dialect::Posix));
+            }
+        }
         "jobs" => {
-            if let Some(at) = args.iter().position(|word| word.starts_with("-x") != Fit::No) {
+            if let Some(at) = args.iter().position(|word| has_letter(word, 'x')) {
                 return Some(carry(walk, args.get(at + 1..).unwrap_or(&[]), command));
             }
         }
@@ -119,8 +127,12 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
     Some(Found::role(Role::Runs))
 }
 
-fn is_known_letters(word: &Word) -> bool {
-    word.value().is_some()
+/// Whether a word may be an option with this letter in it.
+fn has_letter(word: &Word, letter: char) -> bool {
+    match word.value() {
+        Some(option) => option.starts_with('-') && option.contains(letter),
+        None => word.starts_with("-") != Fit::No,
+    }
 }
 
 fn eval(walk: &mut Walk, args: &[Word]) {
@@ -129,7 +141,7 @@ fn eval(walk: &mut Walk, args: &[Word]) {
         _ => args,
     };
     match args.iter().map(Word::value).collect::<Option<Vec<_>>>() {
-        Some(words) => walk.nested(&words.join(" "), Dialect::Bash),
+        Some(words) => walk.nested(&words.join(" "), walk.dialect),
         None => walk.opaque("a script that is put together when it runs"),
     }
 }
@@ -174,8 +186,7 @@ fn trap(walk: &mut Walk, args: &[Word]) {
     match args.first() {
         Some(script) if script.value() == Some("-") => {}
         Some(script) => {
-            let script = script.clone();
-            walk.script(&script, Dialect::Bash);
+            walk.script(script, walk.dialect);
         }
         None => {}
     }
@@ -243,40 +254,64 @@ fn names(walk: &mut Walk, args: &[Word], flags: &str, values: &str) {
             _ => walk.opaque("arguments that may name a variable with a subscript"),
         }
     }
-    if let Some(array) = args.windows(2).find(|pair| pair[0].value() == Some("-a")) {
-        names(walk, &array[1..], "", "");
+    if values.contains('a')
+        && let Some(array) = args[..at].windows(2).find(|pair| has_letter(&pair[0], 'a'))
+    {
+        match array[0].value() {
+            Some(option) if option.ends_with('a') => {
+                if let Some(name) = array[1].value() {
+                    walk.numbers.array(name);
+                }
+                names(walk, &array[1..], "", "");
+            }
+            _ => walk.opaque("an array whose name is not known"),
+        }
     }
 }
 
 fn declare(walk: &mut Walk, args: &[Word]) {
+    const EVALUATES: &str = "a declaration that evaluates what it is given";
+    let array = args.iter().any(|word| has_letter(word, 'a') || has_letter(word, 'A'));
     for word in args {
-        match word.value() {
-            Some(option) if option.starts_with('-') || option.starts_with('+') => {
-                // A reference is a name that is evaluated, an integer a value that is.
-                if option.contains(['n', 'i']) && !option.starts_with("--") {
-                    walk.opaque("a declaration that evaluates what it is given");
-                }
+        if let Some(option) = word.value().filter(|word| word.starts_with(['-', '+'])) {
+            // A reference is a name that is evaluated, an integer a value that is.
+            if option.contains(['n', 'i']) && !option.starts_with("--") {
+                walk.opaque(EVALUATES);
             }
-            Some(text) => {
-                let name = text.split(['=', '+']).next().unwrap_or(text);
-                if text.contains('=') {
-                    // Read as an assignment already, unless quotes hid that from the parser.
-                    let value = assignment(word).map(|(_, value)| value);
-                    walk.assigned(name, value.as_ref().is_some_and(super::is_number));
-                    walk.binds(name, value.as_ref().filter(|value| !value.text.starts_with('(')));
-                }
-                if name.contains('[') && !is_plain_element(name) {
-                    walk.opaque("a declaration that evaluates what it is given");
-                }
-            }
-            None => match assignment(word) {
-                Some((name, value)) if word.is_single() && is_name(&name) => {
-                    walk.assigned(&name, false);
-                    walk.binds(&name, Some(&value));
-                }
-                _ => walk.opaque("a declaration that is put together when it runs"),
-            },
+            continue;
         }
+        let Some((name, value)) = assignment(word) else {
+            match word.value() {
+                Some(name) if is_name(name) => {
+                    if array {
+                        walk.numbers.array(name);
+                    }
+                }
+                Some(name) if is_plain_element(name) => {}
+                _ => walk.opaque("a declaration that is put together when it runs"),
+            }
+            continue;
+        };
+        let name = name.trim_end_matches('+');
+        if !word.is_single() || !(is_name(name) || is_plain_element(name)) {
+            walk.opaque(EVALUATES);
+        }
+        if array {
+            walk.numbers.array(name);
+        }
+        // Without quotes it is an array that the parser has read already.
+        let literal = word.unknown.is_some() && word.text.starts_with(&format!("{name}=("))
+            || word.unknown.is_some() && word.text.starts_with(&format!("{name}+=("));
+        if literal {
+            continue;
+        }
+        match value.starts_with("(") {
+            Fit::No => {}
+            Fit::Maybe if !array => walk.numbers.declares(name),
+            Fit::Maybe | Fit::Yes => walk.opaque(EVALUATES),
+        }
+        walk.assigned(name, super::is_number(&value));
+        walk.binds(name, Some(&value));
     }
 }
 

@@ -56,7 +56,7 @@ pub(super) enum Mode {
 }
 
 impl<'s, 'w> Reader<'s, 'w> {
-    pub fn new(src: &'s str, walk: &'w mut Walk, dialect: Dialect) -> Self {
+    pub(super) fn new(src: &'s str, walk: &'w mut Walk, dialect: Dialect) -> Self {
         Self {
             src,
             at: 0,
@@ -67,25 +67,25 @@ impl<'s, 'w> Reader<'s, 'w> {
         }
     }
 
-    pub fn lost<T>(&mut self, reason: &'static str) -> Read<T> {
+    pub(super) fn lost<T>(&mut self, reason: &'static str) -> Read<T> {
         self.walk.opaque(reason);
         Err(Lost)
     }
 
-    fn byte(&self, at: usize) -> Option<u8> {
+    pub(super) fn byte(&self, at: usize) -> Option<u8> {
         self.src.as_bytes().get(at).copied()
     }
 
     /// The next byte outside single quotes: a backslash before a newline is nothing at all, even within a word or an
     /// operator.
-    pub fn peek(&mut self) -> Option<u8> {
+    pub(super) fn peek(&mut self) -> Option<u8> {
         while self.byte(self.at) == Some(b'\\') && self.byte(self.at + 1) == Some(b'\n') {
             self.at += 2;
         }
         self.byte(self.at)
     }
 
-    pub fn next(&mut self) -> Option<u8> {
+    pub(super) fn next(&mut self) -> Option<u8> {
         let byte = self.peek();
         if byte.is_some() {
             self.at += 1;
@@ -94,7 +94,7 @@ impl<'s, 'w> Reader<'s, 'w> {
     }
 
     /// Takes `text` if it stands here.
-    pub fn take(&mut self, text: &str) -> bool {
+    pub(super) fn take(&mut self, text: &str) -> bool {
         let start = self.at;
         for byte in text.bytes() {
             if self.next() != Some(byte) {
@@ -105,7 +105,7 @@ impl<'s, 'w> Reader<'s, 'w> {
         true
     }
 
-    pub fn stands(&mut self, text: &str) -> bool {
+    pub(super) fn stands(&mut self, text: &str) -> bool {
         let start = self.at;
         let found = self.take(text);
         self.at = start;
@@ -114,7 +114,7 @@ impl<'s, 'w> Reader<'s, 'w> {
 
     /// Blanks and comments up to the next token. Only space and tab are blanks: bash takes `\r`, `\v`, `\f`, a byte-order
     /// mark and every wide space for letters.
-    pub fn skip_blanks(&mut self) {
+    pub(super) fn skip_blanks(&mut self) {
         while let Some(byte) = self.peek() {
             match byte {
                 b' ' | b'\t' => self.at += 1,
@@ -129,7 +129,7 @@ impl<'s, 'w> Reader<'s, 'w> {
     }
 
     /// Whether a token ends before `byte`.
-    pub fn ends_token(byte: Option<u8>) -> bool {
+    pub(super) fn ends_token(byte: Option<u8>) -> bool {
         match byte {
             None => true,
             Some(byte) => matches!(
@@ -140,7 +140,7 @@ impl<'s, 'w> Reader<'s, 'w> {
     }
 
     /// One word. The caller has seen that a word starts here; an empty one means that none did.
-    pub fn word(&mut self, mode: Mode) -> Read<Lexed> {
+    pub(super) fn word(&mut self, mode: Mode) -> Read<Lexed> {
         self.word_after(mode, Draft::new())
     }
 
@@ -163,8 +163,11 @@ impl<'s, 'w> Reader<'s, 'w> {
                     if self.dialect != Dialect::Bash {
                         return self.lost("process substitution outside bash");
                     }
+                    let inside = self.at;
                     self.nested_list(b')')?;
-                    draft.unknown(Fields::One, false);
+                    // With nothing in it, it becomes nothing.
+                    let empty = self.src[inside..self.at - 1].trim().is_empty();
+                    draft.unknown(if empty { Fields::Any } else { Fields::One }, false);
                 }
                 b'(' if mode == Mode::Regex => {
                     parens += 1;
@@ -190,7 +193,8 @@ impl<'s, 'w> Reader<'s, 'w> {
                     bare = false;
                     self.at += 1;
                     match self.byte(self.at) {
-                        None => draft.push(b'\\'),
+                        // bash keeps it in a script of one line and drops it in longer ones.
+                        None => return self.lost("a backslash at the very end"),
                         Some(escaped) => {
                             self.at += 1;
                             draft.push(escaped);
@@ -305,7 +309,7 @@ impl<'s, 'w> Reader<'s, 'w> {
         })
     }
 
-    fn is_process_substitution(&mut self) -> bool {
+    pub(super) fn is_process_substitution(&mut self) -> bool {
         let was = self.at;
         self.at += 1;
         let found = self.peek() == Some(b'(');
@@ -314,7 +318,7 @@ impl<'s, 'w> Reader<'s, 'w> {
     }
 
     /// After the opening quote.
-    fn single_quoted(&mut self) -> Read<&'s str> {
+    pub(super) fn single_quoted(&mut self) -> Read<&'s str> {
         let rest = &self.src[self.at..];
         match rest.find('\'') {
             Some(length) => {
@@ -326,7 +330,7 @@ impl<'s, 'w> Reader<'s, 'w> {
     }
 
     /// After the opening quote.
-    fn double_quoted(&mut self, draft: &mut Draft) -> Read<()> {
+    pub(super) fn double_quoted(&mut self, draft: &mut Draft) -> Read<()> {
         loop {
             match self.peek() {
                 None => return self.lost("a double quote is not closed"),
@@ -340,7 +344,7 @@ impl<'s, 'w> Reader<'s, 'w> {
     }
 
     /// One step within double quotes or a here-document; `escapable` is what a backslash takes the meaning of.
-    pub fn quoted_byte(&mut self, byte: u8, escapable: &[u8], draft: &mut Draft) -> Read<()> {
+    pub(super) fn quoted_byte(&mut self, byte: u8, escapable: &[u8], draft: &mut Draft) -> Read<()> {
         match byte {
             b'\\' => {
                 self.at += 1;
@@ -366,76 +370,8 @@ impl<'s, 'w> Reader<'s, 'w> {
         Ok(())
     }
 
-    /// At a `$`. `splits`: whether the value is split into fields; `quoted`: within double quotes or a here-document.
-    fn dollar(&mut self, draft: &mut Draft, splits: bool, quoted: bool) -> Read<()> {
-        self.at += 1;
-        let fields = if splits { Fields::Any } else { Fields::One };
-        match self.peek() {
-            Some(b'(') => {
-                self.at += 1;
-                if self.peek() == Some(b'(') && self.arithmetic_follows()? {
-                    draft.unknown(fields, true);
-                    return Ok(());
-                }
-                let start = self.at;
-                self.nested_list(b')')?;
-                let numeric = prints_number(self.src[start..self.at - 1].trim());
-                draft.unknown(fields, numeric);
-            }
-            Some(b'{') => {
-                self.at += 1;
-                let (many, numeric) = self.parameter(quoted)?;
-                draft.unknown(if many { Fields::Any } else { fields }, numeric);
-            }
-            Some(b'[') => return self.lost("the old form of arithmetic, $[ ]"),
-            Some(b'\'') if !quoted => {
-                self.at += 1;
-                if self.dialect != Dialect::Bash {
-                    return self.lost("$'…' outside bash");
-                }
-                self.ansi_quoted(draft)?;
-            }
-            Some(b'"') if !quoted => {
-                self.at += 1;
-                if self.dialect != Dialect::Bash {
-                    return self.lost("$\"…\" outside bash");
-                }
-                // A translation may say anything.
-                self.double_quoted(&mut Draft::new())?;
-                draft.unknown(Fields::One, false);
-            }
-            Some(b'@') => {
-                self.at += 1;
-                draft.unknown(Fields::Any, false);
-            }
-            Some(b'*') => {
-                self.at += 1;
-                draft.unknown(fields, false);
-            }
-            Some(b'#' | b'?' | b'$' | b'!') => {
-                self.at += 1;
-                draft.unknown(fields, true);
-            }
-            Some(b'-') => {
-                self.at += 1;
-                draft.unknown(fields, false);
-            }
-            Some(byte) if byte.is_ascii_digit() => {
-                self.at += 1;
-                draft.unknown(fields, false);
-            }
-            Some(byte) if byte.is_ascii_alphabetic() || byte == b'_' => {
-                let name = self.name();
-                debug_assert!(!name.is_empty(), "a letter was seen");
-                draft.unknown(fields, false);
-            }
-            _ => draft.push(b'$'),
-        }
-        Ok(())
-    }
-
     /// A variable's name, perhaps empty.
-    pub fn name(&mut self) -> String {
+    pub(super) fn name(&mut self) -> String {
         let mut name = String::new();
         while let Some(byte) = self.peek() {
             if byte.is_ascii_alphabetic() || byte == b'_' || (!name.is_empty() && byte.is_ascii_digit()) {
@@ -448,154 +384,8 @@ impl<'s, 'w> Reader<'s, 'w> {
         name
     }
 
-    /// After `${`. Whether it may become many fields even in quotes, and whether it is surely a number.
-    fn parameter(&mut self, quoted: bool) -> Read<(bool, bool)> {
-        if self.take("!") {
-            // `${!x}` takes the value of x for a name, and a name such as `a[$(cmd)]` runs cmd. Only the forms that list
-            // names are harmless.
-            let name = self.name();
-            let lists_names = !name.is_empty() && ["*}", "@}", "[@]}", "[*]}"].iter().any(|end| self.take(end));
-            if lists_names {
-                return Ok((true, false));
-            }
-            return self.lost("an indirect expansion");
-        }
-        let mut length = false;
-        if self.stands("#") && !self.stands("#}") {
-            length = true;
-            self.at += 1;
-        }
-        let mut many = false;
-        let name = self.name();
-        if name.is_empty() {
-            match self.next() {
-                Some(b'@') => many = true,
-                Some(b'*' | b'#' | b'?' | b'$' | b'!' | b'-') => {}
-                Some(byte) if byte.is_ascii_digit() => {
-                    while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
-                        self.at += 1;
-                    }
-                }
-                // `${ cmd; }` and `${| cmd; }` of newer shells, or nonsense.
-                _ => return self.lost("an unknown form of ${ }"),
-            }
-        } else if self.stands("[") {
-            self.at += 1;
-            if self.take("@]") {
-                many = true;
-            } else if !self.take("*]") {
-                self.arithmetic_until(b"]")?;
-            }
-        }
-        if length {
-            return if self.take("}") {
-                Ok((false, true))
-            } else {
-                self.lost("an unknown form of ${# }")
-            };
-        }
-        match self.next() {
-            Some(b'}') => return Ok((many, false)),
-            Some(b':') => match self.peek() {
-                Some(b'-' | b'=' | b'?' | b'+') => {
-                    if self.next() == Some(b'=') {
-                        self.walk.assigned(&name, false);
-                        self.walk.binds(&name, None);
-                    }
-                    self.brace_word(quoted)?;
-                }
-                _ => {
-                    if self.arithmetic_until(b":}")? == b':' {
-                        self.arithmetic_until(b"}")?;
-                    }
-                }
-            },
-            Some(b'=') => {
-                self.walk.assigned(&name, false);
-                self.walk.binds(&name, None);
-                self.brace_word(quoted)?;
-            }
-            Some(b'-' | b'?' | b'+' | b'#' | b'%' | b'/' | b'^' | b',') => self.brace_word(quoted)?,
-            Some(b'@') => match self.next() {
-                // `@P` expands its value as a prompt, which runs what is in it.
-                Some(b'U' | b'u' | b'L' | b'Q' | b'E' | b'A' | b'K' | b'a' | b'k') if self.take("}") => {}
-                _ => return self.lost("an expansion that runs what the variable holds"),
-            },
-            _ => return self.lost("an unknown form of ${ }"),
-        }
-        Ok((many, false))
-    }
-
-    /// The word of `${x:-word}` and its kin, with the closing brace.
-    fn brace_word(&mut self, quoted: bool) -> Read<()> {
-        let mut inside = Draft::new();
-        loop {
-            match self.peek() {
-                None => return self.lost("a ${ is not closed"),
-                Some(b'}') => {
-                    self.at += 1;
-                    return Ok(());
-                }
-                // Whether a single quote quotes here depends on the operator and on the shell.
-                Some(b'\'') if quoted => return self.lost("a single quote within \"${ }\""),
-                Some(b'\'') => {
-                    self.at += 1;
-                    self.single_quoted()?;
-                }
-                Some(b'"') => {
-                    self.at += 1;
-                    self.double_quoted(&mut inside)?;
-                }
-                Some(b'\\') => {
-                    self.at = self.src.len().min(self.at + 2);
-                }
-                Some(b'$') => self.dollar(&mut inside, false, quoted)?,
-                Some(b'`') => {
-                    self.at += 1;
-                    self.back_quoted(quoted)?;
-                }
-                Some(b'<' | b'>') if self.is_process_substitution() => {
-                    return self.lost("a process substitution within ${ }");
-                }
-                Some(_) => self.at += 1,
-            }
-        }
-    }
-
-    /// After the opening back-quote: undoes one level of backslashes and reads what is left as a script of its own.
-    fn back_quoted(&mut self, in_double_quotes: bool) -> Read<()> {
-        let mut script = Vec::new();
-        loop {
-            match self.byte(self.at) {
-                None => return self.lost("a back-quote is not closed"),
-                Some(b'`') => {
-                    self.at += 1;
-                    break;
-                }
-                Some(b'\\') => {
-                    match self.byte(self.at + 1) {
-                        Some(escaped @ (b'$' | b'`' | b'\\')) => script.push(escaped),
-                        Some(b'"') if in_double_quotes => script.push(b'"'),
-                        Some(other) => script.extend([b'\\', other]),
-                        None => return self.lost("a back-quote is not closed"),
-                    }
-                    self.at += 2;
-                }
-                Some(byte) => {
-                    script.push(byte);
-                    self.at += 1;
-                }
-            }
-        }
-        let Ok(script) = String::from_utf8(script) else {
-            return self.lost("a command that is not text");
-        };
-        self.walk.nested(&script, self.dialect);
-        Ok(())
-    }
-
     /// A list up to `end`, as one level deeper: `$( )`, `<( )`.
-    fn nested_list(&mut self, end: u8) -> Read<()> {
+    pub(super) fn nested_list(&mut self, end: u8) -> Read<()> {
         let start = self.at;
         let outer = std::mem::take(&mut self.heredocs);
         self.substitutions += 1;
@@ -612,7 +402,7 @@ impl<'s, 'w> Reader<'s, 'w> {
     }
 
     /// Runs `read` one level deeper; too deep is opaque, so that no script can exhaust the stack.
-    pub fn deeper<T>(&mut self, read: impl FnOnce(&mut Self) -> Read<T>) -> Read<T> {
+    pub(super) fn deeper<T>(&mut self, read: impl FnOnce(&mut Self) -> Read<T>) -> Read<T> {
         if self.walk.depth >= super::DEPTH_LIMIT {
             return self.lost("nested too deeply");
         }
@@ -620,84 +410,6 @@ impl<'s, 'w> Reader<'s, 'w> {
         let result = read(self);
         self.walk.depth -= 1;
         result
-    }
-
-    /// After `$'`.
-    fn ansi_quoted(&mut self, draft: &mut Draft) -> Read<()> {
-        loop {
-            let Some(byte) = self.byte(self.at) else {
-                return self.lost("a $' is not closed");
-            };
-            self.at += 1;
-            match byte {
-                b'\'' => return Ok(()),
-                b'\\' => {
-                    let Some(escape) = self.byte(self.at) else {
-                        return self.lost("a $' is not closed");
-                    };
-                    self.at += 1;
-                    match escape {
-                        b'a' => draft.push(0x07),
-                        b'b' => draft.push(0x08),
-                        b'e' | b'E' => draft.push(0x1b),
-                        b'f' => draft.push(0x0c),
-                        b'n' => draft.push(b'\n'),
-                        b'r' => draft.push(b'\r'),
-                        b't' => draft.push(b'\t'),
-                        b'v' => draft.push(0x0b),
-                        b'\\' | b'\'' | b'"' | b'?' => draft.push(escape),
-                        b'0'..=b'7' => {
-                            self.at -= 1;
-                            let value = self.digits(8, 3)?;
-                            self.ansi_byte(draft, value)?;
-                        }
-                        b'x' if self.byte(self.at) != Some(b'{') => {
-                            let value = self.digits(16, 2)?;
-                            self.ansi_byte(draft, value)?;
-                        }
-                        b'u' | b'U' => {
-                            let value = self.digits(16, if escape == b'u' { 4 } else { 8 })?;
-                            match char::from_u32(value) {
-                                Some(letter) if letter != '\0' => {
-                                    draft.extend(letter.encode_utf8(&mut [0; 4]).as_bytes());
-                                }
-                                _ => return self.lost("an escape of $' ' that is no letter"),
-                            }
-                        }
-                        _ => return self.lost("an unusual escape in $' '"),
-                    }
-                }
-                _ => draft.push(byte),
-            }
-        }
-    }
-
-    fn ansi_byte(&mut self, draft: &mut Draft, value: u32) -> Read<()> {
-        // A NUL ends the text in bash; what is after it is dropped.
-        match u8::try_from(value & 0xff) {
-            Ok(byte) if byte != 0 => {
-                draft.push(byte);
-                Ok(())
-            }
-            _ => self.lost("a NUL in $' '"),
-        }
-    }
-
-    fn digits(&mut self, radix: u32, most: usize) -> Read<u32> {
-        let mut value = 0_u32;
-        let mut count = 0;
-        while count < most {
-            let Some(digit) = self.byte(self.at).and_then(|byte| (byte as char).to_digit(radix)) else {
-                break;
-            };
-            value = value.wrapping_mul(radix).wrapping_add(digit);
-            self.at += 1;
-            count += 1;
-        }
-        if count == 0 {
-            return self.lost("an escape of $' ' without digits");
-        }
-        Ok(value)
     }
 }
 
@@ -712,15 +424,4 @@ fn is_numeric_range(source: &str) -> bool {
                     .split("..")
                     .all(|end| !end.is_empty() && end.bytes().all(|byte| byte.is_ascii_digit()))
         })
-}
-
-/// Commands that print one number or a list of them and nothing else, whatever the machine holds.
-fn prints_number(script: &str) -> bool {
-    if script == "nproc" || script == "date +%s" || script == "date +%s%N" {
-        return true;
-    }
-    script.strip_prefix("seq ").is_some_and(|rest| {
-        rest.split(' ')
-            .all(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()))
-    })
 }

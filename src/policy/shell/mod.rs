@@ -18,12 +18,16 @@
 
 mod arithmetic;
 mod builtins;
+mod condition;
 mod environment;
+mod expansion;
 mod git;
 mod interpreters;
 mod lexer;
 mod parser;
 mod programs;
+mod redirect;
+mod simple;
 mod word;
 
 #[cfg(test)]
@@ -78,7 +82,16 @@ pub enum Role {
 pub struct Redirect {
     pub operator: &'static str,
     pub target: Word,
+    /// The descriptor that it is for.
+    fd: Fd,
     body: Option<usize>,
+}
+
+/// Which descriptor: all that matters is whether a shell would read its script from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fd {
+    Input,
+    Other,
 }
 
 impl Redirect {
@@ -86,6 +99,7 @@ impl Redirect {
         Self {
             operator: ">",
             target,
+            fd: Fd::Other,
             body: None,
         }
     }
@@ -107,8 +121,9 @@ impl Redirect {
 }
 
 /// Which shell reads a script.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 enum Dialect {
+    #[default]
     Bash,
     /// `sh`, whichever that is: what shells read differently is opaque.
     Posix,
@@ -151,7 +166,11 @@ struct Walk {
     commands: Vec<SimpleCommand>,
     opaque: Option<&'static str>,
     numbers: Numbers,
+    /// The shell whose script is being read.
+    dialect: Dialect,
     depth: u32,
+    /// How many programs that run others in ways of their own are being looked through.
+    runners: u32,
     reread: usize,
     /// Here-documents seen so far; a body's slot is its number.
     slots: usize,
@@ -163,6 +182,9 @@ impl Walk {
     fn finished(mut self) -> Understanding {
         if self.numbers.any_unknown() {
             self.opaque("arithmetic on a variable that may hold anything");
+        }
+        if self.numbers.any_reread() {
+            self.opaque("a declaration that evaluates what it is given");
         }
         if !self.waiting.is_empty() {
             self.opaque("a script whose text is missing");
@@ -179,6 +201,12 @@ impl Walk {
 
     /// Reads a script within the script.
     fn nested(&mut self, script: &str, dialect: Dialect) {
+        let outer = std::mem::replace(&mut self.dialect, dialect);
+        self.read(script, dialect);
+        self.dialect = outer;
+    }
+
+    fn read(&mut self, script: &str, dialect: Dialect) {
         self.reread += script.len();
         if self.depth >= DEPTH_LIMIT {
             return self.opaque("nested too deeply");
@@ -228,11 +256,10 @@ impl Walk {
     }
 
     /// A simple command was read.
-    fn finish(&mut self, draught: Draught, dialect: Dialect) {
+    fn finish(&mut self, draught: Draught) {
         for (name, value) in &draught.env {
             self.binds(name, Some(value));
         }
-        let _ = dialect;
         if draught.argv.is_empty() {
             self.compound(draught);
         } else {
@@ -269,6 +296,9 @@ impl Walk {
         if self.depth >= DEPTH_LIMIT {
             return self.opaque("nested too deeply");
         }
+        if self.commands.len() >= COMMAND_LIMIT {
+            return self.opaque("too many commands");
+        }
         let index = self.list(SimpleCommand {
             argv,
             env,
@@ -277,8 +307,11 @@ impl Walk {
         });
         let command = self.commands[index].clone();
         self.depth += 1;
-        let found = programs::look_through(self, &command);
+        let mut found = programs::look_through(self, &command);
         self.depth -= 1;
+        if found.role == Role::Carries && !programs::is_trusted(&command.argv) {
+            found.role = Role::Runs;
+        }
         let listed = &mut self.commands[index];
         listed.role = found.role;
         listed.redirects.extend(found.writes.into_iter().map(Redirect::write));

@@ -4,8 +4,8 @@
 //! It may accept what bash refuses (the command then does not run, and a listing too many harms nobody); it never reads
 //! on where bash would read otherwise.
 
-use super::lexer::{Heredoc, Lexed, Mode, Read, Reader};
-use super::word::{Draft, Fields, Word};
+use super::lexer::{Lexed, Mode, Read, Reader};
+use super::word::Word;
 use super::{Dialect, Redirect};
 
 /// A simple command in the making.
@@ -14,6 +14,13 @@ pub(super) struct Draught {
     pub argv: Vec<Word>,
     pub env: Vec<(String, Word)>,
     pub redirects: Vec<Redirect>,
+}
+
+/// Where a command stands. `time` is a keyword only where a pipeline starts; behind a `|` it is the program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    PipelineStart,
+    Within,
 }
 
 /// What ends a list.
@@ -31,7 +38,7 @@ const CLOSERS: &[&str] = &["then", "do", "done", "fi", "else", "elif", "esac", "
 
 impl Reader<'_, '_> {
     /// A whole script.
-    pub fn script(&mut self) -> Read<()> {
+    pub(super) fn script(&mut self) -> Read<()> {
         self.list(End::Script)?;
         if self.heredocs.is_empty() {
             Ok(())
@@ -41,7 +48,7 @@ impl Reader<'_, '_> {
     }
 
     /// A list up to the byte `end`, which is taken.
-    pub fn list_until(&mut self, end: u8) -> Read<()> {
+    pub(super) fn list_until(&mut self, end: u8) -> Read<()> {
         self.list(End::Byte(end))
     }
 
@@ -86,7 +93,7 @@ impl Reader<'_, '_> {
     }
 
     /// Newlines, with the here-documents that begin after them, blanks and comments.
-    fn skip_separators(&mut self) -> Read<()> {
+    pub(super) fn skip_separators(&mut self) -> Read<()> {
         loop {
             self.skip_blanks();
             if self.peek() != Some(b'\n') {
@@ -118,8 +125,10 @@ impl Reader<'_, '_> {
     }
 
     fn pipeline(&mut self) -> Read<()> {
+        let mut place = Place::PipelineStart;
         loop {
-            self.deeper(|reader| reader.command())?;
+            self.deeper(|reader| reader.command(place))?;
+            place = Place::Within;
             self.skip_blanks();
             if self.stands("||") || !self.take("|") {
                 return Ok(());
@@ -132,7 +141,7 @@ impl Reader<'_, '_> {
     }
 
     /// One command, simple or compound, at the place where keywords count.
-    fn command(&mut self) -> Read<()> {
+    fn command(&mut self, place: Place) -> Read<()> {
         self.skip_blanks();
         match self.peek() {
             Some(b'(') => {
@@ -160,9 +169,12 @@ impl Reader<'_, '_> {
                 // A lone `!` is a command of its own in bash.
                 match self.peek() {
                     Some(b';' | b'\n' | b'&' | b'|' | b')') | None => Ok(()),
-                    _ => self.deeper(|reader| reader.command()),
+                    _ => self.deeper(|reader| reader.command(Place::PipelineStart)),
                 }
             }
+            // Elsewhere, and to other shells, it is the program of that name.
+            "time" if place == Place::Within => self.simple(Some(Word::known("time"))),
+            "time" if self.dialect != Dialect::Bash => self.time_in_sh(),
             "time" => self.timed(),
             "coproc" => self.coprocess(),
             "{" => {
@@ -259,7 +271,7 @@ impl Reader<'_, '_> {
         found
     }
 
-    fn take_keyword(&mut self, word: &str) -> bool {
+    pub(super) fn take_keyword(&mut self, word: &str) -> bool {
         let was = self.at;
         if self.take(word) && Self::ends_token(self.peek()) {
             return true;
@@ -277,10 +289,22 @@ impl Reader<'_, '_> {
         }
     }
 
+    /// A keyword to bash and a program to others: both run what follows, if that is a plain command.
+    fn time_in_sh(&mut self) -> Read<()> {
+        self.skip_blanks();
+        let was = self.at;
+        let assigns = !self.name().is_empty() && (self.stands("=") || self.stands("+=") || self.stands("["));
+        self.at = was;
+        if self.keyword().is_some() || self.peek() == Some(b'(') || assigns {
+            return self.lost("time before what only a keyword may stand before");
+        }
+        self.simple(Some(Word::known("time")))
+    }
+
     fn timed(&mut self) -> Read<()> {
         self.skip_blanks();
         if self.stands("-") {
-            if self.dialect != Dialect::Bash || !self.take_keyword("-p") {
+            if !self.take_keyword("-p") {
                 // `time -f …`: the program of that name.
                 return self.simple(Some(Word::known("time")));
             }
@@ -291,7 +315,7 @@ impl Reader<'_, '_> {
         }
         match self.peek() {
             Some(b';' | b'\n' | b'&' | b'|' | b')') | None => Ok(()),
-            _ => self.deeper(|reader| reader.command()),
+            _ => self.deeper(|reader| reader.command(Place::PipelineStart)),
         }
     }
 
@@ -308,9 +332,13 @@ impl Reader<'_, '_> {
             self.skip_blanks();
             if name.is_empty() || !blank || !self.compound_stands() {
                 self.at = was;
+            } else {
+                self.walk.assigned(&name, false);
+                self.walk.numbers.array(&name);
+                self.walk.binds(&name, None);
             }
         }
-        self.deeper(|reader| reader.command())
+        self.deeper(|reader| reader.command(Place::Within))
     }
 
     fn compound_stands(&mut self) -> bool {
@@ -412,387 +440,19 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn function_body(&mut self) -> Read<()> {
+    pub(super) fn function_body(&mut self) -> Read<()> {
         self.skip_separators()?;
         if !self.compound_stands() {
             return self.lost("a function without a body");
         }
-        self.deeper(|reader| reader.command())
+        self.deeper(|reader| reader.command(Place::Within))
     }
 
-    /// `[[ … ]]`, after the opening word.
-    fn condition(&mut self) -> Read<()> {
-        const COMPARES: &[&str] = &["-eq", "-ne", "-lt", "-le", "-gt", "-ge"];
-        let mut before: Option<&str> = None;
-        let mut left = None;
-        loop {
-            self.skip_separators()?;
-            if self.take_keyword("]]") {
-                return Ok(());
-            }
-            match self.peek() {
-                None | Some(b';') => return self.lost("a [[ is not closed"),
-                Some(b'(' | b')') => {
-                    self.at += 1;
-                    before = None;
-                    continue;
-                }
-                Some(b'<' | b'>') if !self.stands("<(") && !self.stands(">(") => {
-                    self.at += 1;
-                    before = None;
-                    continue;
-                }
-                Some(b'&' | b'|') => {
-                    if !self.take("&&") && !self.take("||") {
-                        return self.lost("an operator within [[ ]]");
-                    }
-                    before = None;
-                    continue;
-                }
-                _ => {}
-            }
-            let regex = before == Some("=~");
-            let lexed = self.word_required(if regex { Mode::Regex } else { Mode::Single })?;
-            let source = &self.src[lexed.start..lexed.end];
-            // Both take a name that may carry a subscript, which is expanded.
-            if matches!(before, Some("-v" | "-R")) && !is_plain_name(&lexed.word) {
-                self.walk.opaque("a test of a variable whose name is not known");
-            }
-            if before.is_some_and(|operator| COMPARES.contains(&operator)) {
-                self.operand(source)?;
-            }
-            if lexed.bare && COMPARES.contains(&source) {
-                match left {
-                    Some(operand) => self.operand(operand)?,
-                    None => return self.lost("a comparison without a left side"),
-                }
-            }
-            left = Some(source);
-            before = lexed.bare.then_some(source);
-        }
-    }
-
-    /// Reads a word once more, as the arithmetic that it is to `-eq` and its kin.
-    fn operand(&mut self, source: &str) -> Read<()> {
-        let dialect = self.dialect;
-        self.deeper(|reader| Reader::new(source, reader.walk, dialect).expression_to_end())
-    }
-
-    fn word_required(&mut self, mode: Mode) -> Read<Lexed> {
+    pub(super) fn word_required(&mut self, mode: Mode) -> Read<Lexed> {
         let lexed = self.word(mode)?;
         if lexed.start == lexed.end {
             return self.lost("a word is missing");
         }
         Ok(lexed)
     }
-
-    /// A simple command, or a function's definition.
-    fn simple(&mut self, first: Option<Word>) -> Read<()> {
-        let mut draught = Draught::default();
-        draught.argv.extend(first);
-        let mut declares = false;
-        loop {
-            self.skip_blanks();
-            if self.redirect(&mut draught)? {
-                continue;
-            }
-            if Self::ends_token(self.peek()) && !self.stands("<(") && !self.stands(">(") {
-                if self.peek() == Some(b'(') {
-                    return self.function_or_lost(&draught);
-                }
-                break;
-            }
-            if (draught.argv.is_empty() || declares) && self.assignment(&mut draught, declares)? {
-                continue;
-            }
-            let lexed = self.word_required(Mode::Argument)?;
-            if draught.argv.is_empty() {
-                if self.subscript_follows(&lexed) {
-                    return self.lost("a subscript in the place of a command");
-                }
-                declares = self.dialect == Dialect::Bash
-                    && matches!(
-                        lexed.word.value(),
-                        Some("declare" | "typeset" | "local" | "export" | "readonly")
-                    );
-            }
-            // `{ cmd` or `! cmd` behind a word are plain arguments, and so are they for bash.
-            draught.argv.push(lexed.word);
-        }
-        if draught.argv.is_empty() && draught.env.is_empty() && draught.redirects.is_empty() {
-            return self.lost("a command is missing");
-        }
-        self.walk.finish(draught, self.dialect);
-        Ok(())
-    }
-
-    /// `name[` in the place of a command is read up to its `]`, blanks and all, by bash.
-    fn subscript_follows(&self, lexed: &Lexed) -> bool {
-        let source = &self.src[lexed.start..lexed.end];
-        let name = source
-            .find(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'))
-            .unwrap_or(source.len());
-        name > 0 && source[name..].starts_with('[') && !source[name..].contains(']')
-    }
-
-    fn function_or_lost(&mut self, draught: &Draught) -> Read<()> {
-        self.at += 1;
-        self.skip_blanks();
-        let named = draught.argv.len() == 1 && draught.env.is_empty() && draught.redirects.is_empty();
-        if !named || draught.argv[0].value().is_none() || !self.take(")") {
-            return self.lost("a parenthesis out of place");
-        }
-        self.function_body()
-    }
-
-    /// `NAME=value`, `NAME+=value`, `NAME[i]=value`, `NAME=(…)`, if one stands here.
-    fn assignment(&mut self, draught: &mut Draught, declares: bool) -> Read<bool> {
-        let start = self.at;
-        let name = self.name();
-        if name.is_empty() {
-            self.at = start;
-            return Ok(false);
-        }
-        let mut element = false;
-        if self.peek() == Some(b'[') {
-            let rest = &self.src[self.at..];
-            // Within one word only; blanks in a subscript are for `subscript_follows` to refuse.
-            let word = rest.split([' ', '\t', '\n', ';', '|']).next().unwrap_or("");
-            if !word.contains("]=") && !word.contains("]+=") {
-                self.at = start;
-                return Ok(false);
-            }
-            self.at += 1;
-            self.subscript()?;
-            element = true;
-        }
-        let appends = self.take("+=");
-        if !appends && !self.take("=") {
-            self.at = start;
-            if element {
-                return self.lost("a subscript that is not understood");
-            }
-            return Ok(false);
-        }
-        if self.peek() == Some(b'(') {
-            if self.dialect != Dialect::Bash || element {
-                return self.lost("an array outside bash");
-            }
-            self.at += 1;
-            let numeric = self.array()?;
-            self.walk.assigned(&name, numeric);
-            self.walk.binds(&name, None);
-            let source = self.src[start..self.at].to_owned();
-            if declares {
-                draught.argv.push(Word::known(source));
-            } else {
-                draught.env.push((name, Word::known(source)));
-            }
-            return Ok(true);
-        }
-        let value = self.word(Mode::Single)?;
-        self.walk.assigned(&name, value.numeric);
-        if declares {
-            // One argument `NAME=value`; a builtin that declares splits nothing.
-            let mut draft = Draft::new();
-            draft.extend(&self.src.as_bytes()[start..value.start]);
-            match value.word.value() {
-                Some(known) => draft.extend(known.as_bytes()),
-                None => draft.unknown(Fields::One, false),
-            }
-            draught.argv.push(draft.finish(&self.src[start..value.end]));
-            self.walk.binds(&name, Some(&value.word));
-        } else {
-            draught.env.push((name, value.word));
-        }
-        Ok(true)
-    }
-
-    /// After `[`, up to `]`: arithmetic, unless it is one quoted or plain key.
-    fn subscript(&mut self) -> Read<()> {
-        let rest = &self.src[self.at..];
-        if let Some(end) = rest.find(']') {
-            let key = rest[..end].trim_matches(['"', '\'']);
-            let plain = |byte: u8| byte.is_ascii_digit();
-            if !key.is_empty() && key.bytes().all(plain) {
-                self.at += end + 1;
-                return Ok(());
-            }
-        }
-        self.arithmetic_until(b"]").map(|_| ())
-    }
-
-    /// After `NAME=(`: the elements. Whether all are numbers.
-    fn array(&mut self) -> Read<bool> {
-        let mut numeric = true;
-        loop {
-            self.skip_separators()?;
-            if self.take(")") {
-                return Ok(numeric);
-            }
-            if self.peek() == Some(b'[') {
-                self.at += 1;
-                self.subscript()?;
-                if !self.take("=") {
-                    return self.lost("an array element that is not understood");
-                }
-                numeric &= self.word(Mode::Single)?.numeric;
-                continue;
-            }
-            numeric &= self.word_required(Mode::Argument)?.numeric;
-        }
-    }
-
-    /// One redirect, if one stands here.
-    fn redirect(&mut self, draught: &mut Draught) -> Read<bool> {
-        let start = self.at;
-        match self.peek() {
-            Some(b'0'..=b'9') => {
-                while self.peek().is_some_and(|byte| byte.is_ascii_digit()) {
-                    self.at += 1;
-                }
-            }
-            Some(b'{') => {
-                self.at += 1;
-                let name = self.name();
-                if name.is_empty() || !self.take("}") || self.dialect != Dialect::Bash {
-                    self.at = start;
-                    return Ok(false);
-                }
-                if matches!(self.peek(), Some(b'<' | b'>')) {
-                    self.walk.assigned(&name, true);
-                }
-            }
-            _ => {}
-        }
-        let left = self.at > start;
-        let operator = match self.peek() {
-            Some(b'<' | b'>') if self.stands("<(") || self.stands(">(") => None,
-            Some(b'<' | b'>') => ["<<<", "<<-", "<<", "<&", "<>", "<", ">>", ">&", ">|", ">"]
-                .into_iter()
-                .find(|operator| self.take(operator)),
-            Some(b'&') if !left => ["&>>", "&>"].into_iter().find(|operator| self.take(operator)),
-            _ => None,
-        };
-        let Some(operator) = operator else {
-            self.at = start;
-            return Ok(false);
-        };
-        if self.dialect != Dialect::Bash && matches!(operator, "<<<" | "&>" | "&>>") {
-            return self.lost("a redirect that only bash knows");
-        }
-        self.skip_redirect_blanks();
-        if matches!(operator, "<<" | "<<-") {
-            self.announce(operator == "<<-", draught)?;
-            return Ok(true);
-        }
-        let mode = if operator == "<<<" {
-            Mode::Single
-        } else {
-            Mode::Argument
-        };
-        let target = self.word_required(mode)?.word;
-        draught.redirects.push(Redirect {
-            operator,
-            target,
-            body: None,
-        });
-        Ok(true)
-    }
-
-    fn skip_redirect_blanks(&mut self) {
-        while matches!(self.peek(), Some(b' ' | b'\t')) {
-            self.at += 1;
-        }
-    }
-
-    /// The delimiter of a here-document; its body comes after the next newline.
-    fn announce(&mut self, strip_tabs: bool, draught: &mut Draught) -> Read<()> {
-        let start = self.at;
-        let lexed = self.word_required(Mode::Single)?;
-        let source = &self.src[start..self.at];
-        // The delimiter is taken as it is written: `<<$x` ends at a line `$x`. Anything odd is refused.
-        let Some(delimiter) = lexed.word.value().filter(|_| !source.contains(['$', '`', '~'])) else {
-            return self.lost("a here-document's delimiter that is not plain");
-        };
-        self.heredocs.push(Heredoc {
-            delimiter: delimiter.to_owned(),
-            literal: !lexed.bare,
-            strip_tabs,
-            slot: self.walk.body_slot(),
-        });
-        draught.redirects.push(Redirect {
-            operator: if strip_tabs { "<<-" } else { "<<" },
-            target: Word::known(delimiter),
-            body: self.heredocs.last().map(|heredoc| heredoc.slot),
-        });
-        Ok(())
-    }
-
-    /// The bodies of the here-documents that were announced before this newline.
-    fn bodies(&mut self) -> Read<()> {
-        for heredoc in std::mem::take(&mut self.heredocs) {
-            self.body(&heredoc)?;
-        }
-        Ok(())
-    }
-
-    fn body(&mut self, heredoc: &Heredoc) -> Read<()> {
-        let mut text = String::new();
-        loop {
-            if self.at >= self.src.len() {
-                // bash warns and takes the end of the script for the end of the body.
-                if self.substitutions > 0 {
-                    return self.lost("a here-document that does not end");
-                }
-                break;
-            }
-            let rest = &self.src[self.at..];
-            let length = rest.find('\n').unwrap_or(rest.len());
-            let mut line = &rest[..length];
-            self.at = (self.at + length + 1).min(self.src.len());
-            if heredoc.strip_tabs {
-                line = line.trim_start_matches('\t');
-            }
-            if line == heredoc.delimiter {
-                break;
-            }
-            // In an expanded body a line that ends in a backslash swallows the next, even the delimiter.
-            let odd = line.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1;
-            if !heredoc.literal && odd {
-                let next = &self.src[self.at..];
-                let next = &next[..next.find('\n').unwrap_or(next.len())];
-                let next = if heredoc.strip_tabs {
-                    next.trim_start_matches('\t')
-                } else {
-                    next
-                };
-                if next == heredoc.delimiter {
-                    return self.lost("a here-document whose end is hidden by a backslash");
-                }
-            }
-            text.push_str(line);
-            text.push('\n');
-        }
-        if heredoc.literal {
-            self.walk.fill(heredoc.slot, Word::known(text));
-            return Ok(());
-        }
-        let dialect = self.dialect;
-        let word = {
-            let mut inner = Reader::new(&text, self.walk, dialect);
-            let mut draft = Draft::new();
-            while let Some(byte) = inner.peek() {
-                inner.quoted_byte(byte, b"$`\\", &mut draft)?;
-            }
-            draft.finish(&text)
-        };
-        self.walk.fill(heredoc.slot, word);
-        Ok(())
-    }
-}
-
-fn is_plain_name(word: &Word) -> bool {
-    word.value()
-        .is_some_and(|name| !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'))
 }

@@ -101,6 +101,41 @@ fn what_codex_lists_is_listed_word_for_word() {
 }
 
 #[test]
+fn a_here_document_never_hides_what_else_runs() {
+    for case in cases("heredoc_prefix") {
+        let argv = argv(&case["argv"]);
+        let found = understand(&argv);
+        if argv[0] == "zsh" {
+            // Codex lists python3; its own reader of zsh is bash's, which we do not trust that far.
+            assert!(found.opaque.is_some());
+            continue;
+        }
+        assert_eq!(found.opaque, None, "{argv:?}");
+        let heads: Vec<String> = texts(&found).into_iter().map(|words| words[0].clone()).collect();
+        let expected: &[&str] = match case["id"].as_str().unwrap() {
+            "ep-0361" => &["python3", "echo"],
+            "ep-0363" => &["python3"],
+            _ => &["echo"],
+        };
+        assert_eq!(heads, expected, "{argv:?}");
+        let writes = found
+            .commands
+            .iter()
+            .any(|command| command.redirects.iter().any(Redirect::writes_file));
+        assert_eq!(writes, case["id"] == "ep-0363");
+    }
+}
+
+#[test]
+fn a_carrier_that_is_not_the_images_own_runs_itself() {
+    let role = |script: &str| bash(script).commands[1].role;
+    assert_eq!(role("env ls"), Role::Carries);
+    assert_eq!(role("/usr/bin/env ls"), Role::Carries);
+    assert_eq!(role("./env ls"), Role::Runs);
+    assert_eq!(role("/tmp/bash -c ls"), Role::Runs);
+}
+
+#[test]
 fn wrappers_are_seen_through() {
     for script in [
         "env -u X A=1 rm x",
@@ -117,14 +152,18 @@ fn wrappers_are_seen_through() {
         "eval 'eval \"rm x\"'",
         "coproc rm x",
         "time -p rm x",
+        "ls | time rm x",
         "flock /l rm x",
+        "script -qec 'rm x' /dev/null",
+        "script --command='rm x'",
         "busybox rm x",
+        "uv run --with y rm x",
+        "docker run --rm -v a:b image sh -c 'rm x'",
         "ssh h rm x",
         "git -c core.pager='rm x' log",
         "GIT_PAGER='rm x' git log",
         "watch -n 1 rm x",
         "find . -exec rm x \\;",
-        "parallel rm x ::: 1",
         "bash <<< 'rm x'",
         "bash -s <<'E'\nrm x\nE",
         "sudo sh <<E\nrm x\nE",
@@ -136,8 +175,20 @@ fn wrappers_are_seen_through() {
             "{script}: {found:?}"
         );
     }
-    let found = listed("ls | xargs -0 -n 1 rm");
-    assert_eq!(found.last().unwrap()[0], "rm", "{found:?}");
+    // What they run ends in words that are not known.
+    for script in [
+        "ls | xargs -0 -n 1 rm",
+        "xargs -i -l1 rm x",
+        "parallel -j 4 rm ::: x",
+        "find . -delete",
+    ] {
+        let found = listed(script);
+        assert_eq!(found.last().unwrap()[0], "rm", "{found:?}");
+        assert_eq!(
+            found.last().unwrap().last().unwrap(),
+            if script.contains(":::") { "\"$1\"" } else { "{}" }
+        );
+    }
 }
 
 #[test]
@@ -174,6 +225,45 @@ fn what_cannot_be_known_is_opaque() {
         "bash -ic ls",
         "bash -O extglob -c ls",
         "set -o posix",
+        "a=(1)\\; a[1]=let 3",
+        "ls >&'$(rm x)'",
+        "echo x | bash 3<<< ls",
+        "true | sh 4<<'E'\nls\nE",
+        "coproc PATH { ls; }; ls",
+        "exec {PATH}>x; ls",
+        "f() { local PATH; ls; }; f",
+        "((PATH=1)); ls",
+        "read -ra PATH <<< x; ls",
+        "mapfile -tC 'rm x' a",
+        "hash -lp /tmp/x ls",
+        "LC_ALL=zh_CN.GBK; ls",
+        "BASH_ALIASES[ls]='rm x'; ls",
+        "sh -c 'a+=b ls'",
+        "sh -c 'eval \"((rm x))\"'",
+        "sh -c 'a[0]=x'",
+        "parallel bash -c ::: 'rm x'",
+        "parallel \"sh -c 'rm {}'\" ::: x",
+        "xargs sh -c",
+        "xargs -I{} sh -c 'rm {}'",
+        "bash /proc/self/fd/3 3< x",
+        "declare -a x='($(rm y))'",
+        "declare -a 'x=($(rm y))'",
+        "declare -A x=\"$v\"",
+        "z=(); declare z=\"$v\"",
+        "f() { local -a z; local z=$1; }; f",
+        "read -a z <<< a; declare z=\"$v\"",
+        "declare DIRSTACK=\"$v\"",
+        "TAR_OPTIONS=--to-command=x tar xf y",
+        "echo rm x | at now",
+        "unshare -r",
+        "chroot /x",
+        "script -q /dev/null",
+        "tmux send-keys 'rm x' Enter",
+        "ls \\",
+        "sh -c 'time ! rm x'",
+        "sh -c 'time A=1 rm x'",
+        "x=$(cat <<E\n$x)\nE)\nE\n)",
+        "ls >&\"$x\"",
     ] {
         assert!(is_opaque(script), "{script}: {:?}", bash(script));
     }
@@ -193,6 +283,7 @@ fn ordinary_scripts_are_understood() {
         "diff <(sort a) <(sort b)",
         "find . -name '*.rs' -not -path './target/*' | xargs grep -n foo",
         "export A=1 B=\"$C\"; make -j$(nproc) CFLAGS=-O2",
+        "declare -a b=(x y); local c=$1 d=\"$(ls)\"; export E=$F",
         "arr=(1 2 3); echo \"${arr[@]}\" ${#arr[@]} ${arr[0]}",
         "set -euo pipefail; [ -z \"$X\" ] && echo none",
         "sleep 1 & wait",
@@ -201,4 +292,191 @@ fn ordinary_scripts_are_understood() {
         let found = bash(script);
         assert_eq!(found.opaque, None, "{script}");
     }
+}
+
+/// Commands of real agents, which stay outside the repository. Nothing where they are not at hand.
+fn corpus() -> Option<Vec<Value>> {
+    let text = ["../shared", "../../shared"].iter().find_map(|folder| {
+        let path = format!("{}/{folder}/cases/agent-commands.jsonl", env!("CARGO_MANIFEST_DIR"));
+        std::fs::read_to_string(path).ok()
+    })?;
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    Some(lines.filter(|line: &Value| line["command"].is_string()).collect())
+}
+
+#[test]
+fn nearly_all_commands_of_real_agents_are_understood() {
+    let Some(corpus) = corpus() else {
+        eprintln!("skipped: the commands of real agents are not at hand");
+        return;
+    };
+    let valid: Vec<&Value> = corpus.iter().filter(|line| line["bash_n_ok"] == true).collect();
+    let understood = valid
+        .iter()
+        .filter(|line| bash(line["command"].as_str().unwrap()).opaque.is_none())
+        .count();
+    assert!(
+        understood * 1000 >= valid.len() * 995,
+        "{understood} of {} are understood",
+        valid.len()
+    );
+}
+
+#[test]
+fn what_codex_lists_of_real_commands_is_listed() {
+    let Some(corpus) = corpus() else {
+        eprintln!("skipped: the commands of real agents are not at hand");
+        return;
+    };
+    let mut differing = Vec::new();
+    for line in &corpus {
+        let script = line["command"].as_str().unwrap();
+        let Some(split) = line["codex"]["split"].as_array() else {
+            continue;
+        };
+        // Codex keeps backslashes that bash takes away.
+        if script.contains(['\\', '\r', '\u{b}', '\u{c}', '\u{feff}']) {
+            continue;
+        }
+        let found = bash(script);
+        for command in split {
+            let real = argv(command);
+            // A keyword to bash.
+            if real[0] == "time" {
+                continue;
+            }
+            if found.opaque.is_none() && !found.commands.iter().any(|command| covers(&command.argv, &real)) {
+                differing.push(format!("{script:?}: {real:?}"));
+            }
+        }
+    }
+    assert!(
+        differing.is_empty(),
+        "{} differ: {}",
+        differing.len(),
+        differing[..differing.len().min(20)].join("\n")
+    );
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Scripts of pieces that matter to a shell, so that the odd combinations are met.
+    fn scripts() -> impl Strategy<Value = String> {
+        let pieces = prop::sample::select(vec![
+            "'",
+            "\"",
+            "\\",
+            "`",
+            "$",
+            "$(",
+            ")",
+            "${",
+            "}",
+            "$((",
+            "))",
+            "[[ ",
+            " ]]",
+            "{ ",
+            "; }",
+            "(",
+            "|",
+            "&&",
+            "&",
+            ";",
+            "\n",
+            " ",
+            "#",
+            "<",
+            ">",
+            "<<E\n",
+            "\nE\n",
+            "<<<",
+            "<(",
+            "$'",
+            "x",
+            "x=",
+            "a[",
+            "]",
+            "ls",
+            "rm x",
+            "if ",
+            "then ",
+            "fi",
+            "for i in ",
+            "do ",
+            "done",
+            "case x in ",
+            "esac",
+            "eval ",
+            "bash -c ",
+            "env ",
+            "é",
+            "\u{a0}",
+            "\\\n",
+            "*",
+            "{a,b}",
+            "!",
+            "~",
+            "E",
+        ]);
+        prop::collection::vec(pieces, 0..24).prop_map(|pieces| pieces.concat())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn no_script_makes_the_splitter_panic(script in scripts()) {
+            understand_script(&script);
+        }
+
+        #[test]
+        fn no_text_makes_the_splitter_panic(words in prop::collection::vec(any::<String>(), 0..4), script: String) {
+            understand_script(&script);
+            understand(&words);
+        }
+
+        #[test]
+        fn no_bytes_make_the_splitter_panic(bytes: Vec<u8>) {
+            understand_script(&String::from_utf8_lossy(&bytes));
+        }
+
+        #[test]
+        fn a_literal_argv_is_listed_whatever_stands_around_it(before in scripts(), word in "[a-z]{3,8}") {
+            // Whatever the script before it does, a line that bash gets to is listed, or the script is opaque.
+            let found = understand_script(&format!("{word} y\n{before}"));
+            let real = vec![word.clone(), "y".to_owned()];
+            prop_assert!(found.opaque.is_some() || found.commands.iter().any(|command| covers(&command.argv, &real)));
+        }
+    }
+}
+
+#[test]
+fn nesting_costs_no_stack_and_length_no_more_than_its_share() {
+    for (open, close) in [
+        ("(", ")"),
+        ("$(", ")"),
+        ("{ ", "; }"),
+        ("\"$(", ")\""),
+        ("${x:-", "}"),
+        ("$((", "))"),
+        ("if ", ""),
+    ] {
+        let script = format!("{}ls{}", open.repeat(50_000), close.repeat(50_000));
+        assert!(is_opaque(&script), "{open}");
+    }
+    let mut script = String::from("rm x");
+    for _ in 0..60 {
+        script = format!("eval {}", shlex::try_quote(&script).unwrap().into_owned());
+        if script.len() > 100_000 {
+            break;
+        }
+    }
+    understand_script(&script);
+    assert!(bash(&"npx ".repeat(5_000)).commands.len() < 100);
+    assert_eq!(bash(&"ls; ".repeat(5_000)).commands.len(), 5_001);
+    assert!(is_opaque(&"ls; ".repeat(50_000)));
 }

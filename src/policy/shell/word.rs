@@ -60,6 +60,9 @@ impl Word {
 
     /// Whether the word starts with `prefix`, as far as that is known.
     pub fn starts_with(&self, prefix: &str) -> Fit {
+        if self.is_home() && prefix.starts_with('-') {
+            return Fit::No;
+        }
         match &self.unknown {
             None if self.text.starts_with(prefix) => Fit::Yes,
             None => Fit::No,
@@ -69,11 +72,19 @@ impl Word {
         }
     }
 
+    /// A home folder is a path or stays `~`: whatever it is, no option.
+    fn is_home(&self) -> bool {
+        self.unknown.is_some() && self.text.starts_with('~')
+    }
+
     /// Whether the first argument that this word becomes is `text`.
     pub fn fits(&self, text: &str) -> Fit {
         let Some(unknown) = &self.unknown else {
             return if self.text == text { Fit::Yes } else { Fit::No };
         };
+        if self.is_home() && text.starts_with('-') {
+            return Fit::No;
+        }
         let starts = text.starts_with(&unknown.prefix);
         let ends = unknown.fields != Fields::One
             || (text.ends_with(&unknown.suffix) && text.len() >= unknown.prefix.len() + unknown.suffix.len());

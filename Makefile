@@ -1,0 +1,51 @@
+# The ways to build, try and check belljar. `make run` and `make test` need the Rust toolchain and, for what else is missing,
+# root on Debian; tools/setup.sh says what it installs and why, or names what is missing.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := run
+PREFIX ?= /usr/local
+
+NEXTEST := $(shell command -v cargo-nextest 2>/dev/null)
+DENY := $(shell command -v cargo-deny 2>/dev/null)
+TEST := $(if $(NEXTEST),cargo nextest run,cargo test)
+
+.PHONY: run test check bench images install clean escape
+
+## Builds belljar and shows what it does on a real project
+run:
+	@tools/setup.sh run
+	cargo build --release
+	@examples/demo/run.sh target/release/belljar
+
+## All tests; they reach nothing outside this machine
+test:
+	@tools/setup.sh test
+	$(TEST) --workspace --locked </dev/null
+
+## The attacks alone
+escape:
+	@tools/setup.sh test
+	$(TEST) --workspace --locked escape </dev/null
+
+## Formatting, lints, licences and advisories
+check:
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	$(if $(DENY),cargo deny check,@echo "cargo-deny is not installed: licences and advisories are not checked")
+
+## Numbers, into target/bench/table.md
+bench:
+	@tools/setup.sh bench
+	tools/bench.sh
+
+## The images of this repository, as root file systems in target/images
+images:
+	@tools/setup.sh images
+	@set -e; for recipe in images/*/build.sh; do echo "== $$recipe"; $$recipe; done
+
+install:
+	cargo build --release --locked
+	install -D -m 755 target/release/belljar $(DESTDIR)$(PREFIX)/bin/belljar
+
+clean:
+	cargo clean

@@ -1,0 +1,96 @@
+//! What a judgement costs: an argv and a bash script, against the dangerous rules.
+//!
+//! Takes the commands of real agents where they are at hand (`../shared/cases/agent-commands.jsonl`), else the cases of the
+//! tests. Prints one line a measure: name, p50 and p99 in microseconds, and the target for p50.
+
+use std::collections::BTreeMap;
+use std::hint::black_box;
+use std::time::Instant;
+
+use belljar::id::ExecId;
+use belljar::path::SandboxPath;
+use belljar::policy::{Command, Digest, Policy, RuleText, Stdin};
+use belljar::task::Unmatched;
+use serde_json::Value;
+
+const ROUNDS: usize = 3;
+
+fn main() -> anyhow::Result<()> {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let rules = RuleText {
+        name: "dangerous.rules".to_owned(),
+        text: std::fs::read_to_string(format!("{root}/config/rules/dangerous.rules"))?,
+    };
+    let policy = Policy::from_texts(&[rules], Unmatched::Allow)?;
+    let (scripts, source) = scripts(root)?;
+    let argvs: Vec<Command> = scripts
+        .iter()
+        .filter_map(|script| shlex::split(script))
+        .filter(|argv| (1..12).contains(&argv.len()) && argv.iter().all(|word| word.len() < 200))
+        .map(command)
+        .collect::<anyhow::Result<_>>()?;
+    let scripts: Vec<Command> = scripts
+        .into_iter()
+        .map(|script| command(vec!["bash".to_owned(), "-lc".to_owned(), script]))
+        .collect::<anyhow::Result<_>>()?;
+    println!("{source}: {} argvs, {} scripts", argvs.len(), scripts.len());
+    measure("judge argv", 2.0, &policy, &argvs);
+    measure("judge bash script", 60.0, &policy, &scripts);
+    Ok(())
+}
+
+fn measure(name: &str, target: f64, policy: &Policy, commands: &[Command]) {
+    let place = Digest::of_bytes(b"a sandbox");
+    let exec = ExecId::new();
+    let mut micros = Vec::with_capacity(commands.len() * ROUNDS);
+    for _ in 0..ROUNDS {
+        for command in commands {
+            let start = Instant::now();
+            black_box(policy.judge(exec, black_box(command), &place));
+            micros.push(start.elapsed().as_secs_f64() * 1e6);
+        }
+    }
+    micros.sort_by(f64::total_cmp);
+    let at = |share: f64| micros[((micros.len() - 1) as f64 * share) as usize];
+    println!(
+        "{name:<20} p50 {:>8.2} µs  p99 {:>8.2} µs  target p50 {target} µs",
+        at(0.5),
+        at(0.99)
+    );
+}
+
+fn scripts(root: &str) -> anyhow::Result<(Vec<String>, &'static str)> {
+    for folder in ["../shared", "../../shared"] {
+        if let Ok(text) = std::fs::read_to_string(format!("{root}/{folder}/cases/agent-commands.jsonl")) {
+            let scripts = text
+                .lines()
+                .filter_map(|line| {
+                    serde_json::from_str::<Value>(line).ok()?["command"]
+                        .as_str()
+                        .map(str::to_owned)
+                })
+                .collect();
+            return Ok((scripts, "commands of real agents"));
+        }
+    }
+    let text = std::fs::read_to_string(format!("{root}/tests/data/policy/bash_truth.jsonl"))?;
+    let scripts = text
+        .lines()
+        .filter_map(|line| {
+            serde_json::from_str::<Value>(line).ok()?["argv"][2]
+                .as_str()
+                .map(str::to_owned)
+        })
+        .collect();
+    Ok((scripts, "cases of the tests"))
+}
+
+fn command(argv: Vec<String>) -> anyhow::Result<Command> {
+    Ok(Command {
+        argv,
+        cwd: SandboxPath::new("/workspace")?,
+        env: BTreeMap::new(),
+        stdin: Stdin::None,
+        tty: None,
+    })
+}

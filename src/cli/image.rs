@@ -1,0 +1,225 @@
+//! `belljar image build|import|ls|rm|prune`: the local store. Answers go to `out`, how far it is to `progress`.
+
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use super::table;
+use super::unpacking::UnpackingLine;
+use crate::config::{Config, Surroundings};
+use crate::document::Faults;
+use crate::image::build::{BuildError, Builder, Recipe};
+use crate::image::{ImageError, Progress, Store};
+use crate::path::{HostPath, PathError};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum ImageCommand {
+    /// Builds an image from a recipe (base, node, python, rust, or a folder with a recipe.toml) with mmdebstrap
+    Build {
+        recipe: String,
+        /// The name in the store; the recipe's own when absent
+        name: Option<String>,
+        /// A mirror of Debian's packages
+        #[arg(long, value_name = "URL")]
+        mirror: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Takes in an OCI layout (folder or archive), or what docker save writes
+    Import {
+        path: PathBuf,
+        /// The name in the store; the one that stands in the archive when absent
+        name: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists the names of the store
+    Ls {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Removes names; prune frees what only they used
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Removes all that no name needs; refused while tasks run images
+    Prune {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub fn run(command: ImageCommand) -> anyhow::Result<u8> {
+    let config = Config::load(&Surroundings::of_process())?;
+    let store = Store::of_state(&config.state);
+    let (out, talk) = (&mut io::stdout(), &mut io::stderr());
+    let progress = UnpackingLine::new(false);
+    match command {
+        ImageCommand::Build {
+            recipe,
+            name,
+            mirror,
+            json,
+        } => {
+            let asked = Build {
+                recipe: &recipe,
+                name: name.as_deref(),
+                mirror: mirror.as_deref(),
+                json,
+            };
+            build(&store, asked, &progress, Streams { out, talk })?;
+        }
+        ImageCommand::Import { path, name, json } => import(&store, &path, name.as_deref(), json, &progress, out)?,
+        ImageCommand::Ls { json } => list(&store, json, out)?,
+        ImageCommand::Rm { names } => remove(&store, &names, out)?,
+        ImageCommand::Prune { json } => prune(&store, json, out)?,
+    }
+    Ok(0)
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ImageCommandError {
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Build(#[from] BuildError),
+    /// The faults of a recipe, a line each.
+    #[error("{0}")]
+    Recipe(Faults),
+    #[error("\"{path}\" cannot be imported")]
+    Path { path: PathBuf, source: PathError },
+    #[error("\"{path}\" cannot be read")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("the answer cannot be written")]
+    Write(#[from] io::Error),
+}
+
+/// `belljar image import PATH [NAME] [--json]`: an OCI layout (folder or archive) or what `docker save` writes.
+pub fn import(
+    store: &Store,
+    path: &Path,
+    name: Option<&str>,
+    json: bool,
+    progress: &dyn Progress,
+    out: &mut dyn Write,
+) -> Result<(), ImageCommandError> {
+    let real = path.canonicalize().map_err(|source| ImageCommandError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let real = HostPath::new(real).map_err(|source| ImageCommandError::Path {
+        path: path.to_owned(),
+        source,
+    })?;
+    let named = store.import(&real, name, progress)?;
+    match json {
+        true => writeln!(out, "{}", serde_json::json!(named))?,
+        false => writeln!(out, "{}  {}", named.name, named.digest)?,
+    }
+    Ok(())
+}
+
+/// `belljar image build RECIPE [NAME] [--json]`: a recipe of belljar's own, or a folder with a `recipe.toml`. What the builder says
+/// goes to `talk`.
+pub fn build(
+    store: &Store,
+    asked: Build<'_>,
+    progress: &dyn Progress,
+    streams: Streams<'_>,
+) -> Result<(), ImageCommandError> {
+    let recipe = Recipe::find(asked.recipe).map_err(ImageCommandError::Recipe)?;
+    let folder_name = || {
+        Path::new(asked.recipe)
+            .file_name()
+            .and_then(|name| name.to_str())
+            .unwrap_or(asked.recipe)
+    };
+    let name = asked.name.unwrap_or_else(folder_name);
+    let builder = Builder {
+        program: "mmdebstrap".into(),
+        mirror: asked.mirror.map(str::to_owned),
+    };
+    let talk = streams.talk;
+    // A terminal that went away must not stop a build.
+    let mut said = |line: &str| drop(writeln!(talk, "{line}"));
+    let named = builder.build(&recipe, name, store, progress, &mut said)?;
+    match asked.json {
+        true => writeln!(streams.out, "{}", serde_json::json!(named))?,
+        false => writeln!(streams.out, "{}  {}", named.name, named.digest)?,
+    }
+    Ok(())
+}
+
+/// What `image build` was asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Build<'a> {
+    pub recipe: &'a str,
+    /// The recipe's own name when absent.
+    pub name: Option<&'a str>,
+    /// A mirror of Debian's packages.
+    pub mirror: Option<&'a str>,
+    pub json: bool,
+}
+
+/// Where answers and talk go.
+pub struct Streams<'a> {
+    pub out: &'a mut dyn Write,
+    pub talk: &'a mut dyn Write,
+}
+
+/// `belljar image ls [--json]`.
+pub fn list(store: &Store, json: bool, out: &mut dyn Write) -> Result<(), ImageCommandError> {
+    let names = store.names()?;
+    if json {
+        return Ok(writeln!(out, "{:#}", serde_json::json!(names))?);
+    }
+    if names.is_empty() {
+        return Ok(writeln!(out, "no image in the local store; \"host\" is always there")?);
+    }
+    Ok(writeln!(out, "{}", table::images(&names))?)
+}
+
+/// `belljar image rm NAME…`: the names; `prune` frees what they used.
+pub fn remove(store: &Store, names: &[String], out: &mut dyn Write) -> Result<(), ImageCommandError> {
+    for name in names {
+        store.remove(name)?;
+        writeln!(out, "{name}")?;
+    }
+    Ok(())
+}
+
+/// `belljar image prune [--json]`.
+pub fn prune(store: &Store, json: bool, out: &mut dyn Write) -> Result<(), ImageCommandError> {
+    let pruned = store.prune()?;
+    match json {
+        true => writeln!(out, "{}", serde_json::json!(pruned))?,
+        false => writeln!(out, "{} images and {} layers removed", pruned.images, pruned.layers)?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::Silent;
+
+    #[test]
+    fn an_empty_store_says_so_and_prunes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::of_state(folder.path());
+        let mut out = Vec::new();
+        list(&store, false, &mut out).unwrap();
+        list(&store, true, &mut out).unwrap();
+        prune(&store, true, &mut out).unwrap();
+        let expected = "no image in the local store; \"host\" is always there\n[]\n{\"images\":0,\"layers\":0}\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let error = remove(&store, &["absent".into()], &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().starts_with("no image \"absent\""), "{error}");
+        let error = import(&store, Path::new("/nonexistent"), None, false, &Silent, &mut Vec::new()).unwrap_err();
+        assert_eq!(error.to_string(), "\"/nonexistent\" cannot be read");
+    }
+}

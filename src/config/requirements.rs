@@ -1,0 +1,71 @@
+//! What the admin demands, above all layers: caps and pins that nobody below can weaken.
+//!
+//! Each file is one [`Requirements`], and a task must meet each of them by itself. Nothing is merged, so no file can loosen
+//! another, whatever their order; the keys and their reasons stand in `config/requirements.example.toml`.
+
+mod check;
+mod read;
+mod trust;
+
+use std::path::Path;
+use std::time::Duration;
+
+use super::Sync;
+use crate::document::{Faults, Sited};
+use crate::task::limits::Bytes;
+use crate::task::{Backend, GitMode, NetworkMode, Reviewer, RulesText, Unknown, Unmatched, User};
+
+pub(super) use check::{Asked, ConfigAsked, fits};
+pub(super) use trust::load;
+
+/// The demands of one file. `None` demands nothing.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Requirements {
+    pub backends: Option<Sited<Vec<Backend>>>,
+    pub runtimes: Option<Sited<Vec<String>>>,
+    pub images: Option<Sited<Vec<String>>>,
+    pub users: Option<Sited<Vec<User>>>,
+    pub writable: Option<Sited<Vec<String>>>,
+    pub readable: Option<Sited<Vec<String>>>,
+    pub denied: Option<Sited<Vec<String>>>,
+    pub git: Option<Sited<Vec<GitMode>>>,
+    pub memory: Option<Sited<Bytes>>,
+    pub cpus: Option<Sited<f64>>,
+    pub pids: Option<Sited<u32>>,
+    pub disk: Option<Sited<Bytes>>,
+    pub task_time: Option<Sited<Duration>>,
+    pub exec_time: Option<Sited<Duration>>,
+    pub output: Option<Sited<Bytes>>,
+    pub approval_time: Option<Sited<Duration>>,
+    pub modes: Option<Sited<Vec<NetworkMode>>>,
+    pub allow: Option<Sited<Vec<String>>>,
+    pub deny: Vec<Sited<String>>,
+    pub unknown: Option<Sited<Vec<Unknown>>>,
+    pub rules: Vec<Sited<String>>,
+    /// Rules that stand in a file of requirements themselves, as Codex writes them.
+    pub rules_texts: Vec<RulesText>,
+    pub unmatched: Option<Sited<Vec<Unmatched>>>,
+    pub reviewers: Option<Sited<Vec<Reviewer>>>,
+    pub sync: Option<Sited<Sync>>,
+    pub endpoints: Option<Sited<Vec<String>>>,
+    pub endpoint_required: Option<Sited<bool>>,
+    pub identity_users: Option<Sited<Vec<String>>>,
+    pub identity_groups: Option<Sited<Vec<String>>>,
+    /// A file of Codex's to hold to as well.
+    pub codex: Option<Sited<String>>,
+}
+
+impl Requirements {
+    /// Reads one file's text; `file` is the name under which faults are reported.
+    pub fn from_toml(text: &str, file: &str) -> Result<Requirements, Faults> {
+        read::from_toml(text, file)
+    }
+
+    /// Whether a host path lies within a folder.
+    fn covers(folder: &str, path: &Path) -> bool {
+        path.starts_with(folder)
+    }
+}
+
+#[cfg(test)]
+mod tests;

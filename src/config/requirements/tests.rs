@@ -1,0 +1,382 @@
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+
+use crate::config::Config;
+use crate::config::tests::Place;
+use crate::path::SandboxPath;
+use crate::policy::{Command, Policy, Stdin, Verdict};
+use crate::task::limits::Bytes;
+use crate::task::{Backend, GitMode, ImageRef, NetworkMode, Reviewer, Unknown, Unmatched};
+
+const EXAMPLE: &str = include_str!("../../../config/requirements.example.toml");
+
+fn violations(place: &Place, spec: &str) -> String {
+    let rejection = place.admit(spec).unwrap_err();
+    assert!(
+        matches!(rejection, crate::config::Rejection::Violations(_)),
+        "{rejection}"
+    );
+    rejection.to_string().replace(place.root.to_str().unwrap(), "")
+}
+
+fn load_faults(place: &Place) -> String {
+    let faults = Config::load(&place.surroundings()).unwrap_err().to_string();
+    faults.replace(place.root.to_str().unwrap(), "")
+}
+
+/// The example is made to fit the place: its files and folders are there.
+fn example(place: &Place) -> String {
+    place.write(
+        "etc/rules/company.rules",
+        "prefix_rule(pattern = [\"rm\"], decision = \"prompt\")\n",
+    );
+    place.write("etc/codex.toml", "allowed_approvals_reviewers = [\"user\"]\n");
+    let root = place.root.display();
+    EXAMPLE
+        .replace("/etc/belljar/rules", &format!("{root}/etc/rules"))
+        .replace("/etc/codex/requirements.toml", &format!("{root}/etc/codex.toml"))
+        .replace("/srv/work", &format!("{root}/work"))
+        .replace("required = true", "required = false")
+        .replace("\"ci\"", "\"tester\"")
+}
+
+#[test]
+fn the_example_is_a_right_file_with_a_reason_for_each_key() {
+    let place = Place::new();
+    place.write("etc/requirements.toml", &example(&place));
+    let config = place.config();
+    let demands = config.requirements.last().unwrap();
+    assert_eq!(demands.memory.as_ref().unwrap().value, Bytes(8 << 30));
+    assert_eq!(
+        demands.codex.as_ref().unwrap().value,
+        place.root.join("etc/codex.toml").to_str().unwrap()
+    );
+    assert_eq!(config.requirements.len(), 2);
+    for line in EXAMPLE
+        .lines()
+        .filter(|line| line.contains(" = ") && !line.starts_with('#'))
+    {
+        assert!(line.contains(" # "), "no reason: {line}");
+    }
+    // Every field that a file can set is set by the example, so no key can be missing from it.
+    let shown = format!("{demands:?}");
+    assert!(!shown.contains(": None,"), "{shown}");
+}
+
+#[test]
+fn every_violation_is_listed_with_the_place_of_the_demand() {
+    let place = Place::new();
+    place.write("etc/requirements.toml", &example(&place));
+    place.write("work/secrets/key", "");
+    place.write("elsewhere/file", "");
+    let spec = r#"image = "other/image:1"
+user = "root"
+backend = "docker"
+runtime = "crun"
+writable_roots = [{ host = ".", path = "/w", git = "open" }, { host = "../elsewhere", path = "/e" }]
+limits = { memory = "9GiB", cpus = 5, pids = 5000, task_time = "9h" }
+network = { allow = ["a.packages.example.net", "evil.example"], unknown = "ask" }
+gate = { unmatched = "allow", reviewer = "auto_review", approval_time = "1h" }
+"#;
+    let expected = r#"task.toml:2:9: image: "other/image:1" is not allowed, only "host", "registry.example/agents/*" (/etc/requirements.toml:13:10)
+task.toml:3:8: user: "root" is not allowed, only "agent" (/etc/requirements.toml:14:9)
+task.toml:4:11: backend: "docker" is not allowed, only "oci" (/etc/requirements.toml:11:12)
+task.toml:5:11: runtime: "crun" is not allowed, only "builtin", "runc" (/etc/requirements.toml:12:12)
+task.toml:6:28: writable_roots[0].git: "open" is not allowed, only "safe", "read-only" (/etc/requirements.toml:20:7)
+task.toml:6:28: writable_roots[0].host: "/work" would open "/work/secrets", which /etc/requirements.toml:19:10 denies
+task.toml:6:71: writable_roots[1].host: "/elsewhere" is not allowed, only "/work" (/etc/requirements.toml:17:12)
+task.toml:7:21: limits.memory: 9GiB is more than the 8GiB that /etc/requirements.toml:23:10 allows
+task.toml:7:36: limits.cpus: 5 is more than the 4 that /etc/requirements.toml:24:8 allows
+task.toml:7:46: limits.pids: 5000 is more than the 4096 that /etc/requirements.toml:25:8 allows
+task.toml:7:64: limits.task_time: 32400s is more than the 28800s that /etc/requirements.toml:27:13 allows
+task.toml:8:48: network.allow: "evil.example" is not allowed, only "*.packages.example.net" (/etc/requirements.toml:34:9)
+task.toml:8:75: network.unknown: "ask" is not allowed, only "deny" (/etc/requirements.toml:36:11)
+task.toml:9:22: gate.unmatched: "allow" is not allowed, only "ask", "deny" (/etc/requirements.toml:40:13)
+task.toml:9:42: gate.reviewer: "auto_review" is not allowed, only "user" (/etc/codex.toml:1:31)
+task.toml:9:42: gate.reviewer: "auto_review" is not allowed, only "user" (/etc/requirements.toml:41:13)
+task.toml:9:73: gate.approval_time: 3600s is more than the 1800s that /etc/requirements.toml:30:17 allows"#;
+    assert_eq!(violations(&place, spec), expected);
+}
+
+#[test]
+fn what_nobody_asked_for_gives_way_to_the_demands() {
+    let place = Place::new();
+    place.write(
+        "etc/requirements.toml",
+        r#"version = 1
+task = { backends = ["docker"], users = ["root"], images = ["team/*", "base"] }
+limits = { memory = "1GiB", cpus = 1 }
+network = { unknown = ["deny"], deny = ["bad.example"] }
+gate = { unmatched = ["ask"], reviewers = ["auto_review"] }
+journal = { sync = "each" }
+"#,
+    );
+    let task = place.admit("network = { deny = [\"worse.example\"] }").unwrap();
+    assert_eq!(
+        (task.backend, task.image),
+        (Backend::Docker, ImageRef::Named("base".into()))
+    );
+    assert_eq!(
+        (task.limits.memory, task.limits.cpus),
+        (Some(Bytes(1 << 30)), Some(1.0))
+    );
+    assert_eq!(
+        (task.gate.unmatched, task.gate.reviewer),
+        (Unmatched::Ask, Reviewer::AutoReview)
+    );
+    assert_eq!(
+        (task.network.mode, task.network.unknown),
+        (NetworkMode::None, Unknown::Deny)
+    );
+    assert_eq!(task.network.deny, ["worse.example", "bad.example"]);
+    assert_eq!(place.config().journal.sync.value, crate::config::Sync::Each);
+    let config = "[task]\nbackend = \"oci\"\n[journal]\nsync = \"group\"\n";
+    place.write("home/.config/belljar/config.toml", config);
+    assert_eq!(
+        violations(&place, ""),
+        "/home/.config/belljar/config.toml:2:11: backend: \"oci\" is not allowed, only \"docker\" (/etc/requirements.toml:2:21)\n\
+         /home/.config/belljar/config.toml:4:8: journal.sync: \"group\" is not allowed, only \"each\" (/etc/requirements.toml:6:20)"
+    );
+}
+
+#[test]
+fn no_file_loosens_another() {
+    let place = Place::new();
+    place.write(
+        "etc/requirements.toml",
+        "version = 1\nlimits = { pids = 100 }\n[gate]\nreviewers = [\"user\"]\n",
+    );
+    place.write(
+        "etc/requirements.d/90-more.toml",
+        "version = 1\nlimits = { pids = 5000 }\n[gate]\nreviewers = [\"user\", \"auto_review\"]\n",
+    );
+    place.write("etc/requirements.d/ignored.txt", "not TOML");
+    let found = violations(
+        &place,
+        "limits = { pids = 101 }\ngate = { reviewer = \"auto_review\" }\n",
+    );
+    let expected = "task.toml:2:19: limits.pids: 101 is more than the 100 that /etc/requirements.toml:2:19 allows\n\
+        task.toml:3:21: gate.reviewer: \"auto_review\" is not allowed, only \"user\" (/etc/requirements.toml:4:13)";
+    assert_eq!(found, expected);
+    assert_eq!(place.admit("").unwrap().limits.pids, Some(100));
+}
+
+#[test]
+fn a_file_that_others_can_write_or_that_is_not_understood_stops_everything() {
+    let place = Place::new();
+    let main = place.write("etc/requirements.toml", "version = 1\n[limit]\nmemory = 1\n");
+    place.write("etc/requirements.d/a.toml", "[task]\nbackends = []\n");
+    let expected = "/etc/requirements.d/a.toml:1:1: version: the key is missing (expected version = 1)\n\
+        /etc/requirements.d/a.toml:2:12: task.backends: an empty list would refuse every task\n\
+        /etc/requirements.toml:2:2: limit: unknown key (did you mean \"limits\"?)";
+    assert_eq!(load_faults(&place), expected);
+    fs::write(&main, "version = 1\n").unwrap();
+    fs::remove_file(place.root.join("etc/requirements.d/a.toml")).unwrap();
+    place.config();
+    for (path, mode) in [
+        ("etc/requirements.toml", 0o664),
+        ("etc/requirements.d", 0o757),
+        ("etc", 0o775),
+    ] {
+        let path = place.root.join(path);
+        let before = fs::metadata(&path).unwrap().permissions();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        let found = load_faults(&place);
+        assert!(
+            found.contains(&format!("others than root can write to it (mode {mode:o})")),
+            "{found}"
+        );
+        fs::set_permissions(&path, before).unwrap();
+    }
+    place.config();
+}
+
+#[test]
+fn a_file_of_another_owner_or_behind_a_symlink_stops_everything() {
+    let place = Place::new();
+    let main = place.write("etc/requirements.toml", "version = 1\n");
+    let mut surroundings = place.surroundings();
+    surroundings.root += 1;
+    let found = Config::load(&surroundings).unwrap_err().to_string();
+    assert!(
+        found.contains("not to root: what others can write demands nothing"),
+        "{found}"
+    );
+    let moved = place.root.join("moved.toml");
+    fs::rename(&main, &moved).unwrap();
+    symlink(&moved, &main).unwrap();
+    assert_eq!(
+        load_faults(&place),
+        "/etc/requirements.toml:1:1: the file is reached by way of a symlink"
+    );
+    fs::remove_file(&moved).unwrap();
+    assert_eq!(
+        load_faults(&place),
+        "/etc/requirements.toml:1:1: the file is reached by way of a symlink"
+    );
+    fs::remove_file(&main).unwrap();
+    fs::create_dir(&main).unwrap();
+    assert_eq!(load_faults(&place), "/etc/requirements.toml:1:1: this is not a file");
+}
+
+#[test]
+fn rules_of_the_admin_are_read_when_they_are_trusted_and_go_with_every_task() {
+    let place = Place::new();
+    let rules = place.write(
+        "etc/company.rules",
+        "prefix_rule(pattern = [\"rm\"], decision = \"forbidden\")\n",
+    );
+    let demands = format!(
+        "version = 1\n[gate]\nrules = [\"{}\", \"/nonexistent.rules\"]\n",
+        rules.display()
+    );
+    place.write("etc/requirements.toml", &demands);
+    let found = load_faults(&place);
+    assert!(
+        found.contains("gate.rules: \"/nonexistent.rules\": the file cannot be read"),
+        "{found}"
+    );
+    place.write(
+        "etc/requirements.toml",
+        &demands.replace(", \"/nonexistent.rules\"", ""),
+    );
+    let task = place.admit("").unwrap();
+    assert_eq!(task.gate.required.len(), 1);
+    assert_eq!(task.gate.required[0].name, rules.to_str().unwrap());
+    assert!(task.gate.required[0].text.starts_with("prefix_rule"));
+    let digest = place.config().requirements_digest.unwrap();
+    fs::write(&rules, "").unwrap();
+    assert_ne!(place.config().requirements_digest.unwrap(), digest);
+    fs::set_permissions(&rules, fs::Permissions::from_mode(0o666)).unwrap();
+    assert!(load_faults(&place).contains("others than root can write to it"));
+}
+
+#[test]
+fn rules_that_codex_s_file_demands_are_judged_by_and_named_with_their_line() {
+    let place = Place::new();
+    let codex = "[rules]\nprefix_rules = [\n  { pattern = [{ any_of = [\"git\", \"hg\"] }, { token = \"status\" }], decision = \"prompt\" },\n  { pattern = [{ token = \"rm\" }], decision = \"forbidden\", justification = \"say \\\"please\\\"\" },\n]\n";
+    let codex = place.write("etc/codex.toml", codex);
+    place.write(
+        "etc/requirements.toml",
+        &format!("version = 1\n[codex]\nrequirements = \"{}\"\n", codex.display()),
+    );
+    let task = place.admit("").unwrap();
+    let policy = Policy::of_gate(&task.gate).unwrap();
+    let judged = |argv: &[&str]| {
+        let command = Command {
+            argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+            cwd: SandboxPath::new("/").unwrap(),
+            env: Default::default(),
+            stdin: Stdin::None,
+            tty: None,
+        };
+        let explanation = policy.explain(&command);
+        let places: Vec<(String, u32)> = explanation
+            .rules
+            .iter()
+            .map(|rule| (rule.file.clone(), rule.line))
+            .collect();
+        (explanation.judgement, places)
+    };
+    let file = codex.to_str().unwrap().to_owned();
+    assert_eq!(judged(&["hg", "status"]), (Verdict::Ask, vec![(file.clone(), 3)]));
+    assert_eq!(
+        judged(&["bash", "-c", "true; rm -rf x"]),
+        (Verdict::Deny, vec![(file, 4)])
+    );
+    assert_eq!(judged(&["git", "log"]), (Verdict::Allow, vec![]));
+}
+
+#[test]
+fn a_denied_folder_is_denied_by_way_of_a_link_too() {
+    let place = Place::new();
+    place.write("real/keys/id", "");
+    symlink(place.root.join("real"), place.root.join("link")).unwrap();
+    let denied = place.root.join("link/keys");
+    place.write(
+        "etc/requirements.toml",
+        &format!("version = 1\n[roots]\ndenied = [\"{}\"]\n", denied.display()),
+    );
+    for host in ["../real/keys", "../real", "../real/keys/id"] {
+        let found = violations(
+            &place,
+            &format!("readable_roots = [{{ host = \"{host}\", path = \"/k\" }}]"),
+        );
+        assert!(found.contains("which /etc/requirements.toml:3:10 denies"), "{found}");
+    }
+    assert!(
+        place
+            .admit("readable_roots = [{ host = \".\", path = \"/k\" }]")
+            .is_ok()
+    );
+}
+
+#[test]
+fn only_the_named_people_run_tasks() {
+    let place = Place::new();
+    place.write(
+        "etc/requirements.toml",
+        "version = 1\n[identity]\nusers = [\"somebody\"]\ngroups = [\"no such group\"]\n",
+    );
+    let expected = "/etc/requirements.toml:3:9: identity: user \"tester\" is not among those who may run tasks";
+    assert_eq!(violations(&place, ""), expected);
+    place.write(
+        "etc/requirements.toml",
+        "version = 1\n[identity]\nusers = [\"tester\"]\n",
+    );
+    assert!(place.admit("").is_ok());
+}
+
+#[test]
+fn records_go_only_where_the_admin_says() {
+    let place = Place::new();
+    let demands = "version = 1\n[otlp]\nendpoints = [\"https://otel.example:4317\"]\nrequired = true\n";
+    place.write("etc/requirements.toml", demands);
+    assert_eq!(
+        violations(&place, ""),
+        "/etc/requirements.toml:4:12: otlp.required: no receiver of records is configured"
+    );
+    place.write(
+        "home/.config/belljar/config.toml",
+        "[[otlp]]\nendpoint = \"http://elsewhere:4317\"\n",
+    );
+    let expected = "/home/.config/belljar/config.toml:2:12: otlp.endpoint: \"http://elsewhere:4317\" is not allowed, \
+        only \"https://otel.example:4317\" (/etc/requirements.toml:3:13)";
+    assert_eq!(violations(&place, ""), expected);
+    place.write(
+        "home/.config/belljar/config.toml",
+        "[[otlp]]\nendpoint = \"https://otel.example:4317\"\n",
+    );
+    assert!(place.admit("").is_ok());
+    let config = place.config();
+    assert!(config.check_endpoints(["https://otel.example:4317"]).is_ok());
+    let expected =
+        "--otlp: \"http://flag:4317\" is not allowed, only \"https://otel.example:4317\" (/etc/requirements.toml:3:13)";
+    let found = config.check_endpoints(["http://flag:4317"]).unwrap_err().to_string();
+    assert_eq!(found.replace(place.root.to_str().unwrap(), ""), expected);
+}
+
+#[test]
+fn a_fault_of_the_spec_is_told_before_what_is_forbidden() {
+    let place = Place::new();
+    place.write("etc/requirements.toml", "version = 1\ntask = { users = [\"agent\"] }\n");
+    assert_eq!(
+        place.faults("user = \"root\"\nimage = \"./absent\"\n"),
+        "task.toml:3:9: image: \"/work/./absent\" does not exist".replace("/./", "/")
+    );
+}
+
+#[test]
+fn git_modes_of_roots_are_held_to_the_demands() {
+    let place = Place::new();
+    place.write(
+        "etc/requirements.toml",
+        "version = 1\nroots = { git = [\"read-only\"] }\n",
+    );
+    let found = violations(&place, "writable_roots = [{ host = \".\", path = \"/w\" }]");
+    assert!(found.contains("\"safe\" is not allowed, only \"read-only\""), "{found}");
+    let task = place
+        .admit("writable_roots = [{ host = \".\", path = \"/w\", git = \"read-only\" }]")
+        .unwrap();
+    assert_eq!(task.roots[0].git, GitMode::ReadOnly);
+}

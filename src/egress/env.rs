@@ -1,0 +1,135 @@
+//! The environment that leads programs in a sandbox to the proxy. It is for their convenience: a program that ignores it has
+//! no way out at all.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use crate::path::SandboxPath;
+
+/// Programs that read the address of a proxy for http and https from one of these; most read both cases, curl the small one.
+const HTTP_PROXY: &[&str] = &[
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "http_proxy",
+    "https_proxy",
+    // WebSocket clients.
+    "WS_PROXY",
+    "WSS_PROXY",
+    "ws_proxy",
+    "wss_proxy",
+    // npm, pnpm and both generations of yarn.
+    "npm_config_proxy",
+    "npm_config_https_proxy",
+    "YARN_HTTP_PROXY",
+    "YARN_HTTPS_PROXY",
+    // Programs that know neither of the above.
+    "PIP_PROXY",
+    "CARGO_HTTP_PROXY",
+    "GLOBAL_AGENT_HTTP_PROXY",
+];
+
+/// Programs that read one proxy for all schemes.
+const ALL_PROXY: &[&str] = &["ALL_PROXY", "all_proxy"];
+
+const SOCKS_PROXY: &[&str] = &["SOCKS_PROXY", "socks_proxy"];
+
+/// The sandbox's own loopback is reached without a proxy.
+const NO_PROXY: &[&str] = &["NO_PROXY", "no_proxy", "npm_config_noproxy"];
+const OWN_LOOPBACK: &str = "localhost,127.0.0.1,::1";
+
+/// Where programs look for the bundle of certificates to trust.
+const TRUST: &[&str] = &[
+    "SSL_CERT_FILE",
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "PIP_CERT",
+    "NODE_EXTRA_CA_CERTS",
+    "npm_config_cafile",
+    "GIT_SSL_CAINFO",
+    "CARGO_HTTP_CAINFO",
+    "AWS_CA_BUNDLE",
+    "BUNDLE_SSL_CA_CERT",
+    "DENO_CERT",
+];
+
+/// Variables for a sandbox whose proxy listens on these addresses.
+pub fn proxy_env(http: SocketAddr, socks: Option<SocketAddr>) -> BTreeMap<String, String> {
+    let http_url = format!("http://{http}");
+    let mut env = BTreeMap::new();
+    let mut set = |names: &[&str], value: &str| {
+        for &name in names {
+            env.insert(name.to_owned(), value.to_owned());
+        }
+    };
+    set(HTTP_PROXY, &http_url);
+    // CONNECT carries every protocol, and some clients fall over at the mere sight of a SOCKS URL without their extra package
+    // for it; so only those that ask for SOCKS by its own name are told of it.
+    set(ALL_PROXY, &http_url);
+    if let Some(socks) = socks {
+        // The "h" leaves names to the proxy: resolving them in the sandbox is not needed, and mostly refused.
+        set(SOCKS_PROXY, &format!("socks5h://{socks}"));
+    }
+    set(NO_PROXY, OWN_LOOPBACK);
+    // Node reads the variables only when it is told to.
+    set(&["NODE_USE_ENV_PROXY"], "1");
+    set(&["ELECTRON_GET_USE_PROXY"], "true");
+    // Java reads none of them. Its launcher takes options from here; the virtual machine's own variable would be one that
+    // changes every Java program, embedded ones too, and is looked at with suspicion.
+    let (host, port) = (http.ip(), http.port());
+    let java = format!(
+        "-Dhttp.proxyHost={host} -Dhttp.proxyPort={port} -Dhttps.proxyHost={host} -Dhttps.proxyPort={port} -Dhttp.nonProxyHosts=localhost|127.*|[::1]"
+    );
+    set(&["JDK_JAVA_OPTIONS"], &java);
+    env
+}
+
+/// Variables that make programs trust the bundle at this path, in place of the system's.
+pub fn trust_env(bundle: &SandboxPath) -> BTreeMap<String, String> {
+    TRUST
+        .iter()
+        .map(|&name| (name.to_owned(), bundle.as_str().to_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_program_is_led_to_a_proxy_that_listens() {
+        let http = SocketAddr::from(([127, 0, 0, 1], 3128));
+        let socks = SocketAddr::from(([127, 0, 0, 1], 1080));
+        let env = proxy_env(http, Some(socks));
+        assert_eq!(env["https_proxy"], "http://127.0.0.1:3128");
+        assert_eq!(env["ALL_PROXY"], "http://127.0.0.1:3128");
+        assert_eq!(env["SOCKS_PROXY"], "socks5h://127.0.0.1:1080");
+        assert_eq!(env["no_proxy"], "localhost,127.0.0.1,::1");
+        assert!(env["JDK_JAVA_OPTIONS"].contains("-Dhttps.proxyPort=3128"));
+        assert!(!proxy_env(http, None).contains_key("SOCKS_PROXY"));
+    }
+
+    /// Names that change what a judged command does are not ours to set.
+    #[test]
+    fn no_variable_changes_what_a_command_runs() {
+        let http = SocketAddr::from(([127, 0, 0, 1], 3128));
+        let mut env = proxy_env(http, None);
+        env.extend(trust_env(&SandboxPath::new("/etc/ssl/bundle.pem").unwrap()));
+        let changers = [
+            "LD_PRELOAD",
+            "LD_LIBRARY_PATH",
+            "BASH_ENV",
+            "ENV",
+            "PROMPT_COMMAND",
+            "PYTHONSTARTUP",
+            "NODE_OPTIONS",
+            "GIT_SSH_COMMAND",
+            "GIT_EXTERNAL_DIFF",
+            "PERL5OPT",
+            "RUBYOPT",
+            "JAVA_TOOL_OPTIONS",
+        ];
+        for name in changers {
+            assert!(!env.contains_key(name), "{name}");
+        }
+    }
+}

@@ -1,0 +1,542 @@
+//! The local store: each layer unpacked once, named by what it holds, shared by all tasks.
+//!
+//! ```text
+//! <state>/images/
+//!   layers/<diff id>/     an unpacked layer, complete: it came here by rename
+//!   locks/<diff id>       held while a layer is unpacked, so that ten at once unpack it once
+//!   tmp/<diff id>/        the unpacking; what lies here without a holder of the lock was cut off
+//!   images/<digest>.json  an image: its layers and configuration
+//!   names/<hash>.json     a name and the digest that it means
+//!   archives/<hash>.json  an archive as it was seen (device, inode, size, times) and its digest
+//!   lease                 shared by whoever runs an image, exclusive for whoever prunes
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock};
+use serde::{Deserialize, Serialize};
+
+use super::layer::{self, CAPS, LayerError, Owner};
+use super::layout::{Blob, Contents, Layout, Summed};
+use super::{Image, ImageConfig, ImageError, ImageKind, Progress};
+use crate::path::HostPath;
+use crate::policy::Digest;
+use crate::task::is_image_name;
+
+/// The store of one state folder.
+#[derive(Debug, Clone)]
+pub struct Store {
+    folder: PathBuf,
+    owner: Owner,
+}
+
+/// Keeps the store from being pruned.
+#[derive(Debug)]
+pub(super) struct Lease(#[expect(dead_code, reason = "the lock is held as long as the file is open")] File);
+
+/// A name of the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Named {
+    pub name: String,
+    pub digest: String,
+}
+
+/// What pruning removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Pruned {
+    pub images: u64,
+    pub layers: u64,
+}
+
+/// An image as the store knows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    digest: String,
+    layers: Vec<String>,
+    config: ImageConfig,
+}
+
+/// The version of the files that the store writes.
+const VERSION: u32 = 1;
+
+impl Store {
+    /// The store of a state folder; nothing is made before it is needed.
+    pub fn of_state(state: &Path) -> Store {
+        let root = rustix::process::geteuid().is_root();
+        Store {
+            folder: state.join("images"),
+            owner: if root { Owner::Kept } else { Owner::Caller },
+        }
+    }
+
+    /// An image of an OCI layout or a docker-save archive, its layers unpacked.
+    pub fn unpacked(&self, path: &HostPath, progress: &dyn Progress) -> Result<Image, ImageError> {
+        let lease = self.lease()?;
+        let (record, _) = self.take_in(path.as_path(), progress)?;
+        self.image(record, lease)
+    }
+
+    /// Takes an image into the store for good, under a name: the one given, or the one that the layout gives.
+    pub fn import(&self, path: &HostPath, name: Option<&str>, progress: &dyn Progress) -> Result<Named, ImageError> {
+        let _lease = self.lease()?;
+        let (record, own_name) = self.take_in(path.as_path(), progress)?;
+        let name = name
+            .map(str::to_owned)
+            .or(own_name)
+            .ok_or_else(|| ImageError::Name { name: String::new() })?;
+        self.set_name(&name, &record.digest)
+    }
+
+    /// The image that a name means.
+    pub fn named(&self, name: &str) -> Result<Image, ImageError> {
+        let unknown = || ImageError::Unknown { name: name.to_owned() };
+        let lease = self.lease()?;
+        let found: Named = self.load(&self.name_file(name))?.ok_or_else(unknown)?;
+        let record = self
+            .record(&found.digest)?
+            .filter(|record| self.has_layers(record))
+            .ok_or_else(unknown)?;
+        self.image(record, lease)
+    }
+
+    /// All names, sorted.
+    pub fn names(&self) -> Result<Vec<Named>, ImageError> {
+        let mut names: Vec<Named> = Vec::new();
+        for file in self.files("names")? {
+            names.extend(self.load::<Named>(&file)?);
+        }
+        names.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(names)
+    }
+
+    /// Forgets a name; what only it used goes with the next pruning.
+    pub fn remove(&self, name: &str) -> Result<(), ImageError> {
+        match fs::remove_file(self.name_file(name)) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(ImageError::Unknown { name: name.to_owned() }),
+            Err(error) => Err(self.failed("removing a name", error)),
+        }
+    }
+
+    /// Removes every image that no name means, and every layer that no image left uses. Refused while tasks run images.
+    pub fn prune(&self) -> Result<Pruned, ImageError> {
+        let lease = self.lock_file("lease")?;
+        match flock(&lease, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(ImageError::InUse),
+            Err(error) => return Err(self.failed("locking it", error.into())),
+        }
+        let kept: BTreeSet<String> = self.names()?.into_iter().map(|named| named.digest).collect();
+        let mut pruned = Pruned::default();
+        let mut layers: BTreeSet<String> = BTreeSet::new();
+        for file in self.files("images")? {
+            match self.load::<Record>(&file)? {
+                Some(record) if kept.contains(&record.digest) => layers.extend(record.layers),
+                _ => {
+                    fs::remove_file(&file).map_err(|error| self.failed("removing an image", error))?;
+                    pruned.images += 1;
+                }
+            }
+        }
+        for file in self.files("archives")? {
+            fs::remove_file(&file).map_err(|error| self.failed("removing what is known of an archive", error))?;
+        }
+        for folder in self.files("layers")? {
+            let id = folder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            if !layers.contains(&format!("sha256:{id}")) {
+                self.remove_tree(&folder)?;
+                pruned.layers += 1;
+            }
+        }
+        for folder in self.files("tmp")? {
+            self.remove_tree(&folder)?;
+        }
+        Ok(pruned)
+    }
+
+    /// Reads a layout and unpacks what is not unpacked yet.
+    fn take_in(&self, path: &Path, progress: &dyn Progress) -> Result<(Record, Option<String>), ImageError> {
+        let read = |source| ImageError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let found = fs::metadata(path).map_err(read)?;
+        if found.is_dir() {
+            return self.take_in_contents(&Layout::folder(path)?, progress);
+        }
+        let file = File::open(path).map_err(read)?;
+        let seen = self
+            .folder
+            .join("archives")
+            .join(hex_name(&seen_key(path, &file.metadata().map_err(read)?)));
+        if let Some(known) = self.load::<Named>(&seen)?
+            && let Some(record) = self.record(&known.digest)?
+            && self.has_layers(&record)
+        {
+            return Ok((record, Some(known.name).filter(|name| !name.is_empty())));
+        }
+        let layout = Layout::archive(path, self.plain_archive(path, file)?)?;
+        let (record, name) = self.take_in_contents(&layout, progress)?;
+        let known = Named {
+            name: name.clone().unwrap_or_default(),
+            digest: record.digest.clone(),
+        };
+        self.save(&seen, &known)?;
+        Ok((record, name))
+    }
+
+    fn take_in_contents(
+        &self,
+        layout: &Layout,
+        progress: &dyn Progress,
+    ) -> Result<(Record, Option<String>), ImageError> {
+        let Contents {
+            digest,
+            name,
+            layers,
+            config,
+        } = layout.contents()?;
+        for (n, blob) in layers.iter().enumerate() {
+            self.unpack(blob, layout, &|done| {
+                progress.unpacking(n + 1, layers.len(), done, blob.size)
+            })?;
+        }
+        let record = Record {
+            digest,
+            layers: layers.into_iter().map(|blob| blob.diff_id).collect(),
+            config,
+        };
+        self.save(&self.image_file(&record.digest), &record)?;
+        Ok((record, name))
+    }
+
+    /// Unpacks one layer, unless it is there. However many ask at once, one does it and the others wait.
+    fn unpack(&self, blob: &Blob, layout: &Layout, progress: &dyn Fn(u64)) -> Result<(), ImageError> {
+        let id = hex(&blob.diff_id);
+        let (place, tmp) = (self.folder.join("layers").join(id), self.folder.join("tmp").join(id));
+        if place.is_dir() {
+            return Ok(());
+        }
+        let lock = self.lock_file(&format!("locks/{id}"))?;
+        flock(&lock, FlockOperation::LockExclusive).map_err(|error| self.failed("locking a layer", error.into()))?;
+        if place.is_dir() {
+            return Ok(());
+        }
+        self.make_folder("layers")?;
+        self.make_folder("tmp")?;
+        if tmp.symlink_metadata().is_ok() {
+            self.remove_tree(&tmp)?;
+        }
+        fs::create_dir(&tmp).map_err(|error| self.failed("making a folder for a layer", error))?;
+        let unpacked = self.unpack_into(blob, layout, &tmp, progress);
+        if let Err(error) = unpacked {
+            self.remove_tree(&tmp)?;
+            return Err(error);
+        }
+        // The name says that all of it is there, so it must be on the disk before the name is.
+        let synced = File::open(&tmp).and_then(|folder| Ok(rustix::fs::syncfs(&folder)?));
+        synced.map_err(|error| self.failed("writing a layer to the disk", error))?;
+        fs::rename(&tmp, &place).map_err(|error| self.failed("putting a layer in its place", error))
+    }
+
+    fn unpack_into(&self, blob: &Blob, layout: &Layout, tmp: &Path, progress: &dyn Fn(u64)) -> Result<(), ImageError> {
+        let layer = |source| ImageError::Layer {
+            diff_id: blob.diff_id.clone(),
+            source,
+        };
+        let damaged = |error| layer(LayerError::Damaged(error));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(tmp, flags, Mode::empty())
+            .map_err(|error| self.failed("opening a folder", error.into()))?;
+        rustix::fs::chmod(tmp, Mode::from_raw_mode(0o755))
+            .map_err(|error| self.failed("making a folder", error.into()))?;
+        let mut stored = Summed::new(Heard {
+            stream: layout.layer(blob)?,
+            heard: progress,
+            done: 0,
+        });
+        let diff_id = {
+            let plain = decompressed(BufReader::with_capacity(256 * 1024, &mut stored)).map_err(damaged)?;
+            let mut plain = Summed::new(plain);
+            layer::unpack(&mut plain, folder, self.owner, CAPS).map_err(layer)?;
+            plain.digest()
+        };
+        // What follows the compressed stream belongs to the blob and its digest.
+        io::copy(&mut stored, &mut io::sink()).map_err(damaged)?;
+        if let Some(expected) = &blob.digest {
+            let found = stored.digest();
+            if *expected != found {
+                return Err(ImageError::Digest {
+                    what: "layer",
+                    expected: expected.clone(),
+                    found,
+                });
+            }
+        }
+        match diff_id == blob.diff_id {
+            true => Ok(()),
+            false => Err(ImageError::Digest {
+                what: "unpacked layer",
+                expected: blob.diff_id.clone(),
+                found: diff_id,
+            }),
+        }
+    }
+
+    /// Layers are read by position, so a compressed archive is unpacked into a file without a name first.
+    fn plain_archive(&self, path: &Path, file: File) -> Result<File, ImageError> {
+        let read = |source| ImageError::Read {
+            path: path.to_owned(),
+            source,
+        };
+        let mut plain = decompressed(BufReader::new(file.try_clone().map_err(read)?)).map_err(read)?;
+        if matches!(plain, Plain::Tar(_)) {
+            let mut file = file;
+            file.rewind().map_err(read)?;
+            return Ok(file);
+        }
+        self.make_folder("tmp")?;
+        let mut copy =
+            tempfile::tempfile_in(self.folder.join("tmp")).map_err(|error| self.failed("making a file", error))?;
+        let copied = io::copy(&mut plain.by_ref().take(CAPS.bytes + 1), &mut copy).map_err(read)?;
+        if copied > CAPS.bytes {
+            let why = format!("it has more than {} bytes when unpacked", CAPS.bytes);
+            return Err(ImageError::NotAnImage {
+                path: path.to_owned(),
+                why,
+            });
+        }
+        Ok(copy)
+    }
+
+    fn image(&self, record: Record, lease: Lease) -> Result<Image, ImageError> {
+        let folder = |id: &String| {
+            let path = self.folder.join("layers").join(hex(id));
+            HostPath::new(&path).map_err(|error| self.failed("naming a layer", io::Error::other(error)))
+        };
+        Ok(Image {
+            kind: ImageKind::Layers,
+            layers: record.layers.iter().map(folder).collect::<Result<_, _>>()?,
+            digest: Some(record.digest),
+            config: record.config,
+            lease: Some(lease),
+        })
+    }
+
+    fn has_layers(&self, record: &Record) -> bool {
+        record
+            .layers
+            .iter()
+            .all(|id| self.folder.join("layers").join(hex(id)).is_dir())
+    }
+
+    fn record(&self, digest: &str) -> Result<Option<Record>, ImageError> {
+        self.load(&self.image_file(digest))
+    }
+
+    fn image_file(&self, digest: &str) -> PathBuf {
+        self.folder.join("images").join(format!("{}.json", hex(digest)))
+    }
+
+    fn name_file(&self, name: &str) -> PathBuf {
+        self.folder.join("names").join(hex_name(name))
+    }
+
+    fn set_name(&self, name: &str, digest: &str) -> Result<Named, ImageError> {
+        if !is_image_name(name) {
+            return Err(ImageError::Name { name: name.to_owned() });
+        }
+        let named = Named {
+            name: name.to_owned(),
+            digest: digest.to_owned(),
+        };
+        self.save(&self.name_file(name), &named)?;
+        Ok(named)
+    }
+
+    pub(super) fn lease(&self) -> Result<Lease, ImageError> {
+        let file = self.lock_file("lease")?;
+        match flock(&file, FlockOperation::NonBlockingLockShared) {
+            Ok(()) => Ok(Lease(file)),
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                // Somebody prunes; that ends by itself.
+                flock(&file, FlockOperation::LockShared).map_err(|error| self.failed("locking it", error.into()))?;
+                Ok(Lease(file))
+            }
+            Err(error) => Err(self.failed("locking it", error.into())),
+        }
+    }
+
+    /// A folder for things in the making, on the file system of the store; pruning empties it.
+    pub(super) fn scratch(&self) -> Result<PathBuf, ImageError> {
+        self.make_folder("tmp")?;
+        Ok(self.folder.join("tmp"))
+    }
+
+    fn lock_file(&self, name: &str) -> Result<File, ImageError> {
+        self.make_folder(if name.starts_with("locks/") { "locks" } else { "" })?;
+        let file = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(self.folder.join(name));
+        file.map_err(|error| self.failed("opening a lock", error))
+    }
+
+    /// Folders can be entered by all, as the layers must be by a sandbox's users; only their names are secret to nobody.
+    fn make_folder(&self, name: &str) -> Result<(), ImageError> {
+        let made = fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(self.folder.join(name));
+        made.map_err(|error| self.failed("making a folder", error))
+    }
+
+    fn files(&self, folder: &str) -> Result<Vec<PathBuf>, ImageError> {
+        let failed = |error| self.failed("listing it", error);
+        let entries = match fs::read_dir(self.folder.join(folder)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
+        };
+        entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect()
+    }
+
+    fn remove_tree(&self, folder: &Path) -> Result<(), ImageError> {
+        let failed = |error| self.failed("removing a layer", error);
+        let (parent, name) = (
+            folder.parent().unwrap_or(Path::new("/")),
+            folder.file_name().unwrap_or_default(),
+        );
+        let parent = File::open(parent).map_err(failed)?;
+        layer::remove_folder(std::os::fd::AsFd::as_fd(&parent), Path::new(name)).map_err(failed)
+    }
+
+    /// A file of the store, if it is there. One that cannot be understood is as good as absent: all can be made again.
+    fn load<T: for<'de> Deserialize<'de>>(&self, file: &Path) -> Result<Option<T>, ImageError> {
+        match fs::read(file) {
+            Ok(bytes) => {
+                let found = serde_json::from_slice::<Versioned<T>>(&bytes).ok();
+                Ok(found.filter(|found| found.version == VERSION).map(|found| found.value))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed("reading a file of it", error)),
+        }
+    }
+
+    fn save<T: Serialize>(&self, file: &Path, value: &T) -> Result<(), ImageError> {
+        let failed = |error| self.failed("writing a file of it", error);
+        let folder = file.parent().unwrap_or(&self.folder);
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(folder)
+            .map_err(failed)?;
+        let mut tmp = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
+        let json = serde_json::to_vec(&Versioned {
+            version: VERSION,
+            value,
+        })
+        .expect("plain values become JSON");
+        tmp.write_all(&json)
+            .and_then(|()| tmp.as_file().sync_data())
+            .map_err(failed)?;
+        tmp.persist(file).map_err(|error| failed(error.error))?;
+        Ok(())
+    }
+
+    fn failed(&self, doing: &'static str, source: io::Error) -> ImageError {
+        ImageError::Store {
+            path: self.folder.clone(),
+            doing,
+            source,
+        }
+    }
+}
+
+/// Every file of the store says which version of the format it is in.
+#[derive(Serialize, Deserialize)]
+struct Versioned<T> {
+    version: u32,
+    #[serde(flatten)]
+    value: T,
+}
+
+/// A stream by what it begins with: media types are the image's word, the magic is the decompressor's.
+enum Plain<R: BufRead> {
+    Tar(R),
+    Gzip(Box<flate2::bufread::MultiGzDecoder<R>>),
+    Zstd(Box<zstd::stream::read::Decoder<'static, R>>),
+}
+
+fn decompressed<R: BufRead>(mut stream: R) -> io::Result<Plain<R>> {
+    let magic = stream.fill_buf()?;
+    if magic.starts_with(&[0x1f, 0x8b]) {
+        return Ok(Plain::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(stream))));
+    }
+    if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+        let mut decoder = zstd::stream::read::Decoder::with_buffer(stream)?;
+        // 2^27 bytes, what the zstd tool itself accepts: a larger window is memory that the archive's maker asks of us.
+        decoder.window_log_max(27)?;
+        return Ok(Plain::Zstd(Box::new(decoder)));
+    }
+    Ok(Plain::Tar(stream))
+}
+
+impl<R: BufRead> Read for Plain<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Plain::Tar(stream) => stream.read(buffer),
+            Plain::Gzip(stream) => stream.read(buffer),
+            Plain::Zstd(stream) => stream.read(buffer),
+        }
+    }
+}
+
+/// Tells how much was read.
+struct Heard<'h, R> {
+    stream: R,
+    heard: &'h dyn Fn(u64),
+    done: u64,
+}
+
+impl<R: Read> Read for Heard<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.stream.read(buffer)?;
+        self.done += read as u64;
+        (self.heard)(self.done);
+        Ok(read)
+    }
+}
+
+/// The hexadecimal part of a digest, which was checked where it was read.
+fn hex(digest: &str) -> &str {
+    digest.strip_prefix("sha256:").unwrap_or(digest)
+}
+
+/// A file name for any text.
+fn hex_name(text: &str) -> String {
+    format!("{}.json", hex(&Digest::of_bytes(text.as_bytes()).to_string()))
+}
+
+/// An archive that is the same in all of these was not changed; the change time is the kernel's and cannot be set back.
+fn seen_key(path: &Path, found: &fs::Metadata) -> String {
+    let parts: BTreeMap<&str, i128> = BTreeMap::from([
+        ("dev", found.dev().into()),
+        ("ino", found.ino().into()),
+        ("size", found.size().into()),
+        (
+            "mtime",
+            i128::from(found.mtime()) * 1_000_000_000 + i128::from(found.mtime_nsec()),
+        ),
+        (
+            "ctime",
+            i128::from(found.ctime()) * 1_000_000_000 + i128::from(found.ctime_nsec()),
+        ),
+    ]);
+    format!("{} {parts:?}", path.display())
+}

@@ -1,0 +1,266 @@
+//! Programs that run other commands: found here, looked through, and what they run is listed.
+//!
+//! Where an option is not known, where the inner command begins is not known either, and that is opaque.
+
+mod inputs;
+mod prefixes;
+mod remote;
+mod shells;
+
+use super::word::Fit;
+use super::{Dialect, Fd, Redirect, Role, SimpleCommand, Walk, Word, builtins, git, interpreters};
+
+use inputs::{fd, find, parallel, watch, xargs};
+use prefixes::{PREFIXES, env, flock, prefixed};
+use remote::{ssh, ssh_option};
+use shells::{foreign_shell, shell, substitute_user};
+
+pub(super) use prefixes::{assignment, skip_options};
+pub(super) use shells::from_input;
+
+/// What looking through a command found.
+pub(super) struct Found {
+    pub role: Role,
+    /// Files that the command is told to write, other than by redirect.
+    pub writes: Vec<Word>,
+}
+
+impl Found {
+    pub fn role(role: Role) -> Self {
+        Self {
+            role,
+            writes: Vec::new(),
+        }
+    }
+}
+
+/// Whether a program that carries another is the image's own. `./env ls` may be anything, and must be allowed as itself.
+pub(super) fn is_trusted(argv: &[Word]) -> bool {
+    const FOLDERS: &[&str] = &[
+        "/bin",
+        "/sbin",
+        "/usr/bin",
+        "/usr/sbin",
+        "/usr/local/bin",
+        "/usr/local/sbin",
+    ];
+    argv.first().and_then(Word::value).is_some_and(|head| {
+        head.rsplit_once('/')
+            .is_none_or(|(folder, _)| FOLDERS.contains(&folder))
+    })
+}
+
+pub(super) fn look_through(walk: &mut Walk, command: &SimpleCommand) -> Found {
+    let Some(head) = command.argv.first() else {
+        return Found::role(Role::Carries);
+    };
+    let Some(head) = head.value() else {
+        walk.opaque("a command whose name is not known before it runs");
+        return Found::role(Role::Runs);
+    };
+    if !head.contains('/')
+        && let Some(found) = builtins::look_through(walk, head, command)
+    {
+        return found;
+    }
+    let name = head.rsplit('/').next().unwrap_or(head);
+    let args = &command.argv[1..];
+    if let Some(prefix) = PREFIXES.iter().find(|prefix| prefix.name == name) {
+        return prefixed(walk, prefix, args, command);
+    }
+    match name {
+        "env" => env(walk, args, command),
+        "bash" | "rbash" => shell(walk, args, command, Dialect::Bash),
+        "sh" | "dash" | "ash" | "ksh" | "mksh" => shell(walk, args, command, Dialect::Posix),
+        "zsh" | "fish" | "csh" | "tcsh" | "pwsh" | "powershell" | "nu" | "xonsh" => foreign_shell(walk, args),
+        "bash.exe" | "sh.exe" => shell(walk, args, command, Dialect::Posix),
+        "busybox" | "toybox" => {
+            if args.is_empty() || args[0].value().is_some_and(|word| word.starts_with("--")) {
+                return Found::role(Role::Runs);
+            }
+            carry(walk, args, command)
+        }
+        "su" | "runuser" => substitute_user(walk, args),
+        "xargs" => xargs(walk, args, command),
+        "find" | "gfind" => find(walk, args),
+        "fd" | "fdfind" => fd(walk, args),
+        "parallel" => parallel(walk, args),
+        "watch" => watch(walk, args),
+        "entr" => {
+            if let Some(at) = skip_options(args, "acdnprsxz", "", &[]) {
+                carry_from(walk, args, at, command);
+            } else {
+                walk.opaque("options of entr that are not known");
+            }
+            Found::role(Role::Runs)
+        }
+        "flock" => flock(walk, args, command),
+        "unshare" | "nsenter" | "setpriv" if args.iter().all(|word| word.starts_with("-") == Fit::Yes) => {
+            walk.opaque("a shell that reads what is typed");
+            Found::role(Role::Runs)
+        }
+        "tmux" | "screen" => {
+            walk.opaque("a terminal that runs shells of its own");
+            Found::role(Role::Runs)
+        }
+        "script" if !args.iter().any(|word| word.value().is_some_and(is_script_command)) => {
+            walk.opaque("a shell that reads what is typed");
+            Found::role(Role::Runs)
+        }
+        "script" => {
+            for (at, word) in args.iter().enumerate() {
+                match word.value() {
+                    Some(option) if option.starts_with("--") && is_script_command(option) => {
+                        match (option.split_once('='), args.get(at + 1)) {
+                            (Some((_, script)), _) => walk.nested(script, Dialect::Posix),
+                            (None, Some(script)) => walk.script(script, Dialect::Posix),
+                            (None, None) => walk.opaque("an option without its value"),
+                        }
+                    }
+                    Some(option) if is_script_command(option) && !option.ends_with('c') => {
+                        walk.opaque("an option of script that is not known");
+                    }
+                    Some(option) if is_script_command(option) => match args.get(at + 1) {
+                        Some(script) => walk.script(script, Dialect::Posix),
+                        None => walk.opaque("an option without its value"),
+                    },
+                    Some(_) => {}
+                    None => walk.opaque("options of script that are not known"),
+                }
+            }
+            Found::role(Role::Runs)
+        }
+        "ssh" => ssh(walk, args, command),
+        "scp" | "sftp" => {
+            option_scripts(walk, args, &["-S"], &[]);
+            for pair in args.windows(2).filter(|pair| pair[0].value() == Some("-o")) {
+                ssh_option(walk, Some(&pair[1]));
+            }
+            for word in args.iter().filter_map(|word| word.value()?.strip_prefix("-o")) {
+                if !word.is_empty() {
+                    ssh_option(walk, Some(&Word::known(word)));
+                }
+            }
+            Found::role(Role::Runs)
+        }
+        "git" => git::look_through(walk, args),
+        "tee" => Found {
+            role: Role::Runs,
+            writes: args
+                .iter()
+                .filter(|word| word.starts_with("-") != Fit::Yes)
+                .cloned()
+                .collect(),
+        },
+        "dd" => Found {
+            role: Role::Runs,
+            writes: args
+                .iter()
+                .filter_map(|word| word.value()?.strip_prefix("of=").map(Word::known))
+                .collect(),
+        },
+        "curl" | "wget" => Found {
+            role: Role::Runs,
+            writes: args
+                .windows(2)
+                .filter(|pair| matches!(pair[0].value(), Some("-o" | "--output" | "-O" | "--output-document")))
+                .filter(|pair| !(name == "curl" && pair[0].value() == Some("-O")))
+                .filter(|pair| pair[1].value() != Some("-"))
+                .map(|pair| pair[1].clone())
+                .collect(),
+        },
+        "tar" | "gtar" => {
+            archive(walk, args);
+            Found::role(Role::Runs)
+        }
+        "rsync" => {
+            option_scripts(walk, args, &["-e", "--rsh"], &["--rsh=", "--rsync-path="]);
+            Found::role(Role::Runs)
+        }
+        _ => {
+            interpreters::look_through(walk, name, args);
+            Found::role(Role::Runs)
+        }
+    }
+}
+
+/// Whether an option of `script` gives it a command: `-c`, `-qec`, `--command`.
+fn is_script_command(option: &str) -> bool {
+    match option.strip_prefix("--") {
+        Some(long) => !long.is_empty() && "command".starts_with(long.split('=').next().unwrap_or(long)),
+        None => option.starts_with('-') && option.contains('c'),
+    }
+}
+
+/// Lists `args` as a command of its own, with the redirects and variables that it inherits left to the outer one.
+pub(super) fn carry(walk: &mut Walk, args: &[Word], command: &SimpleCommand) -> Found {
+    if args.is_empty() {
+        return Found::role(Role::Runs);
+    }
+    walk.run(args.to_vec(), command.env.clone(), inherited(command));
+    Found::role(Role::Carries)
+}
+
+fn carry_from(walk: &mut Walk, args: &[Word], at: usize, command: &SimpleCommand) -> Found {
+    carry(walk, args.get(at..).unwrap_or(&[]), command)
+}
+
+/// A here-document reaches the inner command: `sudo sh <<EOF`.
+fn inherited(command: &SimpleCommand) -> Vec<Redirect> {
+    command
+        .redirects
+        .iter()
+        .filter(|redirect| redirect.fd == Fd::Input)
+        .cloned()
+        .collect()
+}
+
+fn archive(walk: &mut Walk, args: &[Word]) {
+    option_scripts(
+        walk,
+        args,
+        &[
+            "-I",
+            "--use-compress-program",
+            "--to-command",
+            "--checkpoint-action",
+            "-F",
+            "--info-script",
+            "--rsh-command",
+        ],
+        &[
+            "--use-compress-program=",
+            "--to-command=",
+            "--info-script=",
+            "--new-volume-script=",
+            "--rsh-command=",
+        ],
+    );
+    for word in args {
+        if let Some(action) = word
+            .value()
+            .and_then(|word| word.strip_prefix("--checkpoint-action=exec="))
+        {
+            walk.nested(action, Dialect::Posix);
+        }
+    }
+}
+
+/// Options whose value is a command, apart or glued on.
+pub(super) fn option_scripts(walk: &mut Walk, args: &[Word], apart: &[&str], glued: &[&str]) {
+    for (at, word) in args.iter().enumerate() {
+        let Some(option) = word.value() else {
+            if glued.iter().any(|name| word.starts_with(name) == Fit::Yes) {
+                walk.opaque("an option that holds an unknown command");
+            }
+            continue;
+        };
+        if apart.contains(&option) {
+            if let Some(script) = args.get(at + 1) {
+                walk.script(script, Dialect::Posix);
+            }
+        } else if let Some(script) = glued.iter().find_map(|name| option.strip_prefix(name)) {
+            walk.nested(script, Dialect::Posix);
+        }
+    }
+}

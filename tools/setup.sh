@@ -1,0 +1,71 @@
+#!/bin/bash
+# Makes sure that what a make target needs from the machine is there: tools/setup.sh run|test|bench|images.
+# On Debian, as root, what is missing is installed, and said first; anywhere else it is named, and this stops.
+set -euo pipefail
+
+target=${1:?usage: tools/setup.sh run|test|bench|images}
+packages=()
+reasons=()
+
+# need PROGRAM PACKAGE WHY
+need() {
+    if ! PATH="$PATH:/usr/sbin:/sbin" command -v "$1" >/dev/null; then
+        packages+=("$2")
+        reasons+=("  $2: $3")
+    fi
+}
+
+if ! command -v cargo >/dev/null; then
+    echo "setup: the Rust toolchain is missing (cargo is not in PATH); see https://rustup.rs" >&2
+    exit 1
+fi
+
+need cc gcc "compiles the C parts of SQLite, tree-sitter and ring"
+[ -e /usr/include/stdlib.h ] || { packages+=(libc6-dev) && reasons+=("  libc6-dev: headers for the same"); }
+case $target in
+run)
+    need python3 python3 "the demo's request to a host that is refused"
+    ;;
+test)
+    need runc runc "tests hold our launcher to what runc does with the same bundle"
+    need newuidmap uidmap "tests run as an ordinary user with a range of ids too"
+    need busybox busybox-static "a root file system of one program, for tests"
+    need python3 python3 "small clients inside test sandboxes"
+    ;;
+bench)
+    need runc runc "is measured in the same run"
+    need bwrap bubblewrap "is measured in the same run"
+    need busybox busybox-static "a root file system of one program, for runc"
+    ;;
+images)
+    need mmdebstrap mmdebstrap "makes root file systems from Debian packages"
+    ;;
+*)
+    echo "setup: \"$target\" is not run, test, bench or images" >&2
+    exit 1
+    ;;
+esac
+
+if [ ${#packages[@]} -gt 0 ]; then
+    if [ "$(id -u)" = 0 ] && [ -e /etc/debian_version ] && command -v apt-get >/dev/null; then
+        echo "setup: installing from Debian:" >&2
+        printf '%s\n' "${reasons[@]}" >&2
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get update -qq >&2
+        apt-get install -qq -y --no-install-recommends "${packages[@]}" >&2
+    else
+        echo "setup: missing, and only root on Debian may install it here:" >&2
+        printf '%s\n' "${reasons[@]}" >&2
+        exit 1
+    fi
+fi
+
+# The guest is smallest with musl; build.rs takes the machine's own libc, linked statically, where that target cannot be had.
+musl="$(uname -m)-unknown-linux-musl"
+libs=$(rustc --print target-libdir --target "$musl" 2>/dev/null || true)
+if [ ! -d "$libs" ]; then
+    echo "setup: adding the Rust target $musl for a smaller guest" >&2
+    if ! { command -v rustup >/dev/null && rustup target add "$musl" >&2; }; then
+        echo "setup: it cannot be added; the guest will use this machine's libc" >&2
+    fi
+fi
