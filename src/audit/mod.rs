@@ -12,6 +12,7 @@
 
 pub mod journal;
 pub mod key;
+pub mod ocsf;
 pub mod otlp;
 pub mod query;
 pub mod record;

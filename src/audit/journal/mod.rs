@@ -17,6 +17,7 @@
 
 mod lost;
 mod read;
+mod retain;
 mod store;
 mod writer;
 
@@ -37,6 +38,7 @@ use super::redact::Redactor;
 use writer::WrittenBy;
 
 pub use read::{Reader, Stored};
+pub use retain::{Removed, Retention};
 pub(crate) use store::{FILE, GENESIS, chain, connect_read, connect_write, nanoseconds};
 
 /// The number of a record: 1 is the journal's first, and none is left out.
@@ -108,6 +110,12 @@ pub enum JournalError {
     Replaced { path: PathBuf },
     #[error("cannot bring the journal {} to the disk", path.display())]
     Sync {
+        path: PathBuf,
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    #[error("cannot write the archive {}", path.display())]
+    Archive {
         path: PathBuf,
         #[source]
         source: Arc<std::io::Error>,

@@ -111,6 +111,11 @@ pub fn summary(kind: &str, value: &Value) -> String {
             &format!("process {}", number("/pid")),
             &format!("{} open starts", number("/open_starts")),
         ]),
+        "journal.pruned" => spaced(&[
+            &format!("{} to {}", number("/first_seq"), number("/last_seq")),
+            &format!("for their {}", word("/reason")),
+            &word("/archive"),
+        ]),
         "journal.checkpoint" => spaced(&[&format!("through {}", number("/through_seq")), &word("/hash")]),
         _ => String::new(),
     }
