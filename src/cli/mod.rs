@@ -73,10 +73,8 @@ impl Cli {
             Command::Config(command) => config::run(command),
             Command::Image(command) => image::run(command, &state_folder()),
             Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
-            Command::Plan(args) => wait_for(plan::run(*args)),
+            Command::Plan(args) => plan::run(*args),
             Command::Doctor(args) => doctor::run(args),
-            Command::Image(command) => image::run(command),
-            Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
         }
     }
 }

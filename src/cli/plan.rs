@@ -102,6 +102,8 @@ fn text(plan: &Plan, runtime: &str) -> String {
             Source::Devpts => "devpts".to_owned(),
             Source::Mqueue => "mqueue".to_owned(),
             Source::Device { name } => format!("the device {name}"),
+            Source::Itself { .. } => "what is there".to_owned(),
+            Source::Nothing { .. } => "nothing".to_owned(),
         };
         let access = if mount.attributes.read_only { "ro" } else { "rw" };
         line("mount", format!("{} {access} <- {source}", mount.path));

@@ -95,8 +95,18 @@ enum Report {
         step: Step,
         errno: i32,
     },
-    /// The slot is gone without a word.
+    /// The slot was killed from inside, and its command with it; the sandbox is whole.
+    Killed,
+    /// The slot is gone with its sandbox, or said something out of turn.
     Gone,
+}
+
+/// What the end of a slot's socket means. Only SIGKILL ends a slot by itself, and only somebody inside sends it.
+async fn closed(sandbox: &std::sync::Arc<Sandbox>) -> Report {
+    match sandbox.answers().await {
+        true => Report::Killed,
+        false => Report::Gone,
+    }
 }
 
 /// Runs a command to its end. Not cancel-safe: the caller owns it until it returns.
@@ -152,7 +162,8 @@ pub async fn run(
     let (streams, report) = match slot.link.hear().await {
         Ok(Some((FromSlot::Started { .. }, fds))) => (streams.with_terminal(fds)?, None),
         Ok(Some((FromSlot::NotStarted { step, errno }, _))) => (streams, Some(Report::NotStarted { step, errno })),
-        Ok(Some((FromSlot::Exited { .. }, _)) | None) | Err(_) => (streams, Some(Report::Gone)),
+        Ok(None) => (streams, Some(closed(sandbox).await)),
+        Ok(Some((FromSlot::Exited { .. }, _))) | Err(_) => (streams, Some(Report::Gone)),
     };
     let report = match report {
         Some(report) => (report, None, Streamed::default(), Streamed::default()),
@@ -177,12 +188,15 @@ pub async fn run(
     let wall = begun.elapsed();
     let counters = slot.counters();
     let version = sandbox.cgroup_version();
+    let is_dead = matches!(report, Report::Gone | Report::Killed);
     let ended = conclude(report, cause, counters, version, wall, stdout, stderr);
-    match ended.outcome {
-        ExecOutcome::Lost => slot.retire(),
+    if is_dead {
+        slot.retire();
+    } else if request.detach {
         // A detached exec's slot keeps what it left running until the task ends.
-        _ if request.detach => sandbox.keep(slot),
-        _ => sandbox.give_back(slot),
+        sandbox.keep(slot);
+    } else {
+        sandbox.give_back(slot);
     }
     Ok(ended)
 }
@@ -236,7 +250,7 @@ impl Streams {
     reason = "the one caller is above, and a struct would only name these again"
 )]
 async fn attend(
-    sandbox: &Sandbox,
+    sandbox: &std::sync::Arc<Sandbox>,
     slot: &Slot,
     detach: bool,
     streams: Streams,
@@ -296,6 +310,7 @@ async fn attend(
                 biased;
                 heard = slot.link.hear() => report = Some(match heard {
                     Ok(Some((FromSlot::Exited { status, usage, .. }, _))) => Report::Exited { status, usage },
+                    Ok(None) if cause.is_none() => closed(sandbox).await,
                     // Out of turn, or gone: nothing that this slot says can be trusted any more.
                     Ok(Some((FromSlot::Started { .. } | FromSlot::NotStarted { .. }, _)) | None) | Err(_) => Report::Gone,
                 }),
@@ -322,7 +337,7 @@ async fn attend(
                 () = &mut feeding, if !feed_done => feed_done = true,
             }
         }
-        if matches!(report, Some(Report::Gone)) {
+        if matches!(report, Some(Report::Gone | Report::Killed)) {
             slot.kill();
         }
         // What the command wrote before its end is in the pipes, and is read as fast as the readers take it; only a pipe that somebody
@@ -499,6 +514,15 @@ fn conclude(
             ended.outcome = ExecOutcome::Exited;
             ended.exit_code = Some(code);
             ended.error = Some(text);
+            None
+        }
+        Report::Killed => {
+            ended.outcome = match oom_kills {
+                0 => ExecOutcome::Signaled,
+                _ => ExecOutcome::OomKilled,
+            };
+            ended.signal = Some(9);
+            ended.error = Some("the process that watched over the command was killed from inside".to_owned());
             None
         }
         Report::Gone => {

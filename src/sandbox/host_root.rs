@@ -94,6 +94,9 @@ pub fn folders() -> Vec<Made> {
     made
 }
 
+/// The empty file that covers what must look absent.
+pub const NOTHING: &str = "/run/belljar/nothing";
+
 /// Who is who inside, and the names that resolve without a way out. An image keeps its own users; the agent is added.
 pub fn identity(task: TaskId, host: bool) -> Vec<Made> {
     let mut made = vec![
@@ -105,6 +108,7 @@ pub fn identity(task: TaskId, host: bool) -> Vec<Made> {
         ),
         folder("/run/belljar", 0o755),
         file("/run/belljar/task", &format!("{task}\n")),
+        file(NOTHING, ""),
     ];
     if host {
         made.push(file(
@@ -258,18 +262,24 @@ pub fn masked() -> Vec<SandboxPath> {
     [
         "/proc/acpi",
         "/proc/asound",
+        "/proc/buddyinfo",
         "/proc/config.gz",
+        "/proc/dynamic_debug",
         "/proc/interrupts",
+        "/proc/iomem",
+        "/proc/ioports",
         "/proc/kallsyms",
         "/proc/kcore",
         "/proc/keys",
         "/proc/key-users",
         "/proc/kmsg",
+        "/proc/kpagecgroup",
         "/proc/kpagecount",
         "/proc/kpageflags",
         "/proc/latency_stats",
         "/proc/modules",
         "/proc/mtd",
+        "/proc/pagetypeinfo",
         "/proc/scsi",
         "/proc/sched_debug",
         "/proc/slabinfo",

@@ -305,7 +305,9 @@ fn help(request: &LaunchRequest, pid: rustix::process::Pid, sync: &OwnedFd) -> R
         | Source::Sysfs
         | Source::Devpts
         | Source::Mqueue
-        | Source::Device { .. } => None,
+        | Source::Device { .. }
+        | Source::Itself { .. }
+        | Source::Nothing { .. } => None,
     });
     let mut users: Vec<(u32, u32, OwnedFd)> = Vec::new();
     for (index, (host, owner, attributes)) in layers.chain(binds).enumerate() {

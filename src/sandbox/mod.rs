@@ -20,5 +20,6 @@ pub mod oci;
 pub mod outside;
 pub mod plan;
 pub mod probe;
+pub mod protect;
 pub mod seccomp;
 mod setup;

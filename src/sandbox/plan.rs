@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::protect::Protected;
 use super::{host_root, seccomp};
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
@@ -103,6 +104,14 @@ pub enum Source {
     /// One of the host's harmless devices, by name.
     Device {
         name: String,
+    },
+    /// What is there already, as a mount of its own. No link is followed from the folder `within` on.
+    Itself {
+        within: SandboxPath,
+    },
+    /// An empty file, over what is there already; likewise.
+    Nothing {
+        within: SandboxPath,
     },
 }
 
@@ -222,7 +231,7 @@ impl Plan {
             },
             mounts,
             masked: host_root::masked(),
-            read_only: host_root::read_only(),
+            read_only: read_only(task, ids),
             process: Process {
                 uid: id,
                 gid: id,
@@ -248,6 +257,12 @@ impl Plan {
         }
     }
 
+    /// The plan with the names held that a look at the writable roots found.
+    pub fn with_protected(mut self, protected: &Protected) -> Plan {
+        self.mounts.extend(protected.mounts.iter().cloned());
+        self
+    }
+
     /// What approvals are bound to, beside the command: everything but the task's name for itself.
     pub fn digest(&self) -> Digest {
         let json = serde_json::to_vec(self).expect("a plan is plain data");
@@ -260,6 +275,17 @@ const INODES: u64 = 1_000_000;
 
 /// Open files a process: what build tools want, and what is left of it on a host that has less to give.
 const OPEN_FILES: u64 = 65_536;
+
+/// The kernel's own files, and where one id is everybody's, the tables of who is who: there the command's user would own them.
+fn read_only(task: &Task, ids: Ids) -> Vec<SandboxPath> {
+    let mut paths = host_root::read_only();
+    let etc = SandboxPath::new("/etc").expect("it is a path");
+    let is_root_in_etc = task.roots.iter().any(|root| root.path.is_within(&etc));
+    if matches!(ids, Ids::Single { .. }) && task.user == User::Agent && !is_root_in_etc {
+        paths.push(etc);
+    }
+    paths
+}
 
 /// Each task's ids are its own, so that no two sandboxes share a user even as the kernel counts them. From 2^30 on up to 2^30 + 2^29:
 /// above what distributions give to users, below what 32-bit signed programs choke on.

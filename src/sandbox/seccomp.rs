@@ -169,6 +169,7 @@ mod tests {
             "swapon",
             "quotactl",
             "open_by_handle_at",
+            "name_to_handle_at",
             "fanotify_init",
             "lookup_dcookie",
             "modify_ldt",

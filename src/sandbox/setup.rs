@@ -10,7 +10,7 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::process::Resource;
 
-use super::host_root::DEV_LINKS;
+use super::host_root::{DEV_LINKS, NOTHING};
 use super::launcher::{LaunchRequest, Sent};
 use super::plan::{AGENT, Ids, Made, Mount, Plan, Source, What};
 use crate::path::SandboxPath;
@@ -152,17 +152,19 @@ impl<'a> Sources<'a> {
             },
             Sources::Own => {
                 let source = mount::open_source(host)?;
-                // Where something is mounted below, the kernel does not let us look under it: then it comes along.
-                let tree = match mount::clone_tree(source.as_fd(), Depth::Single) {
-                    Err(error) if error.kind() == ErrorKind::InvalidInput => {
-                        mount::clone_tree(source.as_fd(), Depth::Recursive)?
-                    }
-                    other => other?,
-                };
+                let tree = clone(&source)?;
                 mount::set_attributes(tree.as_fd(), attributes, None)?;
                 Ok(tree)
             }
         }
+    }
+}
+
+/// A detached copy of one mount. Where something is mounted below and the kernel does not let us look under it, that comes along.
+pub(super) fn clone(source: &OwnedFd) -> io::Result<OwnedFd> {
+    match mount::clone_tree(source.as_fd(), Depth::Single) {
+        Err(error) if error.kind() == ErrorKind::InvalidInput => mount::clone_tree(source.as_fd(), Depth::Recursive),
+        other => other,
     }
 }
 
@@ -338,6 +340,23 @@ fn attach(root: BorrowedFd<'_>, mount: &Mount, sources: &mut Sources<'_>) -> io:
             let options = [("newinstance", ""), ("ptmxmode", "0666"), ("mode", "0620")];
             (mount::new_file_system("devpts", &options, mount.attributes)?, true)
         }
+        Source::Itself { within } => {
+            let target = open_held(root, within, &mount.path)?;
+            let tree = clone(&target)?;
+            mount::set_attributes(tree.as_fd(), mount.attributes, None)?;
+            if !mount.attributes.read_only {
+                // It may lie in something that was made read-only a moment ago.
+                mount::set_writable(tree.as_fd())?;
+            }
+            return mount::attach(tree.as_fd(), target.as_fd());
+        }
+        Source::Nothing { within } => {
+            let target = open_held(root, within, &mount.path)?;
+            let nothing = mount::open_inside(root, NOTHING.trim_start_matches('/'), OFlags::PATH, Mode::empty())?;
+            let tree = mount::clone_tree(nothing.as_fd(), Depth::Single)?;
+            mount::set_attributes(tree.as_fd(), mount.attributes, None)?;
+            return mount::attach(tree.as_fd(), target.as_fd());
+        }
         Source::Mqueue => match mount::new_file_system("mqueue", &[], mount.attributes) {
             Ok(tree) => (tree, true),
             // A kernel without message queues has none to mount.
@@ -347,6 +366,16 @@ fn attach(root: BorrowedFd<'_>, mount: &Mount, sources: &mut Sources<'_>) -> io:
     };
     let target = make_target(root, &mount.path, is_folder)?;
     mount::attach(tree.as_fd(), target.as_fd())
+}
+
+/// Opens a name in a writable root. Whoever shares the root may change it this very moment, so nothing is made and no link followed.
+fn open_held(root: BorrowedFd<'_>, within: &SandboxPath, path: &SandboxPath) -> io::Result<OwnedFd> {
+    let top = mount::open_inside(root, within.relative(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+    let name = path
+        .relative()
+        .strip_prefix(within.relative())
+        .ok_or(ErrorKind::InvalidInput)?;
+    mount::open_beneath(top.as_fd(), Path::new(name.trim_start_matches('/')), OFlags::PATH)
 }
 
 /// The links of /dev; after them nobody makes anything there.
@@ -400,12 +429,12 @@ fn make_read_only(root: BorrowedFd<'_>, path: &SandboxPath) -> io::Result<()> {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         other => other?,
     };
-    let tree = mount::clone_tree(target.as_fd(), Depth::Single)?;
+    let tree = mount::clone_tree(target.as_fd(), Depth::Recursive)?;
     let attributes = Attributes {
         read_only: true,
         no_suid: true,
         no_dev: true,
-        no_exec: true,
+        no_exec: false,
     };
     mount::set_attributes(tree.as_fd(), attributes, None)?;
     mount::attach(tree.as_fd(), target.as_fd())

@@ -21,6 +21,7 @@ use crate::policy::Policy;
 use crate::sandbox::launcher::{LaunchError, Launcher};
 use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
+use crate::sandbox::protect::{Guard, ProtectError};
 use crate::sys::cgroup::Cgroups;
 use crate::sys::process;
 use crate::task::Task;
@@ -43,6 +44,8 @@ pub enum StartError {
     Journal(#[from] JournalError),
     #[error("could not make the task's folder {}", path.display())]
     Folder { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Protect(#[from] ProtectError),
     #[error("could not start the sandbox")]
     Sandbox(#[from] SandboxError),
     #[error("the network rule {rule} names no host")]
@@ -125,12 +128,21 @@ impl Supervisor {
         };
         let started = async {
             self.journal.append(entry(admitted)).await?;
-            let plan = plan(&task, &image);
+            let guard = {
+                let (state, roots) = (self.state.clone(), task.roots.clone());
+                // A walk over the roots, and a few files made.
+                let raised = tokio::task::spawn_blocking(move || Guard::raise(&state, id, &roots)).await;
+                raised.map_err(|error| StartError::Folder {
+                    path: folder.clone(),
+                    source: io::Error::other(error),
+                })??
+            };
+            let plan = plan(&task, &image).with_protected(&guard.protected);
             let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
                 path: folder.clone(),
                 source: io::Error::other(error),
             })?;
-            Ok::<_, StartError>(Sandbox::start(&self.machinery, plan, place, &task.runtime).await?)
+            Ok::<_, StartError>((Sandbox::start(&self.machinery, plan, place, &task.runtime).await?, guard))
         };
         let failed = async |error: StartError| {
             let event = Event::TaskFinished {
@@ -147,8 +159,8 @@ impl Supervisor {
             let _ = fs::remove_dir_all(&folder);
             error
         };
-        let sandbox = match started.await {
-            Ok(sandbox) => sandbox,
+        let (sandbox, guard) = match started.await {
+            Ok(started) => started,
             Err(error) => return Err(failed(error).await),
         };
         let desk = Arc::new(Desk::new(ask, self.journal.clone(), task.gate.approval_time));
@@ -177,7 +189,7 @@ impl Supervisor {
         };
         let started = self.journal.submit(entry(event));
         let enforced = self.journal.submit(entry(Event::SandboxEnforced {
-            controls: enforcement(&task, &self.cgroups),
+            controls: enforcement(&task, &self.cgroups, &guard.protected.gaps),
         }));
         let recorded = async {
             started.await?;
@@ -202,7 +214,7 @@ impl Supervisor {
         };
         let live = Live::new(task, context, image, refused);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
-        tokio::spawn(live.clone().drive(proxy, lock, folder.clone()));
+        tokio::spawn(live.clone().drive(proxy, guard, lock, folder.clone()));
         Ok(TaskHandle { live, folder })
     }
 }
@@ -249,7 +261,7 @@ fn make_task_folder(folder: &Path, task: &Task) -> io::Result<fs::File> {
 
 /// What is really enforced. Every step of the setup either succeeds or ends the sandbox before it runs anything, so what was asked of
 /// the kernel holds in full; limits are what the machine's cgroups can give.
-fn enforcement(task: &Task, cgroups: &Cgroups) -> Vec<Control> {
+fn enforcement(task: &Task, cgroups: &Cgroups, gaps: &[String]) -> Vec<Control> {
     let full = |control: &str| Control {
         control: control.to_owned(),
         enforced: Enforced::Full,
@@ -270,6 +282,24 @@ fn enforcement(task: &Task, cgroups: &Cgroups) -> Vec<Control> {
     ]
     .map(full)
     .to_vec();
+    let isolated = process::landlock_version().is_some_and(|version| version >= 2);
+    controls.push(Control {
+        control: "exec_isolation".to_owned(),
+        enforced: if isolated { Enforced::Full } else { Enforced::Partial },
+        reason: (!isolated).then(|| {
+            "this kernel has no Landlock of version 2, so commands of one task can read each other's environment, memory and descriptors"
+                .to_owned()
+        }),
+    });
+    controls.push(Control {
+        control: "protected_names".to_owned(),
+        enforced: if gaps.is_empty() {
+            Enforced::Full
+        } else {
+            Enforced::Partial
+        },
+        reason: (!gaps.is_empty()).then(|| gaps.join("; ")),
+    });
     let can = cgroups.controls();
     let limits = [
         ("limit.memory", can.memory, task.limits.memory.is_some()),

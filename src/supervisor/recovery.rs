@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::audit::journal::{Journal, JournalError};
 use crate::id::TaskId;
-use crate::sandbox::oci;
+use crate::sandbox::{oci, protect};
 use crate::sys::cgroup::Cgroups;
 
 /// The folder of all tasks under a state folder.
@@ -73,6 +73,9 @@ pub fn recover(state: &Path, cgroups: &Cgroups, journal: &Journal) -> Result<u64
             Ok(None) => {}
             Err(error) => tracing::warn!(%id, %error, "a task's folder could not be looked at"),
         }
+    }
+    if let Err(error) = protect::release_dead(state, &|task| tasks.join(task.to_string()).exists()) {
+        tracing::warn!(%error, "placeholders of dead tasks could not be removed");
     }
     // A task is alive while its folder is there: it is made before the first record and removed after the last.
     journal.close_lost(&|task| tasks.join(task.to_string()).exists())

@@ -22,6 +22,7 @@ use crate::exec::{Control, ExecEnd, ExecEvent, ExecRequest};
 use crate::id::ExecId;
 use crate::image::Image;
 use crate::policy::Stdin;
+use crate::sandbox::protect::Guard;
 use crate::sys::cgroup::Version;
 use crate::task::Task;
 
@@ -245,7 +246,13 @@ impl Live {
     }
 
     /// Watches over the task until it ends, then ends it: the one owner of its sandbox. `lock_file` is held until all is gone.
-    pub async fn drive(self: Arc<Self>, proxy: Option<ProxyHandle>, lock_file: File, folder: std::path::PathBuf) {
+    pub async fn drive(
+        self: Arc<Self>,
+        proxy: Option<ProxyHandle>,
+        guard: Guard,
+        lock_file: File,
+        folder: std::path::PathBuf,
+    ) {
         let mut stop = self.stop.subscribe();
         let why = {
             let timer = async {
@@ -262,7 +269,11 @@ impl Live {
         };
         self.request_stop(why);
         let summary = self.finish(why, proxy).await;
-        let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&folder));
+        let removed = tokio::task::spawn_blocking(move || {
+            // Its placeholders go once nothing inside could be in their place.
+            drop(guard);
+            std::fs::remove_dir_all(&folder)
+        });
         if let Ok(Err(error)) = removed.await {
             tracing::warn!(%error, "a task's folder could not be removed; the next start tries again");
         }

@@ -96,11 +96,20 @@ pub fn set_attributes(mount: BorrowedFd<'_>, attributes: Attributes, idmap: Opti
 }
 
 /// Makes one mount read-only, and none below it.
-#[allow(unsafe_code)]
 pub fn set_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    change(mount, libc::MOUNT_ATTR_RDONLY, 0)
+}
+
+/// Takes "read-only" off one mount.
+pub fn set_writable(mount: BorrowedFd<'_>) -> io::Result<()> {
+    change(mount, 0, libc::MOUNT_ATTR_RDONLY)
+}
+
+#[allow(unsafe_code)]
+fn change(mount: BorrowedFd<'_>, attr_set: u64, attr_clr: u64) -> io::Result<()> {
     let request = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_RDONLY,
-        attr_clr: 0,
+        attr_set,
+        attr_clr,
         propagation: 0,
         userns_fd: 0,
     };
@@ -158,4 +167,16 @@ pub fn open_inside(root: BorrowedFd<'_>, path: &str, flags: OFlags, mode: Mode) 
     let path = if path.is_empty() { "." } else { path };
     let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
     Ok(openat2(root, path, flags | OFlags::CLOEXEC, mode, how)?)
+}
+
+/// Opens a path beneath a folder; a link anywhere on it, the last name included, is an error.
+pub fn open_beneath(folder: BorrowedFd<'_>, path: &std::path::Path, flags: OFlags) -> io::Result<OwnedFd> {
+    let path = if path.as_os_str().is_empty() {
+        std::path::Path::new(".")
+    } else {
+        path
+    };
+    let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    Ok(openat2(folder, path, flags, Mode::empty(), how)?)
 }

@@ -91,11 +91,18 @@ pub fn run(control: OwnedFd) -> Result<()> {
 }
 
 fn reap(host: &Link, slots: &mut Vec<(u32, i32)>) -> Result<()> {
+    let mut died = false;
     while let Reap::One(dead) = kernel::reap()? {
+        died = true;
         if let Some(index) = slots.iter().position(|(_, pid)| *pid == dead.pid) {
             let (slot, _) = slots.swap_remove(index);
             host.say(&FromInit::SlotGone { slot }, &[])?;
         }
+    }
+    if died {
+        // What is a child of PID 1 and no slot was left by a slot that is gone: its exec is over, and so is all that it started.
+        let alive: Vec<_> = slots.iter().map(|(_, pid)| *pid).collect();
+        slot::kill_children(&alive);
     }
     Ok(())
 }

@@ -40,6 +40,7 @@ pub fn run(socket: OwnedFd) -> ! {
 
 fn serve(socket: OwnedFd) -> Result<()> {
     kernel::hide()?;
+    kernel::enter_domain()?;
     kernel::set_name(c"belljar-slot");
     kernel::become_subreaper()?;
     let signals = kernel::block_signals()?;
@@ -66,7 +67,7 @@ fn serve(socket: OwnedFd) -> Result<()> {
             }
             (ToSlot::Kill, Some(command)) => {
                 let _ = kernel::kill(-command.pid, libc::SIGKILL);
-                kill_children();
+                kill_children(&[]);
             }
             (ToSlot::Signal { .. } | ToSlot::Kill, _) => {}
         }
@@ -191,7 +192,7 @@ fn reap(host: &Link, mut running: Option<Running>) -> Result<Option<Running>> {
                     command.status = None;
                     return Ok(running);
                 }
-                command.leftovers += kill_children();
+                command.leftovers += kill_children(&[]);
                 return Ok(running);
             }
             Reap::None => {
@@ -227,8 +228,9 @@ fn add(sum: &mut Rusage, one: &Rusage) {
     sum.processes += one.processes;
 }
 
-/// Kills every direct child; what they leave becomes a child in turn, and another SIGCHLD comes. Says how many there were.
-fn kill_children() -> u32 {
+/// Kills every direct child but those named; what they leave becomes a child in turn, and another SIGCHLD comes. Says how many
+/// there were.
+pub fn kill_children(but: &[i32]) -> u32 {
     let own = kernel::own_pid().to_string();
     let mut killed = 0;
     let Ok(entries) = fs::read_dir("/proc") else { return 0 };
@@ -245,7 +247,8 @@ fn kill_children() -> u32 {
             continue;
         };
         let mut fields = stat[end + 1..].split(|byte| *byte == b' ').skip(2);
-        if fields.next() == Some(own.as_bytes()) && kernel::kill(pid, libc::SIGKILL).is_ok() {
+        let is_ours = fields.next() == Some(own.as_bytes()) && !but.contains(&pid);
+        if is_ours && kernel::kill(pid, libc::SIGKILL).is_ok() {
             killed += 1;
         }
     }

@@ -1,0 +1,174 @@
+//! Names in writable roots that nobody inside may make, change or replace: what the host's own tools run or obey by themselves
+//! when a person later opens, enters or asks about the folder (git's hooks and settings, editors', shells' and agents' files).
+//!
+//! ```text
+//!   look ── which names are there, which are not ──> holds (mounts of the plan) and placeholders
+//!   place ── makes the placeholders on the host, notes them first ──> Guard ── dropped after the sandbox ──> they are gone again
+//! ```
+//!
+//! A name that is there becomes a read-only mount of itself. A mount point can neither be removed nor renamed, but its parents
+//! could be moved away and made anew, so every folder on the way from the root is a mount of itself too. A name that is not
+//! there needs something to mount on: a placeholder, on the host, for as long as the task lives. For a folder it is an empty
+//! one, which git does not list; for a file a socket that nobody listens on, which git does not list either, and inside an
+//! empty read-only file covers it. In git's own folder, where git itself would trip over a socket, it is a file that says nothing.
+//!
+//! Not a boundary: what another process of the host does to the same names while the task runs. Replacing a mounted name from
+//! outside unmounts it inside (the kernel's rule since Linux 3.18).
+
+mod git;
+mod place;
+mod walk;
+
+use std::io;
+use std::path::PathBuf;
+
+use super::plan::{Mount, Source};
+use crate::path::{HostPath, SandboxPath};
+use crate::sys::mount::Attributes;
+use crate::task::{Access, Root};
+
+pub use place::{Guard, release_dead};
+
+/// Folders that tools obey, at the top of a root where absent and wherever they are found.
+const FOLDERS: [&str; 10] = [
+    ".agents",
+    ".claude",
+    ".codex",
+    ".cursor",
+    ".devcontainer",
+    ".github/workflows",
+    ".husky",
+    ".idea",
+    ".vscode",
+    ".windsurf",
+];
+
+/// Files, likewise.
+const FILES: [&str; 18] = [
+    ".bash_login",
+    ".bash_profile",
+    ".bashrc",
+    ".envrc",
+    ".exrc",
+    ".gitconfig",
+    ".gitmodules",
+    ".mcp.json",
+    ".npmrc",
+    ".pre-commit-config.yaml",
+    ".profile",
+    ".yarnrc",
+    ".yarnrc.yml",
+    ".zlogin",
+    ".zprofile",
+    ".zshenv",
+    ".zshrc",
+    ".vimrc",
+];
+
+#[derive(Debug, thiserror::Error)]
+pub enum ProtectError {
+    #[error("could not look for protected names in {root}")]
+    Look { root: HostPath, source: io::Error },
+    #[error("could not hold the place of the protected name {}", path.display())]
+    Place { path: PathBuf, source: io::Error },
+    #[error("could not note placeholders in {}", path.display())]
+    Note { path: PathBuf, source: io::Error },
+}
+
+/// What a look at the writable roots found.
+#[derive(Debug, Default)]
+pub struct Protected {
+    /// In the order in which they are to be mounted.
+    pub mounts: Vec<Mount>,
+    /// Why the protection is not whole; empty when it is.
+    pub gaps: Vec<String>,
+}
+
+/// How one name is held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Hold {
+    /// A mount of itself, as writable as it was: it cannot be moved.
+    Pin,
+    /// A read-only mount of itself.
+    Fix,
+    /// An empty read-only file over it.
+    Cover,
+}
+
+/// What is put on the host where nothing is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Stand {
+    Folder,
+    Socket,
+    Empty,
+    /// A file of one line, "."; see `git`.
+    Dot,
+}
+
+impl Stand {
+    fn text(self) -> &'static str {
+        match self {
+            Stand::Dot => ".\n",
+            Stand::Empty | Stand::Folder | Stand::Socket => "",
+        }
+    }
+}
+
+/// The mounts that hold a root's names.
+fn mounts_of(root: &Root, holds: &walk::Holds) -> Vec<Mount> {
+    let held = holds.iter().filter_map(|(name, hold)| {
+        let path = SandboxPath::new(&format!(
+            "{}/{}",
+            root.path.as_str().trim_end_matches('/'),
+            name.to_str()?
+        ))
+        .ok()?;
+        let (source, read_only) = match hold {
+            Hold::Pin => (
+                Source::Itself {
+                    within: root.path.clone(),
+                },
+                false,
+            ),
+            Hold::Fix => (
+                Source::Itself {
+                    within: root.path.clone(),
+                },
+                true,
+            ),
+            Hold::Cover => (
+                Source::Nothing {
+                    within: root.path.clone(),
+                },
+                true,
+            ),
+        };
+        let attributes = Attributes {
+            read_only,
+            no_suid: true,
+            no_dev: true,
+            no_exec: false,
+        };
+        Some(Mount {
+            path,
+            source,
+            attributes,
+        })
+    });
+    held.collect()
+}
+
+/// Writable folders, with the names under which other roots lie in them: those are held, or not, as the other root says.
+fn writable(roots: &[Root]) -> impl Iterator<Item = (&Root, Vec<PathBuf>)> {
+    roots.iter().filter(|root| root.access == Access::Write).map(|root| {
+        let inner = roots
+            .iter()
+            .filter(|other| other.path != root.path && other.path.is_within(&root.path));
+        let names = inner.map(|other| {
+            let whole = other.path.as_str();
+            PathBuf::from(whole[root.path.as_str().len()..].trim_start_matches('/'))
+        });
+        (root, names.collect())
+    })
+}

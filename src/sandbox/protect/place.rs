@@ -1,0 +1,284 @@
+//! Placeholders on the host: noted before they are made, shared by the tasks of one root, and gone with the last of them.
+//!
+//! ```text
+//!   <state>/roots/lock            held while names are looked at, made or removed
+//!   <state>/roots/<root>/<task>   what a task's placeholders in one root are, a JSON document; gone with the task
+//! ```
+//!
+//! Removing a name that another task has mounted over would unmount it there, so a placeholder goes only when no note names it.
+
+use std::fs::{self, File};
+use std::io::{self, ErrorKind};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use super::walk::{self, Found};
+use super::{ProtectError, Protected, Stand, mounts_of, writable};
+use crate::id::TaskId;
+use crate::path::HostPath;
+use crate::policy::Digest;
+use crate::sys::mount;
+use crate::task::Root;
+
+/// What one task put into one root.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Note {
+    version: u32,
+    root: HostPath,
+    /// Parents first.
+    stands: Vec<(PathBuf, Stand)>,
+}
+
+/// Keeps the placeholders of a task; dropped once nothing inside runs any more.
+#[derive(Debug)]
+pub struct Guard {
+    pub protected: Protected,
+    state: PathBuf,
+    task: TaskId,
+    roots: Vec<HostPath>,
+}
+
+impl Guard {
+    /// Looks at the writable roots and puts placeholders where names are missing. Blocking, for about a millisecond a root.
+    pub fn raise(state: &Path, task: TaskId, roots: &[Root]) -> Result<Guard, ProtectError> {
+        let mut guard = Guard {
+            protected: Protected::default(),
+            state: state.to_owned(),
+            task,
+            roots: Vec::new(),
+        };
+        let folder = folder(state);
+        let note = |source| ProtectError::Note {
+            path: folder.clone(),
+            source,
+        };
+        let _lock = lock(state).map_err(note)?;
+        for (root, others) in writable(roots) {
+            let shared = notes(&folder_of(state, &root.host)).map_err(note)?;
+            let is_stand = |path: &Path| {
+                let mut stands = shared.iter().flat_map(|(_, note)| &note.stands);
+                stands.any(|(name, _)| name == path)
+            };
+            let found = walk::look(root, &others, &is_stand).map_err(|source| ProtectError::Look {
+                root: root.host.clone(),
+                source,
+            })?;
+            // The guard knows of the root before anything is made in it: dropped at any point from here on, it clears up.
+            guard.roots.push(root.host.clone());
+            let found = guard.place(root, found)?;
+            guard.protected.mounts.extend(mounts_of(root, &found.holds));
+            let gaps = found.gaps.into_iter().map(|gap| format!("{}: {gap}", root.path));
+            guard.protected.gaps.extend(gaps);
+        }
+        Ok(guard)
+    }
+
+    /// Makes the placeholders of one root; a name that cannot be made by us on a file system that nobody can write to needs none.
+    fn place(&self, root: &Root, mut found: Found) -> Result<Found, ProtectError> {
+        if found.stands.is_empty() {
+            return Ok(found);
+        }
+        let file = folder_of(&self.state, &root.host).join(self.task.to_string());
+        let note = Note {
+            version: 1,
+            root: root.host.clone(),
+            stands: found.stands.clone(),
+        };
+        write(&file, &note).map_err(|source| ProtectError::Note {
+            path: file.clone(),
+            source,
+        })?;
+        let failed = |path: &Path| {
+            let path = root.host.as_path().join(path);
+            move |source| ProtectError::Place { path, source }
+        };
+        let top = mount::open_source(root.host.as_ref()).map_err(failed(Path::new("")))?;
+        for (path, stand) in std::mem::take(&mut found.stands) {
+            match make(&top, &path, stand) {
+                Ok(()) => found.stands.push((path, stand)),
+                Err(error) if error.raw_os_error() == Some(Errno::ROFS.raw_os_error()) => {
+                    found.holds.retain(|held, _| !held.starts_with(&path));
+                }
+                Err(error) => return Err(failed(&path)(error)),
+            }
+        }
+        Ok(found)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let Ok(_lock) = lock(&self.state) else { return };
+        for root in &self.roots {
+            if let Err(error) = release(&folder_of(&self.state, root), &self.task.to_string()) {
+                tracing::warn!(%root, %error, "placeholders stay; the next start tries again");
+            }
+        }
+    }
+}
+
+/// Removes what tasks that are no longer alive left. Blocking.
+pub fn release_dead(state: &Path, is_alive: &dyn Fn(TaskId) -> bool) -> io::Result<()> {
+    let _lock = lock(state)?;
+    for root in fs::read_dir(folder(state))?.flatten() {
+        for entry in fs::read_dir(root.path()).into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let task = name.to_str().and_then(|name| name.parse::<TaskId>().ok());
+            if task.is_some_and(|task| !is_alive(task)) {
+                release(&root.path(), &name.to_string_lossy())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes the placeholders that only this task's note names, then the note.
+fn release(folder: &Path, task: &str) -> io::Result<()> {
+    let all = match notes(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let (own, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|(name, _)| name == task);
+    for (name, note) in &own {
+        // A root that is gone took its placeholders along.
+        if let Ok(top) = mount::open_source(note.root.as_ref()) {
+            for (path, stand) in note.stands.iter().rev() {
+                let is_shared = others
+                    .iter()
+                    .any(|(_, other)| other.stands.iter().any(|(held, _)| held == path));
+                if !is_shared {
+                    remove(&top, path, *stand)?;
+                }
+            }
+        }
+        fs::remove_file(folder.join(name))?;
+    }
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() != ErrorKind::DirectoryNotEmpty && error.kind() != ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+fn folder(state: &Path) -> PathBuf {
+    state.join("roots")
+}
+
+fn folder_of(state: &Path, root: &HostPath) -> PathBuf {
+    use std::os::unix::ffi::OsStrExt;
+    let digest = Digest::of_bytes(root.as_path().as_os_str().as_bytes()).to_string();
+    folder(state).join(digest.trim_start_matches("sha256:"))
+}
+
+fn lock(state: &Path) -> io::Result<File> {
+    let folder = folder(state);
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(folder.join("lock"))?;
+    file.lock()?;
+    Ok(file)
+}
+
+/// The notes of all tasks of one root.
+fn notes(folder: &Path) -> io::Result<Vec<(String, Note)>> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other?,
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else {
+            continue;
+        };
+        // A note that was cut off by a crash was followed by nothing.
+        match serde_json::from_slice::<Note>(&fs::read(entry.path())?) {
+            Ok(note) => all.push((name, note)),
+            Err(_) => fs::remove_file(entry.path())?,
+        }
+    }
+    Ok(all)
+}
+
+fn write(file: &Path, note: &Note) -> io::Result<()> {
+    if let Some(folder) = file.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    }
+    fs::write(file, serde_json::to_vec(note).map_err(io::Error::other)?)
+}
+
+fn parent_of(top: &OwnedFd, path: &Path) -> io::Result<OwnedFd> {
+    let parent = path.parent().unwrap_or(Path::new(""));
+    mount::open_beneath(top.as_fd(), parent, OFlags::PATH | OFlags::DIRECTORY)
+}
+
+/// Makes one placeholder, owned by whoever owns the folder that it lies in. One that is there already is another task's.
+fn make(top: &OwnedFd, path: &Path, stand: Stand) -> io::Result<()> {
+    let parent = parent_of(top, path)?;
+    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
+    let made = match stand {
+        Stand::Folder => rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)),
+        Stand::Socket => {
+            let mode = Mode::from_raw_mode(0o644);
+            rustix::fs::mknodat(&parent, name, FileType::Socket, mode, 0)
+        }
+        Stand::Empty | Stand::Dot => {
+            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(0o644)).and_then(|fd| {
+                rustix::io::write(&fd, stand.text().as_bytes())?;
+                Ok(())
+            })
+        }
+    };
+    match made {
+        Ok(()) => {}
+        Err(Errno::EXIST) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    let owner = rustix::fs::fstat(&parent)?;
+    if rustix::process::geteuid().is_root() && owner.st_uid != 0 {
+        let (uid, gid) = (Uid::from_raw(owner.st_uid), Gid::from_raw(owner.st_gid));
+        rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    }
+    Ok(())
+}
+
+/// Removes one placeholder if it is still what was made: an empty folder, a socket, a file with the very text.
+fn remove(top: &OwnedFd, path: &Path, stand: Stand) -> io::Result<()> {
+    let is_gone = |error: &io::Error| {
+        matches!(
+            error.raw_os_error().map(Errno::from_raw_os_error),
+            Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
+        )
+    };
+    let parent = match parent_of(top, path) {
+        Err(error) if is_gone(&error) => return Ok(()),
+        other => other?,
+    };
+    let name = path.file_name().ok_or(ErrorKind::InvalidInput)?;
+    let stat = match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Err(Errno::NOENT) => return Ok(()),
+        other => other?,
+    };
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    let removed = match stand {
+        Stand::Folder => match rustix::fs::unlinkat(&parent, name, AtFlags::REMOVEDIR) {
+            // Somebody has put something into it, or something else in its place: it is theirs now.
+            Err(Errno::NOTEMPTY | Errno::EXIST | Errno::NOTDIR) => Ok(()),
+            other => other,
+        },
+        Stand::Socket if kind == FileType::Socket => rustix::fs::unlinkat(&parent, name, AtFlags::empty()),
+        Stand::Empty | Stand::Dot if kind == FileType::RegularFile && stat.st_size as usize == stand.text().len() => {
+            rustix::fs::unlinkat(&parent, name, AtFlags::empty())
+        }
+        Stand::Socket | Stand::Empty | Stand::Dot => Ok(()),
+    };
+    Ok(removed?)
+}

@@ -1,0 +1,306 @@
+//! A task of the built program, driven over lines of JSON, for each test its own.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use serde_json::{Value, json};
+
+/// An ordinary user without a name, a home or ids of its own beside the one.
+const ORDINARY: u32 = 1234;
+
+/// Who runs belljar.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    Root,
+    Ordinary,
+}
+
+impl Caller {
+    pub fn backend(self) -> &'static str {
+        match self {
+            Caller::Root => "oci/builtin, root",
+            Caller::Ordinary => "oci/builtin, user",
+        }
+    }
+}
+
+/// The callers that this machine lets us be; in CI all of them must be there.
+pub fn callers() -> Vec<Caller> {
+    if rustix::process::geteuid().is_root() {
+        return vec![Caller::Root, Caller::Ordinary];
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "in CI these tests run as root, so that they can be both root and an ordinary user"
+    );
+    eprintln!("skipped for root: this test does not run as root");
+    vec![Caller::Ordinary]
+}
+
+/// A folder of the test's own that both callers can work in.
+pub struct Place {
+    folder: tempfile::TempDir,
+    caller: Caller,
+}
+
+impl Place {
+    pub fn new(caller: Caller) -> Place {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let place = Place { folder, caller };
+        place.make_folder("state");
+        place.make_folder("home");
+        place.make_folder("work");
+        place
+    }
+
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// The folder that is `/workspace` inside.
+    pub fn work(&self) -> PathBuf {
+        self.path().join("work")
+    }
+
+    pub fn make_folder(&self, name: &str) -> PathBuf {
+        let path = self.path().join(name);
+        std::fs::create_dir_all(&path).unwrap();
+        self.give(&path);
+        path
+    }
+
+    /// Makes the caller the owner.
+    fn give(&self, path: &Path) {
+        if self.switches() {
+            std::os::unix::fs::chown(path, Some(ORDINARY), Some(ORDINARY)).unwrap();
+        }
+    }
+
+    fn switches(&self) -> bool {
+        self.caller == Caller::Ordinary && rustix::process::geteuid().is_root()
+    }
+
+    /// A program as the caller would start it, with an environment of its own.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = if self.switches() {
+            let mut command = Command::new("setpriv");
+            let id = ORDINARY.to_string();
+            command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]);
+            command.arg(program);
+            command
+        } else {
+            Command::new(program)
+        };
+        command
+            .env_clear()
+            .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("HOME", self.path().join("home"))
+            .env("BELLJAR_STATE", self.path().join("state"))
+            .current_dir(self.path());
+        command
+    }
+
+    /// Runs a shell script on the host as the caller, in the work folder; it must succeed.
+    pub fn on_host(&self, script: &str) -> String {
+        let output = self
+            .command(Path::new("/bin/sh"))
+            .args(["-euc", script])
+            .current_dir(self.work())
+            .env("GIT_CONFIG_NOSYSTEM", "1")
+            .output()
+            .unwrap();
+        assert!(
+            output.status.success(),
+            "{script}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The program where the caller can reach it.
+    pub fn program(&self) -> PathBuf {
+        let program = self.path().join("belljar");
+        if !program.exists() {
+            let built = env!("CARGO_BIN_EXE_belljar");
+            if std::fs::hard_link(built, &program).is_err() {
+                std::fs::copy(built, &program).unwrap();
+            }
+        }
+        program
+    }
+
+    /// Starts a task with `/workspace` writable; `spec` is added to its spec.
+    pub fn start(&self, spec: &str) -> Jail {
+        let work = self.work();
+        let text = format!(
+            "version = 1\nname = \"escape\"\nworkdir = \"/workspace\"\n{spec}\n[[writable_roots]]\nhost = {work:?}\npath = \"/workspace\"\n"
+        );
+        self.start_spec(&text)
+    }
+
+    pub fn start_spec(&self, text: &str) -> Jail {
+        let file = self.path().join("task.toml");
+        std::fs::write(&file, text).unwrap();
+        let mut child = self
+            .command(&self.program())
+            .arg("run")
+            .arg(&file)
+            .args(["--stdio", "--quiet"])
+            .env("ACC_CANARY", "ACC_CANARY_VALUE")
+            .env("SECRET_TOKEN", "ACC_CANARY_VALUE")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Jail {
+            child,
+            input: Some(input),
+            output,
+            next: 0,
+        }
+    }
+}
+
+/// A live task.
+pub struct Jail {
+    pub child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+    next: u64,
+}
+
+/// What a command came to.
+#[derive(Debug)]
+pub struct Ran {
+    pub stdout: String,
+    pub stderr: String,
+    /// As the API tells it.
+    pub end: Value,
+}
+
+impl Ran {
+    pub fn last_line(&self) -> &str {
+        self.stdout.trim_end().lines().last().unwrap_or("")
+    }
+
+    pub fn code(&self) -> Option<i64> {
+        self.end["exit_code"].as_i64()
+    }
+}
+
+impl Jail {
+    /// Runs a shell script inside to its end.
+    pub fn sh(&mut self, script: &str) -> Ran {
+        self.run(&["sh", "-c", script])
+    }
+
+    pub fn python(&mut self, script: &str) -> Ran {
+        self.run(&["python3", "-c", script])
+    }
+
+    pub fn run(&mut self, argv: &[&str]) -> Ran {
+        self.run_with(json!({ "argv": argv }))
+    }
+
+    pub fn run_with(&mut self, params: Value) -> Ran {
+        let exec = self.begin(params);
+        self.finish(&exec)
+    }
+
+    /// Starts a command and returns its id once it runs.
+    pub fn begin(&mut self, params: Value) -> String {
+        self.next += 1;
+        let id = self.next;
+        self.send(&json!({"id": id, "method": "exec.start", "params": params}));
+        let answer = self.until(|message| message["id"] == id);
+        let exec = answer["result"]["id"].as_str();
+        let exec = exec
+            .unwrap_or_else(|| panic!("{answer} is no answer to a start"))
+            .to_owned();
+        self.until(|message| message["params"]["exec"] == exec.as_str() && message["params"]["type"] == "started");
+        exec
+    }
+
+    /// Waits for one line of output of a running command.
+    pub fn output(&mut self, exec: &str) -> String {
+        let said = self.until(|message| message["params"]["exec"] == exec && message["params"]["type"] == "output");
+        text(&said["params"]["data"])
+    }
+
+    pub fn signal(&mut self, exec: &str, signal: i32) {
+        self.next += 1;
+        let id = self.next;
+        self.send(&json!({"id": id, "method": "exec.signal", "params": {"exec": exec, "signal": signal}}));
+        self.until(|message| message["id"] == id);
+    }
+
+    pub fn finish(&mut self, exec: &str) -> Ran {
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        loop {
+            let message = self.until(|message| message["params"]["exec"] == exec);
+            let params = &message["params"];
+            match params["type"].as_str() {
+                Some("output") if params["stream"] == "stderr" => stderr.push_str(&text(&params["data"])),
+                Some("output") => stdout.push_str(&text(&params["data"])),
+                Some("ended") => {
+                    return Ran {
+                        stdout,
+                        stderr,
+                        end: params["end"].clone(),
+                    };
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn send(&mut self, message: &Value) {
+        writeln!(self.input.as_mut().unwrap(), "{message}").unwrap();
+    }
+
+    fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        loop {
+            let mut line = String::new();
+            let read = self.output.read_line(&mut line).unwrap();
+            assert!(read > 0, "belljar ended before it said what was waited for");
+            let message: Value = serde_json::from_str(&line).unwrap();
+            if wanted(&message) {
+                return message;
+            }
+        }
+    }
+
+    /// Ends the task and returns its summary.
+    pub fn end(mut self) -> Value {
+        drop(self.input.take());
+        let summary = self.until(|message| message["method"] == "task.ended");
+        assert!(self.child.wait().is_ok());
+        summary["params"].clone()
+    }
+}
+
+impl Drop for Jail {
+    fn drop(&mut self) {
+        // A test that failed half-way; the sandbox ends with its belljar.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn text(data: &Value) -> String {
+    use base64::Engine as _;
+    let bytes = base64::engine::general_purpose::STANDARD
+        .decode(data.as_str().unwrap())
+        .unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A row of the table of attacks.
+pub fn row(attack: &str, caller: Caller, result: &str) {
+    println!("| {attack:<40} | {:<17} | {result} |", caller.backend());
+}

@@ -1,0 +1,23 @@
+//! Attacks on the box, each tried in real sandboxes through the built program, as root and as an ordinary user.
+//!
+//! | threat | defence | tests |
+//! |---|---|---|
+//! | system calls that reach around a sandbox (mounts, namespaces, keyrings, bpf, perf, ptrace, clocks, other architectures) | seccomp allow-list, no capabilities, no_new_privs | `probes`: KRN |
+//! | kernel files that tell of the host or change it | masked and read-only /proc and /sys | `probes`: PRC |
+//! | devices | a /dev of six harmless ones, nodev everywhere | `probes`: DEV, FT-007 |
+//! | becoming somebody else | user namespace, nosuid, no capabilities | `probes`: IDN |
+//! | changing the system's files | a disposable layer that belongs to root inside, read-only system | `probes`: FS, FT |
+//! | network past the proxy | a net namespace with loopback only, socket families | `probes`: NET, SOC |
+//! | using up the machine | cgroup limits, capped file systems, resource limits | `probes`: RES |
+//! | looking into other execs, killing what watches over one | a Landlock domain a slot, nothing dumpable | `neighbours` |
+//! | the host's environment and sockets | nothing is inherited or mounted | `probes`: ENV, SOC |
+//!
+//! What is no boundary: processes of one task see each other's names and arguments and may signal one another, for they are one
+//! user's, as on a host; only memory, environment and descriptors are closed between execs.
+//!
+//! `cargo test --test escape -- --nocapture --test-threads=1` prints a row an attack, `| attack | backend | result |`.
+
+mod jail;
+mod neighbours;
+mod probes;
+mod protected;

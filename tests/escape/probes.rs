@@ -1,0 +1,123 @@
+//! Every probe of `tests/data/escape/probes.jsonl` that runs inside, with the answer that its line asks for.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use crate::jail::{Caller, Jail, Place, Ran, callers, row};
+
+#[derive(Debug, Deserialize)]
+struct Probe {
+    id: String,
+    title: String,
+    category: String,
+    phase: String,
+    shell: String,
+    command: String,
+    how_checked: String,
+    needs: Vec<String>,
+}
+
+fn probes(phase: &str) -> Vec<Probe> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/escape/probes.jsonl");
+    let text = std::fs::read_to_string(file).unwrap();
+    let all = text.lines().map(|line| serde_json::from_str::<Probe>(line).unwrap());
+    all.filter(|probe| probe.phase == phase).collect()
+}
+
+/// A repository with what the probes try to change, and a root without one.
+fn furnish(place: &Place) {
+    place.on_host(
+        "git init -q -b main . && git config user.name t && git config user.email t@example.org
+         echo one > file && git add file && git commit -qm one
+         mkdir nogit",
+    );
+}
+
+fn start(place: &Place) -> Jail {
+    let nogit = place.work().join("nogit");
+    let work = place.work();
+    place.start_spec(&format!(
+        "version = 1\nname = \"escape\"\nworkdir = \"/workspace\"\n\
+         [limits]\ndisk = \"256MiB\"\npids = 128\nmemory = \"1GiB\"\n\
+         [[writable_roots]]\nhost = {work:?}\npath = \"/workspace\"\n\
+         [[writable_roots]]\nhost = {nogit:?}\npath = \"/workspace/nogit\"\n"
+    ))
+}
+
+/// Whether the answer is the good one; the text says what was wanted.
+fn judge(probe: &Probe, ran: &Ran) -> Result<(), String> {
+    let line = ran.last_line();
+    let starts = |words: &[&str]| match words.iter().any(|word| line.starts_with(word)) {
+        true => Ok(()),
+        false => Err(format!("wanted {words:?}, got {line:?} ({})", ran.stderr.trim())),
+    };
+    let how = probe.how_checked.as_str();
+    if how.starts_with("host: status equals") {
+        let wanted = probe.command.strip_prefix("exit ").and_then(|code| code.parse().ok());
+        return match ran.code() == wanted {
+            true => Ok(()),
+            false => Err(format!("wanted {wanted:?}, got {:?}", ran.code())),
+        };
+    }
+    if how.starts_with("EROFS/EACCES preferred") {
+        // The caller's one id owns the disposable layer of an ordinary user's sandbox: there a write goes nowhere.
+        let path = probe
+            .command
+            .split("touch ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next());
+        assert!(!Path::new(path.unwrap()).exists(), "{} reached the host", probe.id);
+        return starts(&["BLOCKED", "EXPOSED"]);
+    }
+    if how.contains("starts with WORKS") {
+        return starts(&["WORKS"]);
+    }
+    // Figures for whoever compares them; that the command was held is enough here, and what it used is in its record.
+    if how.starts_with("INFO") || how.starts_with("host: port not reachable") {
+        return starts(&["INFO", "BLOCKED"]);
+    }
+    starts(&["BLOCKED"])
+}
+
+fn run_all(caller: Caller) {
+    let place = Place::new(caller);
+    furnish(&place);
+    let before = place.on_host("git config --list --local; ls -A . .git .git/hooks; git status --porcelain");
+    let mut jail = start(&place);
+    let mut faults = Vec::new();
+    for probe in probes("exec")
+        .into_iter()
+        .filter(|probe| probe.category != "protected path")
+    {
+        let needs: Vec<_> = probe.needs.iter().filter(|need| *need != "python3").collect();
+        assert!(needs.is_empty(), "{}: this harness has no {needs:?}", probe.id);
+        let ran = match probe.shell.as_str() {
+            "python3" => jail.python(&probe.command),
+            _ => jail.sh(&probe.command),
+        };
+        let attack = format!("{} {}", probe.id, probe.title);
+        match judge(&probe, &ran) {
+            Ok(()) if ran.last_line() == "EXPOSED" => row(&attack, caller, "disposable"),
+            Ok(()) => row(&attack, caller, ran.last_line().split(' ').next().unwrap_or("")),
+            Err(fault) => {
+                row(&attack, caller, "EXPOSED");
+                faults.push(format!("{} {}: {fault}", probe.id, probe.category));
+            }
+        }
+    }
+    jail.end();
+    place.on_host("rm -rf many .acc-im");
+    let after = place.on_host("git config --list --local; ls -A . .git .git/hooks; git status --porcelain");
+    if before != after {
+        faults.push(format!("the host's folder changed:\n{before}\n{after}"));
+    }
+    assert!(faults.is_empty(), "{caller:?}:\n{}", faults.join("\n"));
+}
+
+#[test]
+fn every_probe_from_inside_is_blocked() {
+    for caller in callers() {
+        run_all(caller);
+    }
+}
