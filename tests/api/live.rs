@@ -11,6 +11,7 @@ use belljar::approval::Nobody;
 use belljar::audit::journal::{Journal, JournalOptions};
 use belljar::audit::record::{ExecFinished, Identity};
 use belljar::config::{Config, Surroundings, admit};
+use belljar::image::{self, Silent, Store};
 use belljar::policy::Policy;
 use belljar::supervisor::{Supervisor, TaskHandle};
 use belljar::task::spec::{Overrides, TaskSpec};
@@ -49,10 +50,14 @@ pub async fn start_task(name: &str, state: &Path) -> (TaskHandle, Journal) {
     };
     let program = Path::new(env!("CARGO_BIN_EXE_belljar"));
     let supervisor = Supervisor::start(program, state, journal.clone(), identity).unwrap();
+    let image = image::resolve(&task.image, &Store::of_state(state), &Silent).unwrap();
     let nobody = Nobody {
         why: "a test runs".to_owned(),
     };
-    let task = supervisor.start_task(task, policy, Arc::new(nobody)).await.unwrap();
+    let task = supervisor
+        .start_task(task, image, policy, Arc::new(nobody))
+        .await
+        .unwrap();
     (task, journal)
 }
 
