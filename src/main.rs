@@ -3,12 +3,15 @@
 #![forbid(unsafe_code)]
 
 use belljar::cli::{Cli, error_code, exit, shown_error};
-use belljar::sandbox::launcher;
+use belljar::sandbox::{launcher, probe};
 use belljar::telemetry;
 use clap::Parser as _;
 
 fn main() {
-    // This same file is started again under another name to launch sandboxes.
+    // This same file is started again under other names: to launch sandboxes, and to try what this machine's kernel can.
+    if probe::is_probe(std::env::args_os().next().as_deref()) {
+        std::process::exit(i32::from(probe::run()));
+    }
     if launcher::is_launcher(std::env::args_os().next().as_deref()) {
         let code = launcher::run();
         std::process::exit(i32::from(code));

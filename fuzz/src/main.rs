@@ -17,7 +17,7 @@ mod truth;
 
 use std::time::{Duration, Instant};
 
-use shell::{Fields, Word};
+use shell::{Fields, Understanding, Word};
 
 fn main() {
     if truth::is_stub() {
@@ -33,12 +33,32 @@ fn main() {
     let files: Vec<String> = args.collect();
     let seeds = mutate::seeds(&files);
     let stage = truth::Stage::new();
+    let known = vec![vec![b"rm".to_vec(), b"x".to_vec()]];
+    assert_eq!(
+        stage.run(truth::SHELLS[0], "rm x"),
+        known,
+        "the sandbox notes what bash runs"
+    );
+    assert_eq!(
+        stage.run_carrier(&["env", "rm", "x"].map(str::to_owned)),
+        known,
+        "and what others run"
+    );
     println!("{} seeds, random seed {seed}", seeds.len());
     let mut random = fastrand::Rng::with_seed(seed);
     let end = Instant::now() + Duration::from_secs(seconds);
     let (mut tried, mut run, mut holes) = (0_u64, 0_u64, 0_u64);
     while Instant::now() < end {
         tried += 1;
+        if random.u8(..4) == 0 {
+            let argv = mutate::carrier(&mut random);
+            let found = shell::understand(&argv);
+            if found.opaque.is_none() {
+                run += 1;
+                holes += report(&found, &format!("{argv:?}"), stage.run_carrier(&argv));
+            }
+            continue;
+        }
         let script = if (tried as usize) <= seeds.len() {
             seeds[tried as usize - 1].clone()
         } else {
@@ -57,26 +77,30 @@ fn main() {
             continue;
         }
         run += 1;
-        for real in stage.run(program, &script) {
-            if !found.commands.iter().any(|command| covers(&command.argv, &real)) {
-                holes += 1;
-                println!(
-                    "HOLE {script:?}\n  ran    {:?}",
-                    real.iter()
-                        .map(|word| String::from_utf8_lossy(word))
-                        .collect::<Vec<_>>()
-                );
-                for command in &found.commands {
-                    let words: Vec<&str> = command.argv.iter().map(|word| word.text.as_str()).collect();
-                    println!("  listed {words:?}");
-                }
-            }
-        }
+        holes += report(&found, &format!("{program} {script:?}"), stage.run(program, &script));
     }
     println!("{tried} scripts, {run} understood and run, {holes} holes");
     // The exit below runs no destructors.
     drop(stage);
     std::process::exit(i32::from(holes > 0));
+}
+
+/// Prints what ran without being listed, and counts it.
+fn report(found: &Understanding, what: &str, runs: Vec<Vec<Vec<u8>>>) -> u64 {
+    let mut holes = 0;
+    for real in runs {
+        if found.commands.iter().any(|command| covers(&command.argv, &real)) {
+            continue;
+        }
+        holes += 1;
+        let words: Vec<_> = real.iter().map(|word| String::from_utf8_lossy(word)).collect();
+        println!("HOLE {what}\n  ran    {words:?}");
+        for command in &found.commands {
+            let words: Vec<&str> = command.argv.iter().map(|word| word.text.as_str()).collect();
+            println!("  listed {words:?}");
+        }
+    }
+    holes
 }
 
 /// Whether a listed command may have become this argv.

@@ -287,3 +287,228 @@ fn place(script: &str, random: &mut Rng) -> usize {
     }
     at
 }
+
+/// Programs that carry others, with words that they may take for options, values or the command.
+const CARRIERS: &[(&str, &[&str])] = &[
+    (
+        "env",
+        &[
+            "-i",
+            "-u",
+            "X",
+            "-C",
+            "/",
+            "-S",
+            "rm x",
+            "-",
+            "--",
+            "A=1",
+            "-0",
+            "-v",
+            "--unset=X",
+            "-uX",
+            "-S rm",
+            "--chdir",
+            "-a",
+            "--ignore-environment",
+            "--split-string=rm x",
+            "-vS",
+            "--argv0=y",
+        ],
+    ),
+    (
+        "timeout",
+        &[
+            "-k",
+            "1",
+            "5",
+            "-s",
+            "9",
+            "--signal",
+            "--sig",
+            "--kill-after=1",
+            "--foreground",
+            "--",
+            "-v",
+            "--preserve-status",
+            "-k1",
+            "1s",
+            "-p",
+            "-f",
+        ],
+    ),
+    (
+        "nice",
+        &["-n", "5", "-5", "--adjustment", "--adj=3", "--", "-n5", "--5", "-10"],
+    ),
+    ("nohup", &["--", "-", "--help"]),
+    ("setsid", &["-c", "-f", "-w", "--wait", "--", "-fw"]),
+    (
+        "stdbuf",
+        &[
+            "-o",
+            "L",
+            "-oL",
+            "-i0",
+            "-e",
+            "0",
+            "--output",
+            "--output=L",
+            "--out",
+            "--",
+        ],
+    ),
+    ("ionice", &["-c", "2", "-n", "7", "-t", "-c2", "--class", "3", "--"]),
+    (
+        "flock",
+        &[
+            "/w/l",
+            "-c",
+            "rm x",
+            "-n",
+            "-w",
+            "1",
+            "-x",
+            "-E",
+            "9",
+            "--command",
+            "--timeout",
+            "--",
+            "-o",
+        ],
+    ),
+    (
+        "xargs",
+        &[
+            "-n",
+            "1",
+            "-n1",
+            "-I",
+            "{}",
+            "-I{}",
+            "-i",
+            "-0",
+            "-r",
+            "-P",
+            "2",
+            "-L",
+            "1",
+            "-t",
+            "--max-args",
+            "--max-a",
+            "-d",
+            "\\n",
+            "-d,",
+            "--",
+            "-a",
+            "/dev/null",
+            "-E",
+            "e",
+            "-e",
+            "-l",
+            "-l1",
+            "--replace",
+            "--replace=x",
+            "--null",
+            "-s",
+            "99",
+            "-x",
+            "sh",
+            "-c",
+            "rm x",
+            "env",
+            "rm {}",
+            "bash",
+        ],
+    ),
+    (
+        "find",
+        &[
+            "/few",
+            ".",
+            "-maxdepth",
+            "0",
+            "-name",
+            "*",
+            "-exec",
+            "-execdir",
+            "-ok",
+            ";",
+            "+",
+            "{}",
+            "sh",
+            "-c",
+            "rm x",
+            "(",
+            ")",
+            "-o",
+            "!",
+            "-print",
+            "-type",
+            "d",
+            "-delete",
+            "rm {}",
+            "env",
+        ],
+    ),
+    (
+        "bash",
+        &[
+            "-c", "rm x", "-l", "-lc", "-e", "-ec", "-x", "+x", "-o", "pipefail", "--norc", "--", "-", "-s", "--posix",
+            "-u", "-c-", "-cl", "--login", "-O", "extglob", "+o", "+c", "y",
+        ],
+    ),
+    (
+        "dash",
+        &[
+            "-c", "rm x", "-l", "-lc", "-e", "-ec", "-x", "+x", "-o", "nounset", "--", "-", "-s", "-u", "-cl", "+c",
+            "y",
+        ],
+    ),
+    (
+        "busybox",
+        &[
+            "sh", "-c", "rm x", "env", "ash", "timeout", "5", "nice", "nohup", "xargs", "-n", "1", "A=1", "find", ".",
+            "-exec", ";", "{}",
+        ],
+    ),
+    (
+        "script",
+        &[
+            "-c",
+            "rm x",
+            "-q",
+            "/dev/null",
+            "-e",
+            "-qc",
+            "--command",
+            "--command=rm x",
+            "-qec",
+            "-f",
+            "--return",
+            "-cq",
+        ],
+    ),
+    ("unshare", &["-r", "-U", "--", "-m"]),
+    ("taskset", &["-c", "0", "1", "-a", "-pc", "--"]),
+    ("chroot", &["/", "--", "--userspec=0:0"]),
+];
+
+/// A command line of a carrier, or of several in a row.
+pub fn carrier(random: &mut Rng) -> Vec<String> {
+    let mut argv = Vec::new();
+    for _ in 0..random.usize(1..3) {
+        let Some((name, words)) = random.choice(CARRIERS) else {
+            continue;
+        };
+        argv.push((*name).to_owned());
+        for _ in 0..random.usize(0..5) {
+            argv.extend(random.choice(*words).map(|word| (*word).to_owned()));
+        }
+    }
+    argv.extend(["rm", "x"].map(str::to_owned));
+    if random.bool() {
+        argv.extend(random.choice([";", "+", "{}"]).map(str::to_owned));
+    }
+    argv
+}

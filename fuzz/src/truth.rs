@@ -22,7 +22,7 @@ const NAMES: &[&str] = &[
 pub const SHELLS: &[&str] = &["/bash.real", "/dash.real", "/posix/sh"];
 
 pub fn is_stub() -> bool {
-    std::env::current_exe().is_ok_and(|path| path.starts_with(STUBS))
+    std::env::current_exe().is_ok_and(|path| ["/stubs", "/few", "/bin"].iter().any(|folder| path.starts_with(folder)))
 }
 
 /// The stub: appends its argv to the log in one write.
@@ -89,52 +89,96 @@ impl Stage {
                 let _ = fs::hard_link(&stub, root.join(place).join(name));
             }
         }
+        for name in ["rm", "x"] {
+            fs::create_dir_all(root.join("few")).expect("a folder of our own");
+            fs::hard_link(&stub, root.join("few").join(name)).expect("a folder of our own");
+        }
+        fs::create_dir_all(root.join("usr")).expect("a folder of our own");
         Self {
             folder,
             runs: Cell::new(0),
         }
     }
 
+    /// Runs an argv with the machine's own programs, but for `rm` and `x`, which are stubs; returns what these were given.
+    pub fn run_carrier(&self, argv: &[String]) -> Vec<Vec<Vec<u8>>> {
+        let mut command = Command::new("bwrap");
+        command
+            .args(["--unshare-all", "--die-with-parent", "--new-session", "--ro-bind"])
+            .arg(self.folder.join("root"))
+            .args([
+                "/",
+                "--ro-bind",
+                "/usr",
+                "/usr",
+                "--ro-bind",
+                "/usr/bin",
+                "/bin",
+                "--ro-bind",
+                "/lib",
+                "/lib",
+                "--ro-bind",
+                "/lib64",
+                "/lib64",
+            ])
+            .args([
+                "--proc",
+                "/proc",
+                "--dev",
+                "/dev",
+                "--tmpfs",
+                "/w",
+                "--tmpfs",
+                "/tmp",
+                "--chdir",
+                "/w",
+                "--clearenv",
+            ])
+            .args(["--setenv", "PATH", "/few:/usr/bin", "--setenv", "HOME", "/w"]);
+        self.logged(command, argv)
+    }
+
     /// Runs a script with one of [`SHELLS`] and returns every argv that was started.
     pub fn run(&self, shell: &str, script: &str) -> Vec<Vec<Vec<u8>>> {
+        let mut command = Command::new("bwrap");
+        command
+            .args(["--unshare-all", "--die-with-parent", "--new-session", "--ro-bind"])
+            .arg(self.folder.join("root"))
+            .args([
+                "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/w", "--tmpfs", "/tmp", "--chdir", "/w",
+            ])
+            .args(["--clearenv", "--setenv", "PATH", STUBS, "--setenv", "HOME", "/w"])
+            .args([
+                "--setenv",
+                "BASH_FUNC_command_not_found_handle%%",
+                "() { /stubs/.missing \"$@\"; }",
+            ]);
+        let script = format!("ulimit -t 1; ulimit -f 1000\n{script}");
+        self.logged(command, &[shell.to_owned(), "-c".to_owned(), script])
+    }
+
+    fn logged(&self, mut command: Command, argv: &[String]) -> Vec<Vec<Vec<u8>>> {
         self.runs.set(self.runs.get() + 1);
         let logs = self.folder.join(format!("log-{}", self.runs.get()));
         fs::create_dir(&logs).expect("a folder of our own");
         let log = logs.join("out");
         fs::write(&log, b"").expect("a file of our own");
-        let child = Command::new("bwrap")
-            .args(["--unshare-all", "--die-with-parent", "--new-session", "--ro-bind"])
-            .arg(self.folder.join("root"))
-            .args([
-                "/", "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/w", "--tmpfs", "/tmp", "--bind",
-            ])
+        let child = command
+            .arg("--bind")
             .arg(&logs)
-            .args([
-                "/log",
-                "--chdir",
-                "/w",
-                "--clearenv",
-                "--setenv",
-                "PATH",
-                STUBS,
-                "--setenv",
-                "HOME",
-                "/w",
-            ])
-            .args([
-                "--setenv",
-                "BASH_FUNC_command_not_found_handle%%",
-                "() { /stubs/.missing \"$@\"; }",
-            ])
-            .args([shell, "-c"])
-            .arg(format!("ulimit -t 1; ulimit -f 1000\n{script}"))
-            .stdin(Stdio::null())
+            .arg("/log")
+            .arg("--")
+            .args(argv)
+            .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
         let Ok(mut child) = child else {
             panic!("bwrap is needed")
         };
+        if let Some(mut input) = child.stdin.take() {
+            let _ = input.write_all(b"one two\nthree\n");
+        }
         let end = Instant::now() + Duration::from_millis(800);
         while child.try_wait().expect("our own child").is_none() {
             if Instant::now() > end {

@@ -52,6 +52,13 @@ pub fn ls(reader: &Reader, filter: &Filter, take: Take) -> Result<Vec<Stored>, J
     }
 }
 
+/// Hands the records of the filter over one after the other, oldest first, until `take` says false.
+pub fn each(reader: &Reader, filter: &Filter, take: impl FnMut(Stored) -> bool) -> Result<(), JournalError> {
+    let (condition, values) = filter.sql();
+    let values: Vec<&dyn ToSql> = values.iter().map(|value| &**value).collect();
+    reader.each(&format!("{condition} ORDER BY seq"), &values, take)
+}
+
 /// All that the journal says about one exec.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Whole {

@@ -32,7 +32,8 @@ enum EgressCommand {
 
 #[derive(Debug, clap::Args)]
 struct CheckArgs {
-    /// Hosts as HOST, HOST:PORT or URL; one that is a file is the task spec whose network lists hold
+    /// Hosts as HOST, HOST:PORT or URL; a first one that is a file of TOML is a task spec,
+    /// whose network lists hold
     #[arg(value_name = "[SPEC] HOST[:PORT]")]
     hosts: Vec<String>,
     /// Allow hosts of this pattern, beside those of the spec
@@ -96,7 +97,7 @@ fn check(
     network_of_spec: impl Fn(&Path) -> anyhow::Result<Network>,
 ) -> anyhow::Result<()> {
     let (spec, hosts) = match args.hosts.split_first() {
-        Some((first, rest)) if Path::new(first).is_file() => (Some(Path::new(first)), rest),
+        Some((first, rest)) if is_spec(first) => (Some(Path::new(first)), rest),
         _ => (None, args.hosts.as_slice()),
     };
     if hosts.is_empty() {
@@ -149,6 +150,11 @@ fn check(
         }
     }
     Ok(())
+}
+
+/// Whether an argument is a file and not a host. A file that is not there is told as such by whoever reads it.
+fn is_spec(text: &str) -> bool {
+    text.ends_with(".toml") || (text.contains('/') && Path::new(text).is_file())
 }
 
 /// The answers of `--resolve NAME=ADDR`.

@@ -3,12 +3,83 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use comfy_table::{Table, presets};
-
+use super::table;
+use super::unpacking::UnpackingLine;
+use crate::config::{Config, Surroundings};
 use crate::document::Faults;
 use crate::image::build::{BuildError, Builder, Recipe};
 use crate::image::{ImageError, Progress, Store};
 use crate::path::{HostPath, PathError};
+
+#[derive(Debug, clap::Subcommand)]
+pub enum ImageCommand {
+    /// Builds an image from a recipe (base, node, python, rust, or a folder with a recipe.toml) with mmdebstrap
+    Build {
+        recipe: String,
+        /// The name in the store; the recipe's own when absent
+        name: Option<String>,
+        /// A mirror of Debian's packages
+        #[arg(long, value_name = "URL")]
+        mirror: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Takes in an OCI layout (folder or archive), or what docker save writes
+    Import {
+        path: PathBuf,
+        /// The name in the store; the one that stands in the archive when absent
+        name: Option<String>,
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Lists the names of the store
+    Ls {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Removes names; prune frees what only they used
+    Rm {
+        #[arg(required = true)]
+        names: Vec<String>,
+    },
+    /// Removes all that no name needs; refused while tasks run images
+    Prune {
+        /// As JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+pub fn run(command: ImageCommand) -> anyhow::Result<u8> {
+    let config = Config::load(&Surroundings::of_process())?;
+    let store = Store::of_state(&config.state);
+    let (out, talk) = (&mut io::stdout(), &mut io::stderr());
+    let progress = UnpackingLine::new(false);
+    match command {
+        ImageCommand::Build {
+            recipe,
+            name,
+            mirror,
+            json,
+        } => {
+            let asked = Build {
+                recipe: &recipe,
+                name: name.as_deref(),
+                mirror: mirror.as_deref(),
+                json,
+            };
+            build(&store, asked, &progress, Streams { out, talk })?;
+        }
+        ImageCommand::Import { path, name, json } => import(&store, &path, name.as_deref(), json, &progress, out)?,
+        ImageCommand::Ls { json } => list(&store, json, out)?,
+        ImageCommand::Rm { names } => remove(&store, &names, out)?,
+        ImageCommand::Prune { json } => prune(&store, json, out)?,
+    }
+    Ok(0)
+}
 
 #[derive(Debug, thiserror::Error)]
 pub enum ImageCommandError {
@@ -25,72 +96,6 @@ pub enum ImageCommandError {
     Read { path: PathBuf, source: io::Error },
     #[error("the answer cannot be written")]
     Write(#[from] io::Error),
-}
-
-/// Builds, imports, lists and removes images.
-#[derive(Debug, clap::Subcommand)]
-pub enum ImageCommand {
-    /// Builds an image from a recipe: one of belljar's own by name, or a folder with a recipe.toml
-    Build {
-        recipe: String,
-        /// The image's name in the store; the recipe's own without it
-        name: Option<String>,
-        /// Where Debian's packages come from, in place of the machine's own setting
-        #[arg(long, value_name = "URL")]
-        mirror: Option<String>,
-        #[arg(long)]
-        json: bool,
-    },
-    /// Imports an OCI layout (folder or archive) or what docker save writes
-    Import {
-        path: PathBuf,
-        name: Option<String>,
-        #[arg(long)]
-        json: bool,
-    },
-    /// Lists the images of the store
-    Ls {
-        #[arg(long)]
-        json: bool,
-    },
-    /// Removes names; layers that nobody needs any more go with prune
-    Rm {
-        #[arg(required = true)]
-        names: Vec<String>,
-    },
-    /// Removes layers that no image and no task needs
-    Prune {
-        #[arg(long)]
-        json: bool,
-    },
-}
-
-/// Does what was asked of the store of this user.
-pub fn run(command: ImageCommand, state: &Path) -> anyhow::Result<u8> {
-    let store = Store::of_state(state);
-    let (out, talk) = (&mut io::stdout(), &mut io::stderr());
-    let line = super::unpacking::UnpackingLine::new(false);
-    match command {
-        ImageCommand::Build {
-            recipe,
-            name,
-            mirror,
-            json,
-        } => {
-            let asked = Build {
-                recipe: &recipe,
-                name: name.as_deref(),
-                mirror: mirror.as_deref(),
-                json,
-            };
-            build(&store, asked, &line, Streams { out, talk })?;
-        }
-        ImageCommand::Import { path, name, json } => import(&store, &path, name.as_deref(), json, &line, out)?,
-        ImageCommand::Ls { json } => list(&store, json, out)?,
-        ImageCommand::Rm { names } => remove(&store, &names, out)?,
-        ImageCommand::Prune { json } => prune(&store, json, out)?,
-    }
-    Ok(0)
 }
 
 /// `belljar image import PATH [NAME] [--json]`: an OCI layout (folder or archive) or what `docker save` writes.
@@ -175,12 +180,7 @@ pub fn list(store: &Store, json: bool, out: &mut dyn Write) -> Result<(), ImageC
     if names.is_empty() {
         return Ok(writeln!(out, "no image in the local store; \"host\" is always there")?);
     }
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(["NAME", "DIGEST"]);
-    for named in names {
-        table.add_row([named.name, named.digest]);
-    }
-    Ok(writeln!(out, "{table}")?)
+    Ok(writeln!(out, "{}", table::images(&names))?)
 }
 
 /// `belljar image rm NAME…`: the names; `prune` frees what they used.

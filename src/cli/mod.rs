@@ -3,11 +3,13 @@
 pub mod ask;
 pub mod audit;
 pub mod config;
+pub mod doctor;
 pub mod egress;
 pub mod exec;
 pub mod exit;
 pub mod flags;
 pub mod image;
+pub mod plan;
 mod pump;
 pub mod rules;
 pub mod run;
@@ -43,6 +45,8 @@ enum Command {
     /// Lists, shows and stops live tasks; prints the schema of task specs
     #[command(subcommand)]
     Task(task::TaskCommand),
+    Plan(Box<plan::PlanArgs>),
+    Doctor(doctor::DoctorArgs),
     /// Says how commands are judged, and tests files of rules
     Rules(rules::RulesArgs),
     /// Says what the proxy would do with a host
@@ -67,7 +71,9 @@ impl Cli {
             Command::Rules(args) => rules::run(args),
             Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
             Command::Config(command) => config::run(command),
-            Command::Image(command) => image::run(command, &state_folder()),
+            Command::Plan(args) => plan::run(*args),
+            Command::Doctor(args) => doctor::run(args),
+            Command::Image(command) => image::run(command),
             Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
         }
     }
@@ -150,9 +156,12 @@ pub fn shown_error(error: &anyhow::Error) -> String {
 
 /// The code for an error: a task that asks for more than the requirements allow is refused, anything else is a failure.
 pub fn error_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<crate::config::Rejection>() {
-        Some(crate::config::Rejection::Violations(_)) => exit::REFUSED,
-        Some(crate::config::Rejection::Faults(_)) | None => exit::FAILED,
+    let of_task = matches!(error.downcast_ref(), Some(crate::config::Rejection::Violations(_)));
+    let of_config = matches!(error.downcast_ref(), Some(config::ConfigError::Violations(_)));
+    if of_task || of_config {
+        exit::REFUSED
+    } else {
+        exit::FAILED
     }
 }
 

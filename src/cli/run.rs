@@ -72,7 +72,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         config,
         surroundings,
     } = task.admit()?;
-    let policy = Policy::load(&task.gate.rules, task.gate.unmatched)?;
+    let policy = Policy::of_gate(&task.gate)?;
     let options = JournalOptions {
         sync: journal_sync(&config),
         ..JournalOptions::default()
@@ -123,6 +123,8 @@ fn start_exporter(folder: &Path, config: &Config, flag: Option<&str>) -> anyhow:
         .collect();
     collectors.extend(OtlpConfig::from_variables(|name| std::env::var(name).ok())?);
     collectors.extend(flag.map(OtlpConfig::new));
+    let endpoints = collectors.iter().map(|collector| collector.endpoint.as_str());
+    config.check_endpoints(endpoints)?;
     if collectors.is_empty() {
         return Ok(None);
     }

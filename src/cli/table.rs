@@ -7,6 +7,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use super::terminal::{clean, shown_command};
 use crate::api::messages::{ExecEnd, ExecInfo, Refused, TaskInfo, TaskSummary};
 use crate::audit::record::{ExecFinished, ExecOutcome, TaskOutcome};
+use crate::image::Named;
 use crate::task::limits::Bytes;
 
 /// The longest command shown whole.
@@ -28,6 +29,15 @@ pub fn of_summary(summary: &TaskSummary) -> String {
     }
     text.push_str(&refusals(summary));
     text
+}
+
+/// The names of the local store, one a row.
+pub fn images(names: &[Named]) -> String {
+    let mut table = plain(&["name", "digest"]);
+    for named in names {
+        table.add_row([clean(&named.name), named.digest.clone()]);
+    }
+    table.to_string()
 }
 
 /// Execs, one a row.

@@ -39,6 +39,9 @@ const LOCAL_NAMES: &[&str] = &[
     "metadata.goog",
 ];
 
+/// The port of https, where nothing but TLS is spoken.
+const TLS_PORT: u16 = 443;
+
 /// A name may have many addresses; more than this are not looked at, so they are not dialled either.
 const ADDRESSES_MAX: usize = 32;
 
@@ -127,6 +130,14 @@ struct Basis {
     rule: String,
     reason: String,
     origin: Origin,
+    speech: Speech,
+}
+
+/// What a connection may be used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    Any,
+    Tls,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -263,9 +274,8 @@ impl Gate {
                 reason: rule.reason("a rule wants this host to be asked about"),
             });
         }
-        if let Some((rule, reason)) = self.allowed(destination) {
-            let origin = Origin::Policy;
-            return EgressJudgement::Allow(Cleared::new(destination.clone(), Basis { rule, reason, origin }));
+        if let Some(basis) = self.allowed(destination) {
+            return EgressJudgement::Allow(Cleared::new(destination.clone(), basis));
         }
         let reason = format!("{} is not in the allow list", destination.place());
         match (self.unknown, destination.protocol) {
@@ -377,7 +387,7 @@ impl Gate {
         Some((rule.id.clone(), rule.reason("a rule forbids this host")))
     }
 
-    fn allowed(&self, destination: &Destination) -> Option<(String, String)> {
+    fn allowed(&self, destination: &Destination) -> Option<Basis> {
         let Destination {
             host, port, protocol, ..
         } = destination;
@@ -386,13 +396,26 @@ impl Gate {
             _ => pattern.allows(host, *port),
         };
         if let Some(pattern) = self.allow.iter().find(allows) {
-            return Some((
-                format!("network.allow {pattern}"),
-                format!("the allow list has {pattern}"),
-            ));
+            return Some(Basis {
+                rule: format!("network.allow {pattern}"),
+                reason: format!("the allow list has {pattern}"),
+                origin: Origin::Policy,
+                // Whoever opened 443 opened https; another port was opened by its number for whatever it speaks.
+                speech: if *port == TLS_PORT { Speech::Tls } else { Speech::Any },
+            });
         }
         let rule = self.rule(destination, Decision::Allow)?;
-        Some((rule.id.clone(), rule.reason("a rule allows this host")))
+        Some(Basis {
+            rule: rule.id.clone(),
+            reason: rule.reason("a rule allows this host"),
+            origin: Origin::Policy,
+            // A rule for https without a port opens every port for https, and for nothing else.
+            speech: match rule.protocol {
+                Protocol::HttpsConnect => Speech::Tls,
+                _ if *port == TLS_PORT => Speech::Tls,
+                _ => Speech::Any,
+            },
+        })
     }
 
     fn rule(&self, destination: &Destination, decision: Decision) -> Option<&NetworkRule> {
@@ -521,6 +544,11 @@ impl Unknown {
                     }
                     .to_owned(),
                     origin: Origin::Approval,
+                    speech: if self.destination.port == TLS_PORT {
+                        Speech::Tls
+                    } else {
+                        Speech::Any
+                    },
                 };
                 Ok(Cleared::new(self.destination, basis))
             }
@@ -549,6 +577,11 @@ impl Route {
 
     pub fn reason(&self) -> &str {
         &self.basis.reason
+    }
+
+    /// Whether a tunnel may carry nothing but TLS.
+    pub fn is_for_tls(&self) -> bool {
+        self.basis.speech == Speech::Tls
     }
 }
 

@@ -279,6 +279,8 @@ async fn write_ends(mut ends: mpsc::Receiver<Event>, recorder: Arc<dyn Recorder>
 }
 
 #[cfg(test)]
+mod programs;
+#[cfg(test)]
 mod testing;
 #[cfg(test)]
 mod tests;

@@ -5,10 +5,12 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::front::hello::tests::hello;
+use super::gate::{NetworkRule, Protocol};
+use super::host::Host;
 use super::limits::Limits;
 use super::testing::{Desk, Fixture, Options, PUBLIC, gate, read_head, tunnel};
 use crate::audit::record::Event;
-use crate::policy::{Answer, Scope};
+use crate::policy::{Answer, Decision, Scope};
 use crate::task::Unknown;
 
 /// `decision rule` of each judgement, `finished error` of each end.
@@ -376,6 +378,34 @@ async fn a_tls_hello_must_name_the_host_of_the_tunnel() {
             .count()
     };
     assert_eq!((refused("sni"), refused("tls")), (4, 3));
+}
+
+#[tokio::test]
+async fn a_rule_for_https_opens_any_port_for_tls_alone() {
+    let rule = NetworkRule {
+        host: Host::parse("git.example.org").unwrap(),
+        port: None,
+        protocol: Protocol::HttpsConnect,
+        decision: Decision::Allow,
+        id: "git over https".to_owned(),
+        file: "agent.rules".to_owned(),
+        line: 1,
+        justification: None,
+    };
+    let fixture = Fixture::start(Options {
+        rules: vec![rule],
+        ..Options::default()
+    })
+    .await;
+    let (mut client, mut server) = tunnel(&fixture, "git.example.org", 8443).await;
+    let hello = hello(&["git.example.org"], 16_384);
+    client.write_all(&hello).await.unwrap();
+    server.read_exact(&mut vec![0; hello.len()]).await.unwrap();
+    let (mut client, mut server) = tunnel(&fixture, "git.example.org", 22).await;
+    client.write_all(b"SSH-2.0-client\r\n").await.unwrap();
+    assert_eq!(server.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    let (events, _) = fixture.finish().await;
+    assert!(story(&events).contains(&"deny: tls".to_owned()), "{:?}", story(&events));
 }
 
 #[tokio::test]

@@ -131,6 +131,10 @@ pub async fn run(
                 Stdin::None => (OwnedFd::from(std::fs::File::open("/dev/null")?), None),
                 Stdin::Stream => packet::input_pipe().map(|(read, write)| (read, Some(write)))?,
             };
+            sandbox.hand_over(&[stdout.as_fd(), stderr.as_fd()])?;
+            if feed.is_some() {
+                sandbox.hand_over(&[stdin.as_fd()])?;
+            }
             let pipes = Stdio::Pipes {
                 stdin: stdin.as_fd(),
                 stdout: stdout.as_fd(),

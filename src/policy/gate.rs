@@ -4,12 +4,12 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 
-use super::rules::{Fault, Hit, NetworkRule, Place, RuleSet, RuleText, RulesError};
+use super::rules::{Fault, Hit, ManagedRule, NetworkRule, Place, RuleSet, RuleText, RulesError};
 use super::shell::{self, Fit, Redirect, Role, SimpleCommand, Word};
 use super::{Basis, Command, Decision, Digest, Judgement, Permit, Question, Refusal, RuleMatch};
 use crate::id::ExecId;
 use crate::path::HostPath;
-use crate::task::Unmatched;
+use crate::task::{Gate, Unmatched};
 
 /// All rules of a task, ready to judge. Plain data, shared by all execs of the task.
 #[derive(Debug)]
@@ -78,7 +78,19 @@ const GUARDED: &[&str] = &[
 impl Policy {
     /// Reads and loads files of rules; every fault of every file is in the error.
     pub fn load(files: &[HostPath], unmatched: Unmatched) -> Result<Self, RulesError> {
-        let mut texts = Vec::new();
+        Self::load_beside(Vec::new(), files, unmatched)
+    }
+
+    /// The rules of an admitted task: its files, and those that the admin demands.
+    pub fn of_gate(gate: &Gate) -> Result<Self, RulesError> {
+        let demanded = gate.required.iter().map(|rules| RuleText {
+            name: rules.name.clone(),
+            text: rules.text.clone(),
+        });
+        Self::load_beside(demanded.collect(), &gate.rules, gate.unmatched)
+    }
+
+    fn load_beside(mut texts: Vec<RuleText>, files: &[HostPath], unmatched: Unmatched) -> Result<Self, RulesError> {
         let mut faults = Vec::new();
         for file in files {
             match std::fs::read_to_string(file) {
@@ -106,14 +118,26 @@ impl Policy {
 
     /// Loads rules that are at hand already.
     pub fn from_texts(texts: &[RuleText], unmatched: Unmatched) -> Result<Self, RulesError> {
-        let rules = RuleSet::load(texts)?;
+        Ok(Self::of(RuleSet::load(texts)?, unmatched))
+    }
+
+    fn of(rules: RuleSet, unmatched: Unmatched) -> Self {
         let restricts = rules.rules().iter().any(|rule| rule.decision != Decision::Allow);
-        Ok(Self {
+        Self {
             rules,
             unmatched,
             resolve: true,
             restricts,
-        })
+        }
+    }
+
+    /// Adds what the admin demands; it can only restrict.
+    #[must_use]
+    pub fn with_managed(self, rules: Vec<ManagedRule>) -> Self {
+        Self {
+            resolve: self.resolve,
+            ..Self::of(self.rules.with_managed(rules), self.unmatched)
+        }
     }
 
     /// Makes `/usr/bin/git` stand for itself only, never for `git`.
@@ -290,16 +314,18 @@ fn is_guarded(target: &Word) -> bool {
 
 /// After one of these, where a command runs is not known.
 fn changes_folder(command: &SimpleCommand) -> bool {
-    let mut words = command.argv.iter();
-    match words.next().and_then(Word::value) {
-        Some("cd" | "pushd" | "popd") => true,
-        Some("env" | "sudo" | "git" | "make" | "runuser" | "ssh") => words.any(|word| {
-            word.starts_with("-C") == Fit::Yes
-                || word.starts_with("-D") == Fit::Yes
-                || word.starts_with("--chdir") == Fit::Yes
-        }),
-        _ => false,
-    }
+    let Some(name) = command.argv.first().and_then(Word::value) else {
+        return false;
+    };
+    let options: &[&str] = match name.rsplit('/').next().unwrap_or(name) {
+        "cd" | "pushd" | "popd" | "su" | "runuser" | "doas" | "chroot" | "nsenter" | "unshare" | "ssh" => return true,
+        "sudo" => &["-i", "-D", "-R", "--login", "--chdir", "--chroot"],
+        "env" | "git" | "make" => &["-C", "--chdir", "--directory"],
+        "find" | "gfind" => &["-execdir", "-okdir"],
+        _ => return false,
+    };
+    let may_be = |word: &Word| options.iter().any(|option| word.starts_with(option) != Fit::No);
+    command.argv.iter().skip(1).any(may_be)
 }
 
 impl Explanation {

@@ -2,6 +2,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use super::rules::{ManagedRule, Token};
 use super::*;
 use crate::id::ExecId;
 use crate::path::SandboxPath;
@@ -178,6 +179,41 @@ fn a_rule_that_may_match_asks() {
     assert_eq!(verdict(&policy, "git $x origin"), Verdict::Ask);
     assert_eq!(verdict(&policy, "git log \"$x\""), Verdict::Allow);
     assert_eq!(verdict(&policy, "git -C /tmp push"), Verdict::Deny);
+}
+
+#[test]
+fn a_rule_of_a_folder_holds_there_and_may_hold_where_the_folder_is_not_known() {
+    let policy = policy(
+        "prefix_rule(pattern=[\"make\"], cwd=\"/workspace/vendor\", decision=\"forbidden\")\n\
+         prefix_rule(pattern=[[\"make\", \"cd\"]], cwd=\"/workspace\")",
+        Unmatched::Ask,
+    );
+    let in_folder = |cwd: &str, script: &str| {
+        let mut command = command(&["bash", "-c", script]);
+        command.cwd = SandboxPath::new(cwd).unwrap();
+        policy.explain(&command).judgement
+    };
+    assert_eq!(in_folder("/workspace", "make"), Verdict::Allow);
+    assert_eq!(in_folder("/workspace/vendor/x", "make"), Verdict::Deny);
+    assert_eq!(in_folder("/", "make"), Verdict::Ask);
+    assert_eq!(in_folder("/workspace", "cd vendor && make"), Verdict::Ask);
+    assert_eq!(in_folder("/workspace", "env -C vendor make"), Verdict::Ask);
+}
+
+#[test]
+fn a_rule_of_redirects_or_variables_looks_at_any_command() {
+    let policy = policy(
+        "prefix_rule(redirects=[\"*.lock\"], decision=\"forbidden\")\n\
+         prefix_rule(env=[\"CI\"], decision=\"prompt\", reviewer=\"user\")\n\
+         prefix_rule(pattern=[\"echo\"], redirects=[\"out/**\"])",
+        Unmatched::Deny,
+    );
+    assert_eq!(verdict(&policy, "echo x > a/Cargo.lock"), Verdict::Deny);
+    assert_eq!(verdict(&policy, "echo x > out/y"), Verdict::Allow);
+    assert_eq!(verdict(&policy, "echo x > out/../y"), Verdict::Deny);
+    assert_eq!(verdict(&policy, "echo x > out/$y"), Verdict::Deny);
+    let found = policy.explain(&command(&["env", "CI=1", "echo"]));
+    assert!(found.rules.iter().any(|rule| rule.person_only), "{found:?}");
 }
 
 #[test]
@@ -388,4 +424,32 @@ fn approvals_are_asked_as_by_codex_and_offer_the_same_rule() {
             assert_eq!(amend::suggest(&found, requested.as_deref()), amendment, "{id}");
         }
     }
+}
+
+#[test]
+fn managed_rules_restrict_and_never_allow() {
+    let managed = |decision| ManagedRule {
+        file: "requirements.toml".into(),
+        line: 7,
+        pattern: vec![
+            Token::Word("git".into()),
+            Token::AnyOf(vec!["push".into(), "fetch".into()]),
+        ],
+        decision,
+        justification: Some("use the mirror".into()),
+        canonical: false,
+        person_only: true,
+    };
+    let base = || policy("prefix_rule(pattern=[\"git\"])", Unmatched::Deny);
+    let managed_policy = base().with_managed(vec![managed(Decision::Prompt)]);
+    let found = managed_policy.explain(&command(&["git", "push"]));
+    assert_eq!(found.judgement, Verdict::Ask);
+    let rule = found
+        .rules
+        .iter()
+        .find(|rule| rule.decision == Decision::Prompt)
+        .unwrap();
+    assert!(rule.person_only && rule.file == "requirements.toml" && rule.line == 7 && rule.id.starts_with("managed:"));
+    let empty = policy("", Unmatched::Deny).with_managed(vec![managed(Decision::Allow)]);
+    assert_eq!(verdict(&empty, "git push"), Verdict::Deny);
 }

@@ -17,6 +17,7 @@ use std::process::{Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use super::outside;
 use super::plan::{Ids, Owner, Plan, Source};
 use super::setup::{self, Inherited, StepError};
 use crate::path::HostPath;
@@ -38,8 +39,16 @@ pub struct LaunchRequest {
     pub place: HostPath,
     /// Files to write the new process's id to before it does anything.
     pub joins: Vec<PathBuf>,
-    /// The filter, an instruction a number (see `sys::process::pack`).
-    pub seccomp: Vec<u64>,
+    pub by: LaunchedBy,
+}
+
+/// Who takes the last steps into the sandbox.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum LaunchedBy {
+    /// This program, with this filter, an instruction a number (see `sys::process::pack`).
+    Builtin { seccomp: Vec<u64> },
+    /// An OCI runtime, with this `config.json`.
+    Runtime { program: PathBuf, config: String },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,6 +80,17 @@ pub enum LaunchError {
     Gone,
     #[error("could not {step}")]
     Step { step: String, source: io::Error },
+    #[error("the runtime \"{runtime}\" is not installed (package: {package})")]
+    NoRuntime { runtime: String, package: String },
+    #[error(
+        "the runtime \"{runtime}\" must be root inside, and an ordinary user has one id to give: it works with user = \"root\", \
+         or with runtime = \"builtin\""
+    )]
+    LoneId { runtime: String },
+    #[error("the bundle cannot be made")]
+    Bundle { source: oci_spec::OciSpecError },
+    #[error("the runtime said: {said}")]
+    Runtime { said: String },
 }
 
 /// A sandbox's process just made; it still sets itself up.
@@ -78,7 +98,8 @@ pub enum LaunchError {
 pub struct Launched {
     /// PID 1; readable when it is over.
     pub pidfd: OwnedFd,
-    /// Ends empty when the guest has started, else with the step that failed; see [`read_failure`].
+    /// Ends empty when the guest has started, else with the step that failed; see [`read_failure`]. An outside runtime keeps it open
+    /// while it lives, and writes to it why it could not go on.
     pub failure: OwnedFd,
 }
 
@@ -143,12 +164,19 @@ pub fn read_failure(pipe: OwnedFd) -> Option<LaunchError> {
             source,
         });
     }
-    let (errno, step) = text.split_once(' ')?;
-    let source = io::Error::from_raw_os_error(errno.parse().unwrap_or(0));
-    Some(LaunchError::Step {
-        step: step.to_owned(),
-        source,
-    })
+    if text.trim().is_empty() {
+        return None;
+    }
+    match text.split_once(' ').map(|(errno, step)| (errno.parse(), step)) {
+        Some((Ok(errno), step)) => Some(LaunchError::Step {
+            step: step.to_owned(),
+            source: io::Error::from_raw_os_error(errno),
+        }),
+        // Not a step of ours: an outside runtime's own words.
+        Some((Err(_), _)) | None => Some(LaunchError::Runtime {
+            said: text.trim().replace('\n', "; "),
+        }),
+    }
 }
 
 /// Whether this process was started as the launcher.
@@ -202,15 +230,29 @@ fn launch(request: &LaunchRequest, control: OwnedFd, guest: BorrowedFd<'_>) -> R
     };
     let (failure, report) = packet::pipe().map_err(failed("make a pipe"))?;
     let (sync, child_sync) = packet::pair().map_err(failed("make a socket"))?;
-    match namespace::clone_into(namespace::SANDBOX).map_err(failed("make namespaces"))? {
+    let namespaces = match request.by {
+        LaunchedBy::Builtin { .. } => namespace::SANDBOX,
+        LaunchedBy::Runtime { .. } => namespace::RUNTIME,
+    };
+    match namespace::clone_into(namespaces).map_err(failed("make namespaces"))? {
         Cloned::Child => {
             drop((sync, failure));
-            let StepError { step, error } = setup::run(Inherited {
+            let inherited = Inherited {
                 request,
                 sync: child_sync,
                 control,
                 guest,
-            });
+            };
+            let StepError { step, error } = match &request.by {
+                LaunchedBy::Builtin { seccomp } => setup::run(inherited, seccomp),
+                LaunchedBy::Runtime { program, config } => match report.try_clone() {
+                    Ok(report) => outside::run(inherited, program, config, report),
+                    Err(error) => StepError {
+                        step: "copy a pipe".to_owned(),
+                        error,
+                    },
+                },
+            };
             let text = format!("{} {step}", error.raw_os_error().unwrap_or(0));
             let _ = std::fs::File::from(report).write_all(text.as_bytes());
             std::process::exit(1)
@@ -305,7 +347,7 @@ fn detached(
                 users.push((
                     uid,
                     gid,
-                    mapping(&map(uid, plan.process.uid), &map(gid, plan.process.gid))?,
+                    namespace::mapping(&map(uid, plan.process.uid), &map(gid, plan.process.gid))?,
                 ));
             }
             let (_, _, user) = users
@@ -316,24 +358,4 @@ fn detached(
         }
     }
     Ok(tree)
-}
-
-/// A user namespace that only serves as an id map: of a process that does nothing and ends at once.
-fn mapping(uids: &[IdRange], gids: &[IdRange]) -> io::Result<OwnedFd> {
-    let (hold, release) = packet::pipe()?;
-    match namespace::clone_into(namespace::USER)? {
-        Cloned::Child => {
-            drop(release);
-            let mut byte = [0; 1];
-            let _ = rustix::io::read(&hold, &mut byte);
-            std::process::exit(0)
-        }
-        Cloned::Parent { pid, pidfd: _ } => {
-            drop(hold);
-            namespace::write_id_maps(pid, uids, gids, Setgroups::Allow)?;
-            let namespace = namespace::user_namespace(pid);
-            drop(release);
-            namespace
-        }
-    }
 }

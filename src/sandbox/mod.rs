@@ -12,10 +12,13 @@
 //! Called by `supervisor` (to start and end) and by `exec` (to run one command in a slot). What the network of a sandbox may
 //! reach is `egress`'s; the sandbox only hands out the listeners.
 
+pub mod bundle;
 pub mod channel;
 pub mod host_root;
 pub mod launcher;
 pub mod oci;
+pub mod outside;
 pub mod plan;
+pub mod probe;
 pub mod seccomp;
 mod setup;

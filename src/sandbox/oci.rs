@@ -13,14 +13,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use super::bundle::{self, HardLimits};
 use super::channel::{ChannelError, Guest, SlotLink};
-use super::launcher::{self, LaunchError, LaunchRequest, Launcher};
+use super::launcher::{self, LaunchError, LaunchRequest, LaunchedBy, Launcher};
 use super::plan::Plan;
-use super::seccomp;
+use super::{outside, seccomp};
 use crate::path::HostPath;
 use crate::policy::{Command, Digest, Permit};
 use crate::sys::cgroup::{Caps, Cgroups, Counters, Leaf, TaskCgroup, Version};
 use crate::sys::{packet, process};
+use crate::task::Runtime;
 
 /// Slots that stay ready between execs while a task is busy: as many callers as are expected at once.
 const READY_MAX: usize = 16;
@@ -108,19 +110,36 @@ pub enum Stdio<'a> {
 
 impl Sandbox {
     /// Makes the sandbox and one ready slot. `place` is an empty folder of the task's own.
-    pub async fn start(machinery: &Machinery, plan: Plan, place: HostPath) -> Result<Arc<Sandbox>, SandboxError> {
+    pub async fn start(
+        machinery: &Machinery,
+        plan: Plan,
+        place: HostPath,
+        runtime: &Runtime,
+    ) -> Result<Arc<Sandbox>, SandboxError> {
+        let by = launched_by(&plan, runtime)?;
         let (control, theirs) = packet::pair()?;
-        let (launched, cgroup, plan) = {
+        let Begun {
+            pid1: launched,
+            failure,
+            cgroup,
+            plan,
+        } = {
             let machinery = machinery.clone();
             // Cgroups and the launch are blocking calls of a few milliseconds.
-            tokio::task::spawn_blocking(move || launch(&machinery, plan, place, theirs))
+            tokio::task::spawn_blocking(move || launch(&machinery, plan, place, by, theirs))
                 .await
                 .map_err(io::Error::other)??
         };
         let cgroup = cgroup.map(|cgroup| Arc::new(Mutex::new(cgroup)));
         let digest = plan.digest();
         let started = async {
-            let guest = Guest::greet(control).await?;
+            let guest = match Guest::greet(control).await {
+                Ok(guest) => guest,
+                Err(error) => {
+                    let _ = process::pidfd_kill(launched.as_fd());
+                    return Err(reason(error, failure).await);
+                }
+            };
             let sandbox = Sandbox {
                 plan,
                 place: digest,
@@ -214,6 +233,15 @@ impl Sandbox {
                 sandbox.pool().ready.push_back(slot);
             }
         }));
+    }
+
+    /// Gives pipes to the command's user, so that it can open them again by name (`/dev/stderr`). Only for what was made for it.
+    pub fn hand_over(&self, pipes: &[BorrowedFd<'_>]) -> io::Result<()> {
+        let (uid, gid) = self.plan.owner_outside();
+        let (uid, gid) = (rustix::fs::Uid::from_raw(uid), rustix::fs::Gid::from_raw(gid));
+        pipes
+            .iter()
+            .try_for_each(|pipe| Ok(rustix::fs::fchown(pipe, Some(uid), Some(gid))?))
     }
 
     /// Starts the command that the permit is for.
@@ -318,12 +346,39 @@ impl Sandbox {
     }
 }
 
+/// What of the launcher's request depends on the runtime.
+fn launched_by(plan: &Plan, runtime: &Runtime) -> Result<LaunchedBy, LaunchError> {
+    match runtime {
+        Runtime::Builtin => Ok(LaunchedBy::Builtin {
+            seccomp: seccomp::FILTER.program.clone(),
+        }),
+        Runtime::Outside(runtime) => {
+            outside::check(plan, runtime)?;
+            let program = outside::find(runtime)?;
+            let bundle = bundle::of(plan, &seccomp::FILTER.allowed, HardLimits::of_process())
+                .map_err(|source| LaunchError::Bundle { source })?;
+            let config = serde_json::to_string(&bundle).expect("a bundle is plain data");
+            Ok(LaunchedBy::Runtime { program, config })
+        }
+    }
+}
+
+/// A sandbox whose PID 1 was made.
+struct Begun {
+    pid1: OwnedFd,
+    /// What an outside runtime says when it fails.
+    failure: Option<OwnedFd>,
+    cgroup: Option<TaskCgroup>,
+    plan: Plan,
+}
+
 fn launch(
     machinery: &Machinery,
     plan: Plan,
     place: HostPath,
+    by: LaunchedBy,
     control: OwnedFd,
-) -> Result<(OwnedFd, Option<TaskCgroup>, Plan), SandboxError> {
+) -> Result<Begun, SandboxError> {
     let caps = Caps {
         memory_bytes: plan.limits.memory_bytes,
         cpus: plan.limits.cpus,
@@ -334,29 +389,43 @@ fn launch(
         .create_task(&plan.task.to_string(), caps)
         .map_err(|source| SandboxError::Cgroup { source })?;
     let joins: Vec<PathBuf> = cgroup.as_ref().map(TaskCgroup::guest_joins).unwrap_or_default();
-    let request = LaunchRequest {
-        plan,
-        place,
-        joins,
-        seccomp: seccomp::FILTER.program.clone(),
-    };
+    let request = LaunchRequest { plan, place, joins, by };
     let launched = {
         let mut launcher = machinery.launcher.lock().unwrap_or_else(PoisonError::into_inner);
         launcher.launch(&request, control.as_fd())
     };
     drop(control);
-    let result = launched.and_then(|launched| match launcher::read_failure(launched.failure) {
-        None => Ok(launched.pidfd),
-        Some(error) => Err(error),
+    let result = launched.and_then(|launched| match request.by {
+        // It keeps the pipe for as long as it lives; the guest's first word tells that it went well.
+        LaunchedBy::Runtime { .. } => Ok((launched.pidfd, Some(launched.failure))),
+        LaunchedBy::Builtin { .. } => match launcher::read_failure(launched.failure) {
+            None => Ok((launched.pidfd, None)),
+            Some(error) => Err(error),
+        },
     });
     match result {
-        Ok(pidfd) => Ok((pidfd, cgroup, request.plan)),
+        Ok((pid1, failure)) => Ok(Begun {
+            pid1,
+            failure,
+            cgroup,
+            plan: request.plan,
+        }),
         Err(error) => {
             if let Some(cgroup) = cgroup {
                 end_and_remove(&cgroup);
             }
             Err(error.into())
         }
+    }
+}
+
+/// Why the guest of a runtime that is being killed did not speak: what the runtime said, where it said something.
+async fn reason(error: ChannelError, failure: Option<OwnedFd>) -> SandboxError {
+    let Some(failure) = failure else { return error.into() };
+    // Blocking until the killed runtime lets go of the pipe.
+    match tokio::task::spawn_blocking(move || launcher::read_failure(failure)).await {
+        Ok(Some(said)) => said.into(),
+        Ok(None) | Err(_) => error.into(),
     }
 }
 

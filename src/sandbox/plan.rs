@@ -240,6 +240,14 @@ impl Plan {
         }
     }
 
+    /// The command's user and group as the host numbers them.
+    pub fn owner_outside(&self) -> (u32, u32) {
+        match self.ids {
+            Ids::Range { base } => (base + self.process.uid, base + self.process.gid),
+            Ids::Single { uid, gid, .. } => (uid, gid),
+        }
+    }
+
     /// What approvals are bound to, beside the command: everything but the task's name for itself.
     pub fn digest(&self) -> Digest {
         let json = serde_json::to_vec(self).expect("a plan is plain data");

@@ -2,6 +2,7 @@
 //!
 //! Nothing here is allowed to fail quietly: the first step that fails ends the process, and its name and reason reach the host.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -23,7 +24,7 @@ pub struct StepError {
     pub error: io::Error,
 }
 
-trait Step<T> {
+pub(super) trait Step<T> {
     fn step(self, name: impl Into<String>) -> Result<T, StepError>;
 }
 
@@ -46,14 +47,14 @@ pub struct Inherited<'a> {
 }
 
 /// Becomes the guest; returns only to say which step failed.
-pub fn run(inherited: Inherited<'_>) -> StepError {
-    match steps(inherited) {
+pub fn run(inherited: Inherited<'_>, seccomp: &[u64]) -> StepError {
+    match steps(inherited, seccomp) {
         Ok(never) => match never {},
         Err(error) => error,
     }
 }
 
-fn steps(inherited: Inherited<'_>) -> Result<std::convert::Infallible, StepError> {
+fn steps(inherited: Inherited<'_>, seccomp: &[u64]) -> Result<std::convert::Infallible, StepError> {
     let Inherited {
         request,
         sync,
@@ -105,12 +106,13 @@ fn steps(inherited: Inherited<'_>) -> Result<std::convert::Infallible, StepError
     process::become_user(plan.process.uid, plan.process.gid, drop_groups).step("become the command's user")?;
     process::drop_capabilities().step("drop capabilities")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    process::keep_only(null, control).step("arrange descriptors")?;
-    process::load_seccomp(&request.seccomp).step("load the seccomp filter")?;
+    let stderr = null.try_clone().step("open /dev/null again")?;
+    process::keep_only(null, stderr, control).step("arrange descriptors")?;
+    process::load_seccomp(seccomp).step("load the seccomp filter")?;
     Err(process::exec_file(guest, &[c"belljar-guest"], &[])).step("start the guest")
 }
 
-fn expect_go(sync: &OwnedFd) -> io::Result<()> {
+pub(super) fn expect_go(sync: &OwnedFd) -> io::Result<()> {
     match packet::receive::<Sent>(sync.as_fd())? {
         Some((Sent::Go, _)) => Ok(()),
         Some((Sent::Source { .. }, _)) | None => Err(ErrorKind::UnexpectedEof.into()),
@@ -119,21 +121,27 @@ fn expect_go(sync: &OwnedFd) -> io::Result<()> {
 
 /// Where detached mounts of host folders come from: for root the launcher makes them outside, id-mapped, and sends them in the order
 /// of the plan; an ordinary user may only make them here, from the copies of the host's mounts that this namespace has.
-enum Sources<'a> {
-    Sent { sync: &'a OwnedFd, next: u32 },
+pub(super) enum Sources<'a> {
+    Sent {
+        sync: &'a OwnedFd,
+        next: u32,
+    },
     Own,
+    /// Taken before, in the same order.
+    Held(VecDeque<OwnedFd>),
 }
 
 impl<'a> Sources<'a> {
-    fn of(plan: &Plan, sync: &'a OwnedFd) -> Self {
+    pub(super) fn of(plan: &Plan, sync: &'a OwnedFd) -> Self {
         match plan.ids {
             Ids::Range { .. } => Sources::Sent { sync, next: 0 },
             Ids::Single { .. } => Sources::Own,
         }
     }
 
-    fn take(&mut self, host: &Path, attributes: Attributes) -> io::Result<OwnedFd> {
+    pub(super) fn take(&mut self, host: &Path, attributes: Attributes) -> io::Result<OwnedFd> {
         match self {
+            Sources::Held(trees) => trees.pop_front().ok_or_else(|| ErrorKind::UnexpectedEof.into()),
             Sources::Sent { sync, next } => match packet::receive::<Sent>(sync.as_fd())? {
                 Some((Sent::Source { index }, fds)) if index == *next => {
                     *next += 1;
@@ -157,7 +165,7 @@ impl<'a> Sources<'a> {
     }
 }
 
-fn open_folder(path: &Path) -> io::Result<OwnedFd> {
+pub(super) fn open_folder(path: &Path) -> io::Result<OwnedFd> {
     Ok(rustix::fs::open(
         path,
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -165,7 +173,7 @@ fn open_folder(path: &Path) -> io::Result<OwnedFd> {
     )?)
 }
 
-fn open_device(name: &str, flags: OFlags) -> io::Result<OwnedFd> {
+pub(super) fn open_device(name: &str, flags: OFlags) -> io::Result<OwnedFd> {
     let fd = rustix::fs::open(format!("/dev/{name}"), flags | OFlags::CLOEXEC, Mode::empty())?;
     if FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode) != FileType::CharacterDevice {
         return Err(ErrorKind::InvalidInput.into());
@@ -173,7 +181,7 @@ fn open_device(name: &str, flags: OFlags) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-fn tmpfs(bytes: u64, inodes: u64, mode: u32, attributes: Attributes) -> io::Result<OwnedFd> {
+pub(super) fn tmpfs(bytes: u64, inodes: u64, mode: u32, attributes: Attributes) -> io::Result<OwnedFd> {
     let (size, inodes, mode) = (bytes.to_string(), inodes.to_string(), format!("{mode:o}"));
     mount::new_file_system(
         "tmpfs",
@@ -183,7 +191,7 @@ fn tmpfs(bytes: u64, inodes: u64, mode: u32, attributes: Attributes) -> io::Resu
 }
 
 /// The root, attached over `place`: a tmpfs, or the layers with a tmpfs on top.
-fn make_root(plan: &Plan, place: &OwnedFd, sources: &mut Sources<'_>) -> Result<OwnedFd, StepError> {
+pub(super) fn make_root(plan: &Plan, place: &OwnedFd, sources: &mut Sources<'_>) -> Result<OwnedFd, StepError> {
     let attributes = Attributes {
         no_dev: true,
         no_suid: true,
@@ -235,7 +243,7 @@ fn parent_and_name(path: &SandboxPath) -> io::Result<(&str, &str)> {
     }
 }
 
-fn make(root: BorrowedFd<'_>, made: &Made, plan: &Plan) -> io::Result<()> {
+pub(super) fn make(root: BorrowedFd<'_>, made: &Made, plan: &Plan) -> io::Result<()> {
     let (parent, name) = parent_and_name(&made.path)?;
     let parent = make_folders(root, parent)?;
     match &made.what {
@@ -275,7 +283,7 @@ fn replace(parent: &OwnedFd, name: &str) -> io::Result<()> {
 }
 
 /// Opens a folder of the new root, making what is missing on the way.
-fn make_folders(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
+pub(super) fn make_folders(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
     let open = |path: &str| mount::open_inside(root, path, OFlags::PATH | OFlags::DIRECTORY, Mode::empty());
     match open(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -290,7 +298,7 @@ fn make_folders(root: BorrowedFd<'_>, path: &str) -> io::Result<OwnedFd> {
 }
 
 /// What a mount is attached to: made where it is missing, a folder for a folder and a file for anything else.
-fn make_target(root: BorrowedFd<'_>, path: &SandboxPath, is_folder: bool) -> io::Result<OwnedFd> {
+pub(super) fn make_target(root: BorrowedFd<'_>, path: &SandboxPath, is_folder: bool) -> io::Result<OwnedFd> {
     if is_folder {
         return make_folders(root, path.relative());
     }
@@ -395,7 +403,7 @@ fn make_read_only(root: BorrowedFd<'_>, path: &SandboxPath) -> io::Result<()> {
 
 /// Adds the agent to an image's users where no one has its id. The image is foreign: its files are read bounded and replaced, never
 /// written through.
-fn add_agent(root: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn add_agent(root: BorrowedFd<'_>) -> io::Result<()> {
     let lines = [
         (
             "passwd",

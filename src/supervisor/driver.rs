@@ -125,18 +125,12 @@ impl Supervisor {
         };
         let started = async {
             self.journal.append(entry(admitted)).await?;
-            let (uid, gid) = process::own_ids();
-            let plan = Plan::of(
-                &task,
-                root_source(&image),
-                CallerIds { uid, gid },
-                way_out::env(&task.network),
-            );
+            let plan = plan(&task, &image);
             let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
                 path: folder.clone(),
                 source: io::Error::other(error),
             })?;
-            Ok::<_, StartError>(Sandbox::start(&self.machinery, plan, place).await?)
+            Ok::<_, StartError>(Sandbox::start(&self.machinery, plan, place, &task.runtime).await?)
         };
         let failed = async |error: StartError| {
             let event = Event::TaskFinished {
@@ -211,6 +205,17 @@ impl Supervisor {
         tokio::spawn(live.clone().drive(proxy, lock, folder.clone()));
         Ok(TaskHandle { live, folder })
     }
+}
+
+/// The isolation that a task of this process gets.
+pub fn plan(task: &Task, image: &Image) -> Plan {
+    let (uid, gid) = process::own_ids();
+    Plan::of(
+        task,
+        root_source(image),
+        CallerIds { uid, gid },
+        way_out::env(&task.network),
+    )
 }
 
 fn root_source(image: &Image) -> RootSource<'_> {

@@ -28,7 +28,7 @@ use crate::policy::TtySize;
 use crate::task::{ImageRef, Runtime};
 
 pub use crate::exec::stream::ExecEvents;
-pub use driver::{StartError, Supervisor, SupervisorError};
+pub use driver::{StartError, Supervisor, SupervisorError, plan};
 
 /// A live task. Cheap to clone; dropping all handles does not end the task.
 #[derive(Clone)]
@@ -249,7 +249,7 @@ fn image_name(image: &ImageRef) -> String {
     }
 }
 
-fn runtime_name(runtime: &Runtime) -> String {
+pub fn runtime_name(runtime: &Runtime) -> String {
     match runtime {
         Runtime::Builtin => "builtin".to_owned(),
         Runtime::Outside(name) => name.clone(),

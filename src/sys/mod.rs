@@ -11,6 +11,7 @@
 //! | `user` | who runs this process |
 
 pub mod cgroup;
+pub mod landlock;
 pub mod mount;
 pub mod namespace;
 pub mod packet;

@@ -135,6 +135,12 @@ pub fn make_private() -> io::Result<()> {
     Ok(rustix::mount::mount_change("/", Flags::PRIVATE | Flags::REC)?)
 }
 
+/// Keeps all mounts made from here on in this namespace, while what the outside unmounts still goes away here.
+pub fn make_slave() -> io::Result<()> {
+    use rustix::mount::MountPropagationFlags as Flags;
+    Ok(rustix::mount::mount_change("/", Flags::DOWNSTREAM | Flags::REC)?)
+}
+
 /// Opens a host path for mounting: no component of it may be a symlink, so what was checked is what is opened.
 pub fn open_source(path: &std::path::Path) -> io::Result<OwnedFd> {
     let how = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;

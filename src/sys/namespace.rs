@@ -20,6 +20,12 @@ pub const SANDBOX: u64 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS) as u64;
 
+/// The namespaces that an outside runtime runs in; those of the container it makes itself.
+pub const RUNTIME: u64 = (libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID) as u64;
+
+/// A mount namespace alone.
+pub const MOUNTS: u64 = libc::CLONE_NEWNS as u64;
+
 /// A user namespace alone, to take id maps from.
 pub const USER: u64 = libc::CLONE_NEWUSER as u64;
 
@@ -106,6 +112,26 @@ pub enum Setgroups {
 /// A descriptor of a process's user namespace.
 pub fn user_namespace(pid: Pid) -> io::Result<OwnedFd> {
     Ok(File::open(format!("/proc/{}/ns/user", pid.as_raw_nonzero()))?.into())
+}
+
+/// A user namespace that only serves as an id map: of a process that does nothing and ends at once.
+pub fn mapping(uids: &[IdRange], gids: &[IdRange]) -> io::Result<OwnedFd> {
+    let (hold, release) = super::packet::pipe()?;
+    match clone_into(USER)? {
+        Cloned::Child => {
+            drop(release);
+            let mut byte = [0; 1];
+            let _ = rustix::io::read(&hold, &mut byte);
+            std::process::exit(0)
+        }
+        Cloned::Parent { pid, pidfd: _ } => {
+            drop(hold);
+            write_id_maps(pid, uids, gids, Setgroups::Allow)?;
+            let namespace = user_namespace(pid);
+            drop(release);
+            namespace
+        }
+    }
 }
 
 /// Makes the mounted folder the root of this mount namespace and lets go of the old one.

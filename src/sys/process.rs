@@ -118,9 +118,9 @@ fn unpack(word: u64) -> seccompiler::sock_filter {
     }
 }
 
-/// Arranges descriptors for an exec: `/dev/null` at 0, 1 and 2, `control` at the guest's number, everything else closed by the exec.
+/// Arranges descriptors for an exec: `/dev/null` at 0 and 1, `stderr` at 2, `control` at the guest's number, everything else closed by the exec.
 #[allow(unsafe_code)]
-pub fn keep_only(null: OwnedFd, control: OwnedFd) -> io::Result<()> {
+pub fn keep_only(null: OwnedFd, stderr: OwnedFd, control: OwnedFd) -> io::Result<()> {
     // SAFETY: these calls change this process's descriptor table only. The numbers below 4 that other parts of this program may own
     // are given away on purpose: nothing runs after this but the exec.
     unsafe {
@@ -139,8 +139,9 @@ pub fn keep_only(null: OwnedFd, control: OwnedFd) -> io::Result<()> {
             fd if fd < 0 => Err(io::Error::last_os_error()),
             fd => Ok(fd),
         };
-        let (null, control) = (away(null.into_raw_fd())?, away(control.into_raw_fd())?);
-        for (from, to) in [(null, 0), (null, 1), (null, 2), (control, CONTROL_FD)] {
+        let (null, stderr) = (away(null.into_raw_fd())?, away(stderr.into_raw_fd())?);
+        let control = away(control.into_raw_fd())?;
+        for (from, to) in [(null, 0), (null, 1), (stderr, 2), (control, CONTROL_FD)] {
             if libc::dup2(from, to) < 0 {
                 return Err(io::Error::last_os_error());
             }

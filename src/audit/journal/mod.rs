@@ -1,11 +1,11 @@
 //! The journal: records in the order in which they were written, each chained to the one before by its hash.
 //!
-//! One SQLite database in write-ahead mode. In each process one writer thread takes whatever is queued and commits it as one
+//! One SQLite database in write-ahead mode. One writer at a time in each process takes whatever is queued and commits it as one
 //! group, at once: nobody waits for a batch to fill. Several processes may write the same journal; the database's write lock
 //! orders their groups, and the end of the chain is read anew inside each transaction.
 //!
 //! ```text
-//!  callers ─submit─▶ queue (bounded) ─▶ writer thread ─commit─▶ receipts resolve
+//!  callers ─submit─▶ queue (bounded) ─▶ writer ─commit─▶ receipts resolve
 //!                                             │ dirty
 //!                                             ▼
 //!                                       sync thread: the log is on the disk within 50 ms; checkpoints
@@ -33,6 +33,8 @@ use tokio::sync::oneshot;
 use super::key::SigningKey;
 use super::record::{Entry, Event};
 use super::redact::Redactor;
+
+use writer::WrittenBy;
 
 pub use read::{Reader, Stored};
 pub(crate) use store::{FILE, GENESIS, chain, connect_read, connect_write, nanoseconds};
@@ -179,19 +181,30 @@ impl Journal {
 
     /// Writes one record; returns when it is committed. Dropping the future does not take the record back.
     pub async fn append(&self, entry: Entry) -> Result<Seq, JournalError> {
-        self.submit(entry).await
+        self.push(entry, WrittenBy::Caller).await
     }
 
     /// As [`Journal::append`], for callers that are not async; it blocks the thread for as long as the commit takes.
     pub fn append_blocking(&self, entry: Entry) -> Result<Seq, JournalError> {
-        self.submit(entry).wait()
+        self.push(entry, WrittenBy::Caller).wait()
     }
 
     /// Queues one record without waiting: records are written in the order in which they were submitted, and those submitted
     /// together are committed together. The receipt tells when it is committed; dropping the receipt does not take the record back.
-    pub fn submit(&self, mut entry: Entry) -> Receipt {
+    pub fn submit(&self, entry: Entry) -> Receipt {
+        self.push(entry, WrittenBy::Writer)
+    }
+
+    fn push(&self, mut entry: Entry, by: WrittenBy) -> Receipt {
         self.inner.redactor.clean(&mut entry);
-        Receipt::of(|reply| self.inner.writer.push(&entry, reply))
+        let mut receipt = Receipt::of(|reply| self.inner.writer.push(&entry, reply, by));
+        match by {
+            // It is waited for now.
+            WrittenBy::Caller => self.inner.writer.leader().lead(),
+            // It may be waited for before the writer is awake.
+            WrittenBy::Writer => receipt.leader = Some(self.inner.writer.leader()),
+        }
+        receipt
     }
 
     /// Signs all that was submitted until now; gives the number of the checkpoint's record. To be called before the last export
@@ -215,18 +228,20 @@ impl Journal {
 #[must_use = "a record that was not waited for may not have been written"]
 pub struct Receipt {
     receipt: oneshot::Receiver<Result<Seq, JournalError>>,
+    /// Asked to write when the receipt is first waited for.
+    leader: Option<writer::Leader>,
 }
 
 impl Receipt {
     fn of(push: impl FnOnce(writer::Reply) -> Result<(), JournalError>) -> Self {
         let (reply, receipt) = oneshot::channel();
         match push(reply) {
-            Ok(()) => Self { receipt },
+            Ok(()) => Self { receipt, leader: None },
             Err(error) => {
                 let (reply, receipt) = oneshot::channel();
                 // The receiver is in the receipt below.
                 let _ = reply.send(Err(error));
-                Self { receipt }
+                Self { receipt, leader: None }
             }
         }
     }
@@ -257,6 +272,9 @@ impl Future for Receipt {
     type Output = Result<Seq, JournalError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Some(leader) = self.leader.take() {
+            leader.lead();
+        }
         Pin::new(&mut self.receipt)
             .poll(context)
             .map(|reply| reply.unwrap_or(Err(JournalError::Closed)))

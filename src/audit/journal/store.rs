@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior, params};
 use sha2::{Digest as _, Sha256};
 use uuid::Uuid;
 
@@ -93,6 +94,8 @@ pub(super) struct Store {
     /// Device and inode of the database at the time of opening.
     file: (u64, u64),
     key: Option<SigningKey>,
+    /// Read by the busy handler.
+    waits: Arc<AtomicBool>,
     /// Records that this process wrote since its last checkpoint.
     unsigned: u64,
 }
@@ -103,6 +106,15 @@ pub(super) struct Written {
     pub first: Seq,
     /// The checkpoint that was written after it.
     pub checkpoint: Option<Seq>,
+}
+
+/// How long a write waits for another process that is writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Not at all.
+    None,
+    /// As long as the other one may take.
+    ForOthers,
 }
 
 /// When a group is followed by a checkpoint.
@@ -134,6 +146,15 @@ impl Store {
         let path = folder.join(FILE);
         let mut db = connect_write(&path, sync)?;
         upgrade(&mut db, &path)?;
+        let waits = Arc::new(AtomicBool::new(true));
+        let handler = waits.clone();
+        db.busy_handler(Some(move |tries| {
+            handler.load(Ordering::Relaxed) && wait_for_other_writer(tries)
+        }))
+        .map_err(|source| JournalError::Open {
+            path: path.clone(),
+            source: Arc::new(source),
+        })?;
         let journal_id = journal_id(&mut db).map_err(|source| JournalError::Open {
             path: path.clone(),
             source: Arc::new(source),
@@ -146,6 +167,7 @@ impl Store {
             place: Place::here(),
             file,
             key,
+            waits,
             unsigned: 0,
         })
     }
@@ -170,8 +192,9 @@ impl Store {
         self.key.is_some()
     }
 
-    /// Writes a group in one transaction, and a checkpoint after it when one is due or asked for.
-    pub fn write(&mut self, group: &[Draft], sign: Sign) -> Result<Written, JournalError> {
+    /// Writes a group in one transaction, and a checkpoint after it when one is due or asked for. Gives nothing, and has done
+    /// nothing, when another process was writing and the patience was not enough.
+    pub fn write(&mut self, group: &[Draft], sign: Sign, patience: Patience) -> Result<Option<Written>, JournalError> {
         // SQLite would go on writing to a database whose file was removed, and nobody would ever see those records.
         if identity(&self.path)? != self.file {
             return Err(JournalError::Replaced {
@@ -188,10 +211,16 @@ impl Store {
             path: path.clone(),
             source: Arc::new(source),
         };
-        let step = self
-            .db
-            .transaction_with_behavior(TransactionBehavior::Immediate)
-            .map_err(error)?;
+        self.waits.store(patience == Patience::ForOthers, Ordering::Relaxed);
+        let step = match self.db.transaction_with_behavior(TransactionBehavior::Immediate) {
+            Ok(step) => step,
+            Err(busy) if patience == Patience::None && busy.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                return Ok(None);
+            }
+            Err(source) => return Err(error(source)),
+        };
+        // A commit that only waits for a reader's lock on the log is worth the wait.
+        self.waits.store(true, Ordering::Relaxed);
         let end = append(&step, group, &self.place).map_err(error)?;
         let mut checkpoint = None;
         if let Some(key) = key {
@@ -200,10 +229,10 @@ impl Store {
         }
         step.commit().map_err(error)?;
         self.unsigned = if checkpoint.is_some() { 0 } else { unsigned };
-        Ok(Written {
+        Ok(Some(Written {
             first: end.first,
             checkpoint,
-        })
+        }))
     }
 
     /// Moves what the log holds into the database file, so that the log starts over.

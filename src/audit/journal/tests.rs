@@ -251,7 +251,10 @@ fn clocks_that_jump_do_not_disturb_the_order() {
     let folder = tempfile::tempdir().unwrap();
     let mut store = store::Store::open(folder.path(), Sync::Batch, None).unwrap();
     let at = |seconds| store::Draft::new(&note("x"), jiff::Timestamp::from_second(seconds).unwrap()).unwrap();
-    let mut write = |group: &[store::Draft]| store.write(group, store::Sign::WhenDue).unwrap().first;
+    let mut write = |group: &[store::Draft]| {
+        let written = store.write(group, store::Sign::WhenDue, store::Patience::ForOthers);
+        written.unwrap().unwrap().first
+    };
     assert_eq!(write(&[at(2_000_000_000), at(1_000), at(1_700_000_000)]), 1);
     assert_eq!(write(&[at(-5)]), 4);
     assert_eq!(verify(folder.path()).unwrap().records, 4);
@@ -473,6 +476,26 @@ fn forge_last_checkpoint(db: &Connection, public_key: crate::audit::key::PublicK
         rusqlite::params![forged, hash, seq],
     )
     .unwrap();
+}
+
+#[test]
+fn a_caller_does_not_wait_for_another_process_in_its_own_thread() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open(folder.path());
+    let other = Connection::open(folder.path().join(FILE)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // Comes back at once, though nothing can be written now.
+    let mut receipts = vec![journal.submit(note("0")), journal.submit(note("1"))];
+    let waker = std::task::Waker::noop();
+    let poll = |receipt: &mut Receipt| Pin::new(receipt).poll(&mut Context::from_waker(waker));
+    assert!(receipts.iter_mut().all(|receipt| poll(receipt).is_pending()));
+    receipts.push(journal.submit(note("2")));
+    other.execute_batch("ROLLBACK").unwrap();
+    let seqs: Vec<Seq> = receipts.into_iter().map(|receipt| receipt.wait().unwrap()).collect();
+    assert_eq!(seqs, [2, 3, 4]);
+    let records = journal.reader().unwrap().after(1, 10).unwrap();
+    let names: Vec<_> = records.iter().map(|record| record.value()["name"].clone()).collect();
+    assert_eq!(names, ["0", "1", "2"]);
 }
 
 // ---- Other processes: this test program runs itself anew, as a child that does one thing. ----

@@ -1,4 +1,8 @@
-//! The two threads of a journal: one writes groups of records, one brings them to the disk.
+//! Who writes, and the two threads of a journal: one writes groups of records, one brings them to the disk.
+//!
+//! A caller that is alone writes its records itself, in its own thread: waking another one and being woken by it would take
+//! longer than the commit. It does so only when that cannot keep it long (few records, nobody else writing, no sync on commit,
+//! no other process holding the lock); in all other cases the writer thread does it, for all who wait at once.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,7 +14,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
-use super::store::{self, Draft, Sign, Store, Written};
+use super::store::{self, Draft, Patience, Sign, Store};
 use super::{JournalError, Seq, Sync};
 use crate::audit::record::Entry;
 
@@ -21,6 +25,9 @@ const QUEUE_LIMIT: usize = 65_536;
 /// The largest group: bounds the time for which other processes wait, and what one failure takes with it.
 const GROUP_LIMIT: usize = 4096;
 
+/// The most records that a caller writes by itself: its own two or three, and a few that came in between.
+const LEAD_LIMIT: usize = 8;
+
 /// From the start of one sync to the next. With the time that a sync takes it stays under the promised 50 ms.
 const SYNC_PAUSE: Duration = Duration::from_millis(35);
 
@@ -29,12 +36,34 @@ const CHECKPOINT_NOW_BYTES: u64 = 64 << 20;
 
 pub(super) type Reply = oneshot::Sender<Result<Seq, JournalError>>;
 
+/// Who is to write a record that was queued.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WrittenBy {
+    /// The writer thread, which is woken; or the caller, if it waits before that one is awake.
+    Writer,
+    /// The caller, which is about to [`Leader::lead`].
+    Caller,
+}
+
+/// Lets a caller write in its own thread.
+pub(super) struct Leader(Arc<Queue>);
+
+impl Leader {
+    /// Writes what waits in this thread when that is quick, else leaves it to the writer.
+    pub fn lead(&self) {
+        self.0.lead();
+    }
+}
+
 pub(super) struct Writer {
     queue: Arc<Queue>,
     threads: Vec<JoinHandle<()>>,
 }
 
 struct Queue {
+    /// Taken before records are taken from the queue, so that they are written in the queue's order.
+    store: Mutex<Store>,
+    sync: Sync,
     state: Mutex<State>,
     /// Something to write, or the end.
     work: Condvar,
@@ -68,17 +97,19 @@ struct DiskState {
 
 impl Writer {
     pub fn start(store: Store, sync: Sync) -> Result<Self, JournalError> {
+        let path = store.path().to_owned();
         let queue = Arc::new(Queue {
+            store: Mutex::new(store),
+            sync,
             state: Mutex::default(),
             work: Condvar::new(),
             disk: Disk::default(),
         });
-        let path = store.path().to_owned();
         let mut writer = Self {
             queue: queue.clone(),
             threads: Vec::with_capacity(2),
         };
-        writer.spawn("journal", move |queue| write_loop(queue, store))?;
+        writer.spawn("journal", write_loop)?;
         writer.spawn("journal-sync", move |queue| sync_loop(queue, &path, sync))?;
         Ok(writer)
     }
@@ -96,7 +127,7 @@ impl Writer {
     }
 
     /// Queues a record. Fails at once when the journal has failed before, or when too many wait.
-    pub fn push(&self, entry: &Entry, reply: Reply) -> Result<(), JournalError> {
+    pub fn push(&self, entry: &Entry, reply: Reply, by: WrittenBy) -> Result<(), JournalError> {
         let draft = Draft::new(entry, jiff::Timestamp::now())?;
         let mut state = self.queue.lock();
         if let Some(error) = &state.failed {
@@ -108,8 +139,15 @@ impl Writer {
             });
         }
         state.waiting.push_back((draft, reply));
-        self.queue.wake(state);
+        match by {
+            WrittenBy::Writer => self.queue.wake(state),
+            WrittenBy::Caller => {}
+        }
         Ok(())
+    }
+
+    pub fn leader(&self) -> Leader {
+        Leader(self.queue.clone())
     }
 
     /// Asks for a checkpoint after all that is queued.
@@ -140,6 +178,10 @@ impl Queue {
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
+    fn lock_store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
     fn wake(&self, mut state: MutexGuard<'_, State>) {
         let sleeps = std::mem::take(&mut state.writer_sleeps);
         drop(state);
@@ -148,27 +190,107 @@ impl Queue {
         }
     }
 
-    /// The next group, or `None` when the journal is closed and nothing waits.
-    fn next_group(&self, group: &mut Vec<Draft>, replies: &mut Vec<Reply>) -> Option<Vec<Reply>> {
+    /// Waits until there is something to write; false when the journal is closed and nothing waits.
+    fn wait(&self) -> bool {
         let mut state = self.lock();
-        while state.waiting.is_empty() && state.checkpoints.is_empty() {
+        while state.waiting.is_empty()
+            && state.checkpoints.is_empty()
+            && !self.disk.log_is_large.load(Ordering::Relaxed)
+        {
             if state.closing {
-                return None;
+                return false;
             }
             state.writer_sleeps = true;
             state = self.work.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
         }
         state.writer_sleeps = false;
-        let count = state.waiting.len().min(GROUP_LIMIT);
-        for (draft, reply) in state.waiting.drain(..count) {
-            group.push(draft);
-            replies.push(reply);
-        }
+        true
+    }
+
+    /// The next group, in the queue's order; the caller holds the store.
+    fn take(&self, limit: usize) -> Group {
+        let mut state = self.lock();
+        let count = state.waiting.len().min(limit);
+        let (drafts, replies) = state.waiting.drain(..count).unzip();
         // A checkpoint is for all that was queued before it was asked for.
-        if state.waiting.is_empty() {
-            return Some(std::mem::take(&mut state.checkpoints));
+        let checkpoints = match state.waiting.is_empty() {
+            true => std::mem::take(&mut state.checkpoints),
+            false => Vec::new(),
+        };
+        Group {
+            drafts,
+            replies,
+            checkpoints,
         }
-        Some(Vec::new())
+    }
+
+    /// Puts a group that could not be written yet back in front of what came since, and wakes the writer for it.
+    fn put_back(&self, group: Group) {
+        let mut state = self.lock();
+        for waiting in group.drafts.into_iter().zip(group.replies).rev() {
+            state.waiting.push_front(waiting);
+        }
+        state.checkpoints.extend(group.checkpoints);
+        self.wake(state);
+    }
+
+    fn lead(&self) {
+        // A commit with a sync takes milliseconds; callers may be async.
+        let store = match self.sync {
+            Sync::Batch => self.store.try_lock().ok(),
+            Sync::Each => None,
+        };
+        let Some(mut store) = store else {
+            // Whoever writes now may have looked at the queue before this record came.
+            self.wake(self.lock());
+            return;
+        };
+        if self.lock().waiting.len() > LEAD_LIMIT {
+            self.wake(self.lock());
+            return;
+        }
+        let group = self.take(LEAD_LIMIT);
+        if !group.drafts.is_empty() || !group.checkpoints.is_empty() {
+            self.write(&mut store, group, Patience::None);
+        }
+    }
+
+    /// Writes one group, and tells everybody in it.
+    fn write(&self, store: &mut Store, group: Group, patience: Patience) {
+        let sign = match group.checkpoints.is_empty() {
+            true => Sign::WhenDue,
+            false => Sign::Now,
+        };
+        // The sync thread may have failed meanwhile.
+        let failed = self.lock().failed.clone();
+        let written = match failed {
+            Some(error) => Err(error),
+            None => store.write(&group.drafts, sign, patience),
+        };
+        match written {
+            Ok(Some(written)) => {
+                self.disk.mark_dirty();
+                for (seq, reply) in (written.first..).zip(group.replies) {
+                    // Whoever asked may have gone; the record stays.
+                    let _ = reply.send(Ok(seq));
+                }
+                for reply in group.checkpoints {
+                    let _ = reply.send(match written.checkpoint {
+                        Some(seq) => Ok(seq),
+                        // Nothing was written since the last one, or nothing can be signed.
+                        None if store.signs() => Ok(written.first - 1),
+                        None => Err(JournalError::NoKey),
+                    });
+                }
+            }
+            Ok(None) => self.put_back(group),
+            Err(error) => {
+                for reply in group.replies.into_iter().chain(group.checkpoints) {
+                    let _ = reply.send(Err(error.clone()));
+                }
+                self.fail(&error);
+            }
+        }
     }
 
     /// From here on nothing is taken, and what waits is told so.
@@ -188,60 +310,34 @@ impl Queue {
     }
 }
 
-fn write_loop(queue: &Queue, mut store: Store) {
-    let mut group = Vec::new();
-    let mut replies = Vec::new();
-    while let Some(checkpoints) = queue.next_group(&mut group, &mut replies) {
-        let sign = if checkpoints.is_empty() {
-            Sign::WhenDue
-        } else {
-            Sign::Now
-        };
-        match write(queue, &mut store, &group, sign) {
-            Ok(written) => {
-                for (seq, reply) in (written.first..).zip(replies.drain(..)) {
-                    // Whoever asked may have gone; the record stays.
-                    let _ = reply.send(Ok(seq));
-                }
-                for reply in checkpoints {
-                    let _ = reply.send(match written.checkpoint {
-                        Some(seq) => Ok(seq),
-                        // Nothing was written since the last one, or nothing can be signed.
-                        None if store.signs() => Ok(written.first - 1),
-                        None => Err(JournalError::NoKey),
-                    });
-                }
-                if queue.disk.log_is_large.swap(false, Ordering::Relaxed)
-                    && let Err(error) = store.checkpoint()
-                {
-                    queue.fail(&error);
-                }
-            }
-            Err(error) => {
-                for reply in replies.drain(..).chain(checkpoints) {
-                    let _ = reply.send(Err(error.clone()));
-                }
-                queue.fail(&error);
-            }
-        }
-        group.clear();
-    }
-    // The last records get their signature too; when that fails, the chain still holds them.
-    if store.signs() {
-        let _ = write(queue, &mut store, &[], Sign::Now);
-    }
-    queue.disk.close();
+/// Records that are written together, and those who wait for them.
+struct Group {
+    drafts: Vec<Draft>,
+    replies: Vec<Reply>,
+    checkpoints: Vec<Reply>,
 }
 
-fn write(queue: &Queue, store: &mut Store, group: &[Draft], sign: Sign) -> Result<Written, JournalError> {
-    // The sync thread may have failed meanwhile.
-    let failed = queue.lock().failed.clone();
-    if let Some(error) = failed {
-        return Err(error);
+fn write_loop(queue: &Queue) {
+    while queue.wait() {
+        let mut store = queue.lock_store();
+        let group = queue.take(GROUP_LIMIT);
+        // A caller may have written it meanwhile.
+        if !group.drafts.is_empty() || !group.checkpoints.is_empty() {
+            queue.write(&mut store, group, Patience::ForOthers);
+        }
+        if queue.disk.log_is_large.swap(false, Ordering::Relaxed)
+            && let Err(error) = store.checkpoint()
+        {
+            queue.fail(&error);
+        }
     }
-    let written = store.write(group, sign)?;
-    queue.disk.mark_dirty();
-    Ok(written)
+    // The last records get their signature too; when that fails, the chain still holds them.
+    let mut store = queue.lock_store();
+    if store.signs() && queue.lock().failed.is_none() {
+        let _ = store.write(&[], Sign::Now, Patience::ForOthers);
+        queue.disk.mark_dirty();
+    }
+    queue.disk.close();
 }
 
 impl Disk {
@@ -289,6 +385,9 @@ fn sync_loop(queue: &Queue, path: &Path, sync: Sync) {
         let (dirty, closing) = queue.disk.wait();
         if dirty && let Err(error) = log.bring_to_disk(sync, &queue.disk, closing) {
             queue.fail(&error);
+        }
+        if queue.disk.log_is_large.load(Ordering::Relaxed) {
+            queue.wake(queue.lock());
         }
         if closing {
             return;

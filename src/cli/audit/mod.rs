@@ -3,6 +3,7 @@
 //! The answer goes to the given writer, as text for people or, with `--json`, as JSON for programs: a record a line,
 //! byte for byte as it stands in the journal. Text from records is shown with its control characters escaped.
 
+mod answers;
 mod text;
 
 use std::io::{ErrorKind, Write};
@@ -72,6 +73,12 @@ enum AuditCommand {
     },
     /// Writes records for other programs
     Export(ExportArgs),
+    /// Sums up what was run, asked, refused and used
+    Stats(answers::StatsArgs),
+    /// Says whether somebody should look at a task or an exec, and why
+    Triage(answers::TriageArgs),
+    /// Makes a page of a task or a span of time: what ran when, what it used, what was denied
+    Report(answers::ReportArgs),
     /// Shows the JSON Schema of records
     Schema {
         /// One kind; else an object with all of them
@@ -176,6 +183,9 @@ pub fn run(args: AuditArgs, state: &Path, out: &mut dyn Write) -> anyhow::Result
         AuditCommand::Verify(args) => prove(&args, &folder, out),
         AuditCommand::Key { json } => key(json, state, out),
         AuditCommand::Export(args) => export(&args, &folder, out),
+        AuditCommand::Stats(args) => answers::show_stats(&args, &folder, out),
+        AuditCommand::Triage(args) => answers::show_triage(&args, &folder, out),
+        AuditCommand::Report(args) => answers::write_report(&args, &folder, out),
         AuditCommand::Schema { kind } => schema(kind.as_deref(), out),
     };
     match done {

@@ -334,3 +334,67 @@ fn schemas_are_shown_all_or_one() {
     let error = fixture.ask(&["schema", "exec"]).unwrap_err().to_string();
     assert!(error.contains("there are agent.event, "), "{error}");
 }
+
+#[test]
+fn stats_sum_up_by_what_was_asked_for() {
+    let fixture = Fixture::new();
+    let json = |by: &str| -> serde_json::Value {
+        serde_json::from_str(&fixture.answer(&["stats", "--by", by, "--json"])).unwrap()
+    };
+    let one = |by: &str, key: &str| -> serde_json::Value {
+        let rows = json(by);
+        assert_eq!(rows.as_array().unwrap().len(), 1, "{by}: {rows}");
+        assert_eq!(rows[0]["key"], key);
+        rows[0].clone()
+    };
+    let echo = one("executable", "echo");
+    assert_eq!(
+        (&echo["execs"], &echo["failed"], &echo["cpu_seconds"]),
+        (&1.into(), &1.into(), &0.75.into())
+    );
+    let host = one("host", "pastebin.example");
+    assert_eq!(
+        (&host["connections"], &host["connections_denied"]),
+        (&1.into(), &1.into())
+    );
+    assert_eq!(one("user", "unknown")["execs"], 1);
+    assert_eq!(one("image", "unknown")["execs"], 1);
+    assert_eq!(json("rule").as_array().unwrap().len(), 2);
+    assert_eq!(
+        one("day", &jiff::Timestamp::now().strftime("%Y-%m-%d").to_string())["execs"],
+        1
+    );
+    let table = fixture.answer(&["stats", "--by", "executable"]);
+    assert!(
+        table.lines().nth(1).unwrap().trim_start().starts_with("echo"),
+        "{table}"
+    );
+}
+
+#[test]
+fn triage_names_what_needs_a_person_and_the_records() {
+    let fixture = Fixture::new();
+    let text = fixture.answer(&["triage", &fixture.task.to_string()]);
+    assert_eq!(
+        text,
+        "needs a person, by 4 records\n\
+         \x20 needs a person  a connection to pastebin.example was denied  (records 4)\n\
+         \x20 benign error    echo ended as oom_killed  (records 5)\n"
+    );
+    let text = fixture.answer(&["triage", &fixture.exec.to_string(), "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["verdict"], "benign_error");
+    assert!(fixture.ask(&["triage", "ffffffff"]).is_err());
+}
+
+#[test]
+fn report_is_json_or_a_page() {
+    let fixture = Fixture::new();
+    let task = fixture.task.to_string();
+    let json: serde_json::Value = serde_json::from_str(&fixture.answer(&["report", &task])).unwrap();
+    assert_eq!(json["totals"]["execs"], 1);
+    let path = fixture.state.path().join("page.html");
+    fixture.answer(&["report", &task, "--html", path.to_str().unwrap()]);
+    let page = std::fs::read_to_string(path).unwrap();
+    assert!(page.contains("<svg") && page.contains("oom_killed") && !page.contains('\u{1b}'));
+}

@@ -1,5 +1,5 @@
 //! A tunnel between a client and what it was allowed to reach: bytes both ways, counted, and nothing else, but for the first
-//! ones: a TLS hello must name the host that was judged, and on port 443 there must be one.
+//! ones: a TLS hello must name the host that was judged, and on port 443 or by a rule for https there must be one.
 //!
 //! A buffer is held only while bytes flow, so ten thousand idle tunnels hold none.
 
@@ -22,8 +22,6 @@ use crate::egress::way::{Passage, Way};
 const BUFFER: usize = 512 * 1024;
 /// Buffers that are kept for the next burst: 8 MiB over all tunnels of the process.
 const KEPT: usize = 16;
-/// Where only TLS is spoken.
-const TLS_PORT: u16 = 443;
 
 enum TunnelError {
     Io(io::Error),
@@ -117,8 +115,9 @@ async fn read_beginning(
         Err(_) => return Err(denied(route, "limit", "the TLS hello took too long".to_owned())),
     };
     match seen {
-        Seen::NotTls if route.destination().port == TLS_PORT => {
-            Err(denied(route, "tls", format!("only TLS is spoken on port {TLS_PORT}")))
+        Seen::NotTls if route.is_for_tls() => {
+            let port = route.destination().port;
+            Err(denied(route, "tls", format!("only TLS is let out to port {port}")))
         }
         Seen::Malformed(wrong) => Err(denied(route, "tls", wrong.to_owned())),
         Seen::Hello {

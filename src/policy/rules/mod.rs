@@ -21,7 +21,7 @@ use std::sync::Arc;
 
 pub use network::{NetworkRule, Protocol};
 pub use path::Pattern;
-pub use prefix::{PrefixRule, Token};
+pub use prefix::{ManagedRule, PrefixRule, Token};
 
 pub(in crate::policy) use prefix::Place;
 
@@ -110,6 +110,18 @@ impl RuleSet {
         load::load(texts)
     }
 
+    /// Adds rules of the admin's behind the others.
+    pub fn with_managed(mut self, rules: Vec<ManagedRule>) -> Self {
+        for rule in rules {
+            if rule.decision != super::Decision::Allow && !rule.pattern.is_empty() {
+                let order = u32::try_from(self.rules.len()).expect("a load is capped far below 2^32 rules");
+                self.rules.push(read::managed(rule, order));
+            }
+        }
+        self.index();
+        self
+    }
+
     pub fn rules(&self) -> &[PrefixRule] {
         &self.rules
     }
@@ -185,6 +197,9 @@ impl RuleSet {
     }
 
     fn index(&mut self) {
+        self.heads.clear();
+        self.canonical.clear();
+        self.headless.clear();
         for (index, rule) in self.rules.iter().enumerate() {
             let index = u32::try_from(index).expect("a load is capped far below 2^32 rules");
             match rule.pattern.first() {

@@ -35,6 +35,18 @@ pub struct PrefixRule {
     pub(super) order: u32,
 }
 
+/// A rule of the admin's, from requirements instead of a file of rules. It restricts; what it says to allow is ignored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ManagedRule {
+    pub file: String,
+    pub line: u32,
+    pub pattern: Vec<Token>,
+    pub decision: Decision,
+    pub justification: Option<String>,
+    pub canonical: bool,
+    pub person_only: bool,
+}
+
 /// One place of a pattern: a word, or one of several.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Token {

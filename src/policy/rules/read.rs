@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::network::{self, NetworkRule, Protocol};
 use super::path::{self, Pattern};
-use super::prefix::{Place, PrefixRule, Token};
+use super::prefix::{ManagedRule, Place, PrefixRule, Token};
 use super::{Fault, RuleSet, RulesError};
 use crate::path::SandboxPath;
 use crate::policy::shell::{self, Fit, Role, SimpleCommand, Word};
@@ -163,11 +163,8 @@ impl Call<'_> {
         let scripts = !(redirects.is_empty() && env.is_empty());
         let differing = self.examples("not_match", scripts);
         let matching = self.examples("match", scripts);
-        let mut meaning: Vec<String> = vec![format!("{decision:?} {canonical} {person_only} {cwd:?}")];
-        for token in &pattern {
-            meaning.push(token.texts().len().to_string());
-            meaning.extend(token.texts().iter().cloned());
-        }
+        let mut meaning = vec![format!("{decision:?} {canonical} {person_only} {cwd:?}")];
+        meaning.extend(spelled(&pattern));
         meaning.extend(options.iter().map(|option| format!("- {option}")));
         meaning.extend(arguments.iter().map(|argument| format!("* {}", argument.as_str())));
         meaning.extend(redirects.iter().map(|redirect| format!("> {}", redirect.as_str())));
@@ -482,6 +479,45 @@ impl Call<'_> {
         }
         examples
     }
+}
+
+/// The rule that stands for one of the admin's.
+pub(super) fn managed(rule: ManagedRule, order: u32) -> PrefixRule {
+    let mut meaning = vec![format!("{:?} {} {}", rule.decision, rule.canonical, rule.person_only)];
+    meaning.extend(spelled(&rule.pattern));
+    PrefixRule {
+        id: stable_id("managed", &meaning),
+        file: rule.file.into(),
+        line: rule.line,
+        pattern: rule.pattern,
+        decision: rule.decision,
+        justification: rule.justification,
+        canonical: rule.canonical,
+        person_only: rule.person_only,
+        cwd: None,
+        options: Vec::new(),
+        arguments: Vec::new(),
+        redirects: Vec::new(),
+        env: Vec::new(),
+        order,
+    }
+}
+
+/// A pattern as a list that no other pattern has.
+fn spelled(pattern: &[Token]) -> impl Iterator<Item = String> {
+    pattern.iter().flat_map(|token| {
+        let texts = token.texts();
+        std::iter::once(texts.len().to_string()).chain(texts.iter().cloned())
+    })
+}
+
+fn stable_id(kind: &str, meaning: &[String]) -> String {
+    let digest = Digest::of_parts(meaning.iter().map(String::as_bytes));
+    let short: String = digest.as_bytes()[..6]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("{kind}:{short}")
 }
 
 impl Example {

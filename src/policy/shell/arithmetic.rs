@@ -12,7 +12,14 @@ pub(super) struct Numbers {
     used: BTreeSet<String>,
     /// Whether every value ever assigned is a number.
     assigned: BTreeMap<String, bool>,
+    /// Variables that are arrays at some time.
+    arrays: BTreeSet<String>,
+    /// Variables that a declaration gives a text which is not known.
+    declared: BTreeSet<String>,
 }
+
+/// Arrays of bash's own.
+const ARRAYS: &[&str] = &["BASH_REMATCH", "COPROC", "DIRSTACK", "GROUPS", "MAPFILE", "PIPESTATUS"];
 
 /// Variables that bash itself keeps to numbers.
 const COUNTERS: &[&str] = &[
@@ -41,6 +48,22 @@ impl Numbers {
     /// An expression rests on this variable.
     pub fn uses(&mut self, name: String) {
         self.used.insert(name);
+    }
+
+    pub fn array(&mut self, name: &str) {
+        self.arrays.insert(name.to_owned());
+    }
+
+    /// `declare NAME="$x"`: where NAME is an array, bash reads a text such as `($(cmd))` as its elements, and runs cmd.
+    pub fn declares(&mut self, name: &str) {
+        self.declared.insert(name.to_owned());
+    }
+
+    /// Whether a declaration may read a text as the elements of an array.
+    pub fn any_reread(&self) -> bool {
+        self.declared
+            .iter()
+            .any(|name| self.arrays.contains(name) || ARRAYS.contains(&name.as_str()))
     }
 
     /// Whether some expression rests on a variable that may hold anything.

@@ -89,6 +89,9 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
                 }
             }
             names(walk, args, "t", "CcdnOsu");
+            for name in args.iter().filter_map(Word::value) {
+                walk.numbers.array(name);
+            }
         }
         "getopts" => names(walk, args.get(1..2).unwrap_or(&[]), "", ""),
         "unset" => names(walk, args, "fvn", ""),
@@ -106,6 +109,14 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
             }
         }
         "test" | "[" => test(walk, args),
+        "at" | "batch" => {
+            let queue = args
+                .iter()
+                .any(|word| ['f', 'l', 'd', 'r', 'c'].iter().any(|letter| has_letter(word, *letter)));
+            if !queue {
+                return Some(from_input(walk, command, Dialect::Posix));
+            }
+        }
         "jobs" => {
             if let Some(at) = args.iter().position(|word| has_letter(word, 'x')) {
                 return Some(carry(walk, args.get(at + 1..).unwrap_or(&[]), command));
@@ -247,41 +258,60 @@ fn names(walk: &mut Walk, args: &[Word], flags: &str, values: &str) {
         && let Some(array) = args[..at].windows(2).find(|pair| has_letter(&pair[0], 'a'))
     {
         match array[0].value() {
-            Some(option) if option.ends_with('a') => names(walk, &array[1..], "", ""),
+            Some(option) if option.ends_with('a') => {
+                if let Some(name) = array[1].value() {
+                    walk.numbers.array(name);
+                }
+                names(walk, &array[1..], "", "");
+            }
             _ => walk.opaque("an array whose name is not known"),
         }
     }
 }
 
 fn declare(walk: &mut Walk, args: &[Word]) {
+    const EVALUATES: &str = "a declaration that evaluates what it is given";
+    let array = args.iter().any(|word| has_letter(word, 'a') || has_letter(word, 'A'));
     for word in args {
-        match word.value() {
-            Some(option) if option.starts_with('-') || option.starts_with('+') => {
-                // A reference is a name that is evaluated, an integer a value that is.
-                if option.contains(['n', 'i']) && !option.starts_with("--") {
-                    walk.opaque("a declaration that evaluates what it is given");
-                }
+        if let Some(option) = word.value().filter(|word| word.starts_with(['-', '+'])) {
+            // A reference is a name that is evaluated, an integer a value that is.
+            if option.contains(['n', 'i']) && !option.starts_with("--") {
+                walk.opaque(EVALUATES);
             }
-            Some(text) => {
-                let name = text.split(['=', '+']).next().unwrap_or(text);
-                if text.contains('=') {
-                    // Read as an assignment already, unless quotes hid that from the parser.
-                    let value = assignment(word).map(|(_, value)| value);
-                    walk.assigned(name, value.as_ref().is_some_and(super::is_number));
-                    walk.binds(name, value.as_ref().filter(|value| !value.text.starts_with('(')));
-                }
-                if name.contains('[') && !is_plain_element(name) {
-                    walk.opaque("a declaration that evaluates what it is given");
-                }
-            }
-            None => match assignment(word) {
-                Some((name, value)) if word.is_single() && is_name(&name) => {
-                    walk.assigned(&name, false);
-                    walk.binds(&name, Some(&value));
-                }
-                _ => walk.opaque("a declaration that is put together when it runs"),
-            },
+            continue;
         }
+        let Some((name, value)) = assignment(word) else {
+            match word.value() {
+                Some(name) if is_name(name) => {
+                    if array {
+                        walk.numbers.array(name);
+                    }
+                }
+                Some(name) if is_plain_element(name) => {}
+                _ => walk.opaque("a declaration that is put together when it runs"),
+            }
+            continue;
+        };
+        let name = name.trim_end_matches('+');
+        if !word.is_single() || !(is_name(name) || is_plain_element(name)) {
+            walk.opaque(EVALUATES);
+        }
+        if array {
+            walk.numbers.array(name);
+        }
+        // Without quotes it is an array that the parser has read already.
+        let literal = word.unknown.is_some() && word.text.starts_with(&format!("{name}=("))
+            || word.unknown.is_some() && word.text.starts_with(&format!("{name}+=("));
+        if literal {
+            continue;
+        }
+        match value.starts_with("(") {
+            Fit::No => {}
+            Fit::Maybe if !array => walk.numbers.declares(name),
+            Fit::Maybe | Fit::Yes => walk.opaque(EVALUATES),
+        }
+        walk.assigned(name, super::is_number(&value));
+        walk.binds(name, Some(&value));
     }
 }
 

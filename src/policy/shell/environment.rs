@@ -3,31 +3,19 @@
 
 use super::{Dialect, Walk, Word};
 
-/// Programs run the value of these as a command.
+/// Programs run the value of these as a command, and of all names that end so.
 const COMMANDS: &[&str] = &[
-    "BROWSER",
-    "EDITOR",
-    "GIT_ASKPASS",
-    "GIT_EDITOR",
     "GIT_EXTERNAL_DIFF",
-    "GIT_PAGER",
     "GIT_PROXY_COMMAND",
-    "GIT_SEQUENCE_EDITOR",
-    "GIT_SSH",
     "GIT_SSH_COMMAND",
     "LESSCLOSE",
     "LESSOPEN",
-    "MANPAGER",
-    "PAGER",
     "PROMPT_COMMAND",
-    "RSYNC_RSH",
     "RUSTC_WORKSPACE_WRAPPER",
     "RUSTC_WRAPPER",
-    "SSH_ASKPASS",
-    "SUDO_ASKPASS",
-    "SYSTEMD_PAGER",
     "VISUAL",
 ];
+const COMMAND_ENDS: &[&str] = &["ASKPASS", "BROWSER", "EDITOR", "PAGER", "_RSH", "_SSH"];
 
 /// These load code into what runs, or change what a name means.
 const LOADERS: &[&str] = &[
@@ -40,12 +28,15 @@ const LOADERS: &[&str] = &[
     "DYLD_INSERT_LIBRARIES",
     "ENV",
     "EXECIGNORE",
+    "EXINIT",
     "FPATH",
     "GIT_CONFIG",
     "GIT_CONFIG_COUNT",
     "GIT_CONFIG_GLOBAL",
     "GIT_CONFIG_PARAMETERS",
     "GIT_CONFIG_SYSTEM",
+    "GCONV_PATH",
+    "GIT_COMMON_DIR",
     "GIT_DIR",
     "GIT_EXEC_PATH",
     "GIT_TEMPLATE_DIR",
@@ -55,6 +46,8 @@ const LOADERS: &[&str] = &[
     "LD_LIBRARY_PATH",
     "LD_PRELOAD",
     "NODE_OPTIONS",
+    "OPENSSL_CONF",
+    "PARALLEL",
     "PERL5DB",
     "PERL5LIB",
     "PERL5OPT",
@@ -64,7 +57,11 @@ const LOADERS: &[&str] = &[
     "RUBYOPT",
     "SHELL",
     "SHELLOPTS",
+    "TAR_OPTIONS",
+    "VIMINIT",
+    "XDG_CONFIG_HOME",
     "ZDOTDIR",
+    "_JAVA_OPTIONS",
 ];
 
 /// bash expands these as it goes, substitutions and all.
@@ -74,7 +71,11 @@ const PROMPTS: &[&str] = &["PS0", "PS1", "PS2", "PS3", "PS4"];
 const SYSTEM_FOLDERS: &[&str] = &["/usr/", "/bin/", "/sbin/", "/opt/"];
 
 pub(super) fn weigh(walk: &mut Walk, name: &str, value: Option<&Word>) {
-    if !name.bytes().next().is_some_and(|byte| byte.is_ascii_uppercase()) {
+    if !name
+        .bytes()
+        .next()
+        .is_some_and(|byte| byte.is_ascii_uppercase() || byte == b'_')
+    {
         return;
     }
     if matches!(name, "LANG" | "LC_ALL" | "LC_CTYPE") {
@@ -94,7 +95,7 @@ pub(super) fn weigh(walk: &mut Walk, name: &str, value: Option<&Word>) {
         }
     } else if LOADERS.contains(&name) || name.starts_with("BASH_FUNC_") || name.starts_with("LD_") {
         walk.opaque("an environment variable that changes what a command does");
-    } else if COMMANDS.contains(&name) {
+    } else if COMMANDS.contains(&name) || COMMAND_ENDS.iter().any(|end| name.ends_with(end)) {
         match value {
             Some(word) if word.value() == Some("") => {}
             Some(word) => walk.script(word, Dialect::Posix),

@@ -1,5 +1,6 @@
-//! Code given to an interpreter on the command line (`python -c`, `perl -e`, `awk`): what it visibly hands to a shell or
-//! starts is listed as a shadow, for the rules against it. More than that is the program's own affair, as with a file.
+//! Programs that run what they are given in ways of their own: code on the command line (`python -c`, `perl -e`, `awk`), or a
+//! command in another world (`uv run`, `docker exec`). What is plainly seen there is listed as a shadow, for the rules
+//! against it. More than that is the program's own affair, as with a file.
 
 use super::{Dialect, Walk, Word};
 
@@ -37,7 +38,7 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, args: &[Word]) {
             "php" => (&["-r"], false),
             "lua" | "Rscript" | "julia" | "osascript" => (&["-e"], false),
             "awk" | "gawk" | "mawk" | "nawk" => (&[], true),
-            _ => return,
+            _ => return runner(walk, name, args),
         };
     for (at, word) in args.iter().enumerate() {
         let Some(text) = word.value() else { continue };
@@ -52,6 +53,63 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, args: &[Word]) {
             calls(walk, text);
         }
     }
+}
+
+/// Programs that run the command behind this word of theirs; none where the command follows the name itself.
+const RUNNERS: &[(&str, &[&str])] = &[
+    ("bundle", &["exec"]),
+    ("conda", &["run"]),
+    ("docker", &["exec", "run"]),
+    ("hatch", &["run"]),
+    ("kubectl", &["exec"]),
+    ("mamba", &["run"]),
+    ("npx", &[]),
+    ("pdm", &["run"]),
+    ("pipenv", &["run"]),
+    ("pnpm", &["exec", "dlx"]),
+    ("podman", &["exec", "run"]),
+    ("poetry", &["run"]),
+    ("rustup", &["run"]),
+    ("rye", &["run"]),
+    ("setpriv", &[]),
+    ("systemd-run", &[]),
+    ("unshare", &[]),
+    ("uv", &["run"]),
+    ("uvx", &[]),
+    ("valgrind", &[]),
+    ("xvfb-run", &[]),
+];
+
+/// Their options are many and change, so each word that may begin the command counts as one that does.
+fn runner(walk: &mut Walk, name: &str, args: &[Word]) {
+    const STARTS: usize = 6;
+    // Each level multiplies: nobody nests them, but for cost.
+    const NESTED: u32 = 2;
+    if walk.runners >= NESTED {
+        return;
+    }
+    let Some((_, words)) = RUNNERS.iter().find(|(runner, _)| *runner == name) else {
+        return;
+    };
+    let from = match words {
+        [] => 0,
+        _ => match args
+            .iter()
+            .position(|word| word.value().is_some_and(|word| words.contains(&word)))
+        {
+            Some(at) => at + 1,
+            None => return,
+        },
+    };
+    let starts = (from..args.len()).filter(|at| args[*at].value().is_some_and(|word| !word.starts_with('-')));
+    walk.runners += 1;
+    for at in starts.take(STARTS) {
+        // What cannot be read there makes nothing here unknown: the program itself is listed.
+        let opaque = walk.opaque;
+        shadow_tree(walk, |walk| walk.run(args[at..].to_vec(), Vec::new(), Vec::new()));
+        walk.opaque = opaque;
+    }
+    walk.runners -= 1;
 }
 
 fn calls(walk: &mut Walk, code: &str) {

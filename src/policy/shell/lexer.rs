@@ -163,8 +163,11 @@ impl<'s, 'w> Reader<'s, 'w> {
                     if self.dialect != Dialect::Bash {
                         return self.lost("process substitution outside bash");
                     }
+                    let inside = self.at;
                     self.nested_list(b')')?;
-                    draft.unknown(Fields::One, false);
+                    // With nothing in it, it becomes nothing.
+                    let empty = self.src[inside..self.at - 1].trim().is_empty();
+                    draft.unknown(if empty { Fields::Any } else { Fields::One }, false);
                 }
                 b'(' if mode == Mode::Regex => {
                     parens += 1;

@@ -169,6 +169,8 @@ struct Walk {
     /// The shell whose script is being read.
     dialect: Dialect,
     depth: u32,
+    /// How many programs that run others in ways of their own are being looked through.
+    runners: u32,
     reread: usize,
     /// Here-documents seen so far; a body's slot is its number.
     slots: usize,
@@ -180,6 +182,9 @@ impl Walk {
     fn finished(mut self) -> Understanding {
         if self.numbers.any_unknown() {
             self.opaque("arithmetic on a variable that may hold anything");
+        }
+        if self.numbers.any_reread() {
+            self.opaque("a declaration that evaluates what it is given");
         }
         if !self.waiting.is_empty() {
             self.opaque("a script whose text is missing");
@@ -290,6 +295,9 @@ impl Walk {
     fn run(&mut self, argv: Vec<Word>, env: Vec<(String, Word)>, redirects: Vec<Redirect>) {
         if self.depth >= DEPTH_LIMIT {
             return self.opaque("nested too deeply");
+        }
+        if self.commands.len() >= COMMAND_LIMIT {
+            return self.opaque("too many commands");
         }
         let index = self.list(SimpleCommand {
             argv,

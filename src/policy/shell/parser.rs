@@ -334,6 +334,7 @@ impl Reader<'_, '_> {
                 self.at = was;
             } else {
                 self.walk.assigned(&name, false);
+                self.walk.numbers.array(&name);
                 self.walk.binds(&name, None);
             }
         }

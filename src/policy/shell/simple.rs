@@ -3,7 +3,7 @@
 use super::Dialect;
 use super::lexer::{Lexed, Mode, Read, Reader};
 use super::parser::Draught;
-use super::word::Word;
+use super::word::{Fields, Unknown, Word};
 
 impl Reader<'_, '_> {
     /// A simple command, or a function's definition.
@@ -87,6 +87,7 @@ impl Reader<'_, '_> {
             }
             self.at += 1;
             self.subscript()?;
+            self.walk.numbers.array(&name);
             element = true;
         }
         let appends = self.take("+=");
@@ -103,6 +104,7 @@ impl Reader<'_, '_> {
             }
             self.at += 1;
             let numeric = self.array()?;
+            self.walk.numbers.array(&name);
             if !Self::ends_token(self.peek()) {
                 return self.lost("a word that goes on after an array");
             }
@@ -110,7 +112,15 @@ impl Reader<'_, '_> {
             self.walk.binds(&name, None);
             let source = self.src[start..self.at].to_owned();
             if declares {
-                draught.argv.push(Word::known(source));
+                // Marked as not known, so that it is told from the same text in quotes.
+                draught.argv.push(Word {
+                    unknown: Some(Box::new(Unknown {
+                        prefix: format!("{name}=("),
+                        suffix: ")".to_owned(),
+                        fields: Fields::One,
+                    })),
+                    text: source,
+                });
             } else {
                 draught.env.push((name, Word::known(source)));
             }

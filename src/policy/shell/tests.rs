@@ -101,6 +101,32 @@ fn what_codex_lists_is_listed_word_for_word() {
 }
 
 #[test]
+fn a_here_document_never_hides_what_else_runs() {
+    for case in cases("heredoc_prefix") {
+        let argv = argv(&case["argv"]);
+        let found = understand(&argv);
+        if argv[0] == "zsh" {
+            // Codex lists python3; its own reader of zsh is bash's, which we do not trust that far.
+            assert!(found.opaque.is_some());
+            continue;
+        }
+        assert_eq!(found.opaque, None, "{argv:?}");
+        let heads: Vec<String> = texts(&found).into_iter().map(|words| words[0].clone()).collect();
+        let expected: &[&str] = match case["id"].as_str().unwrap() {
+            "ep-0361" => &["python3", "echo"],
+            "ep-0363" => &["python3"],
+            _ => &["echo"],
+        };
+        assert_eq!(heads, expected, "{argv:?}");
+        let writes = found
+            .commands
+            .iter()
+            .any(|command| command.redirects.iter().any(Redirect::writes_file));
+        assert_eq!(writes, case["id"] == "ep-0363");
+    }
+}
+
+#[test]
 fn a_carrier_that_is_not_the_images_own_runs_itself() {
     let role = |script: &str| bash(script).commands[1].role;
     assert_eq!(role("env ls"), Role::Carries);
@@ -128,7 +154,11 @@ fn wrappers_are_seen_through() {
         "time -p rm x",
         "ls | time rm x",
         "flock /l rm x",
+        "script -qec 'rm x' /dev/null",
+        "script --command='rm x'",
         "busybox rm x",
+        "uv run --with y rm x",
+        "docker run --rm -v a:b image sh -c 'rm x'",
         "ssh h rm x",
         "git -c core.pager='rm x' log",
         "GIT_PAGER='rm x' git log",
@@ -146,9 +176,18 @@ fn wrappers_are_seen_through() {
         );
     }
     // What they run ends in words that are not known.
-    for script in ["ls | xargs -0 -n 1 rm", "parallel -j 4 rm ::: x", "find . -delete"] {
+    for script in [
+        "ls | xargs -0 -n 1 rm",
+        "xargs -i -l1 rm x",
+        "parallel -j 4 rm ::: x",
+        "find . -delete",
+    ] {
         let found = listed(script);
         assert_eq!(found.last().unwrap()[0], "rm", "{found:?}");
+        assert_eq!(
+            found.last().unwrap().last().unwrap(),
+            if script.contains(":::") { "\"$1\"" } else { "{}" }
+        );
     }
 }
 
@@ -207,6 +246,19 @@ fn what_cannot_be_known_is_opaque() {
         "xargs sh -c",
         "xargs -I{} sh -c 'rm {}'",
         "bash /proc/self/fd/3 3< x",
+        "declare -a x='($(rm y))'",
+        "declare -a 'x=($(rm y))'",
+        "declare -A x=\"$v\"",
+        "z=(); declare z=\"$v\"",
+        "f() { local -a z; local z=$1; }; f",
+        "read -a z <<< a; declare z=\"$v\"",
+        "declare DIRSTACK=\"$v\"",
+        "TAR_OPTIONS=--to-command=x tar xf y",
+        "echo rm x | at now",
+        "unshare -r",
+        "chroot /x",
+        "script -q /dev/null",
+        "tmux send-keys 'rm x' Enter",
         "ls \\",
         "sh -c 'time ! rm x'",
         "sh -c 'time A=1 rm x'",
@@ -231,6 +283,7 @@ fn ordinary_scripts_are_understood() {
         "diff <(sort a) <(sort b)",
         "find . -name '*.rs' -not -path './target/*' | xargs grep -n foo",
         "export A=1 B=\"$C\"; make -j$(nproc) CFLAGS=-O2",
+        "declare -a b=(x y); local c=$1 d=\"$(ls)\"; export E=$F",
         "arr=(1 2 3); echo \"${arr[@]}\" ${#arr[@]} ${arr[0]}",
         "set -euo pipefail; [ -z \"$X\" ] && echo none",
         "sleep 1 & wait",
@@ -423,6 +476,7 @@ fn nesting_costs_no_stack_and_length_no_more_than_its_share() {
         }
     }
     understand_script(&script);
+    assert!(bash(&"npx ".repeat(5_000)).commands.len() < 100);
     assert_eq!(bash(&"ls; ".repeat(5_000)).commands.len(), 5_001);
     assert!(is_opaque(&"ls; ".repeat(50_000)));
 }

@@ -51,9 +51,13 @@ pub(super) fn xargs(walk: &mut Walk, args: &[Word], command: &SimpleCommand) -> 
         "process-slot-var",
     ];
     let mut mark = None;
+    // After a mark, a number of lines or words for each command takes the mark's meaning away again.
+    let mut counts = false;
     let mut at = 0;
     // `-i`, `-e` and `-l` take a value only when it is glued on, and `-I` changes what follows.
     while let Some(option) = args.get(at).and_then(Word::value) {
+        let short = option.starts_with('-') && !option.starts_with("--") && option.contains(['l', 'L', 'n']);
+        counts |= short || option.starts_with("--max-");
         if option == "-I" {
             mark = args.get(at + 1).and_then(Word::value).map(str::to_owned);
             if mark.is_none() {
@@ -92,6 +96,9 @@ pub(super) fn xargs(walk: &mut Walk, args: &[Word], command: &SimpleCommand) -> 
         Some(mark) if !mark.is_empty() => {
             for word in &mut inner {
                 *word = replace(word, &mark);
+            }
+            if counts {
+                inner.push(made_up(Fields::Any));
             }
         }
         _ => inner.push(made_up(Fields::Any)),

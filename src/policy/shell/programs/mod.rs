@@ -72,7 +72,7 @@ pub(super) fn look_through(walk: &mut Walk, command: &SimpleCommand) -> Found {
         "env" => env(walk, args, command),
         "bash" | "rbash" => shell(walk, args, command, Dialect::Bash),
         "sh" | "dash" | "ash" | "ksh" | "mksh" => shell(walk, args, command, Dialect::Posix),
-        "zsh" | "fish" | "csh" | "tcsh" | "pwsh" | "powershell" | "nu" | "xonsh" => foreign_shell(walk, name, args),
+        "zsh" | "fish" | "csh" | "tcsh" | "pwsh" | "powershell" | "nu" | "xonsh" => foreign_shell(walk, args),
         "bash.exe" | "sh.exe" => shell(walk, args, command, Dialect::Posix),
         "busybox" | "toybox" => {
             if args.is_empty() || args[0].value().is_some_and(|word| word.starts_with("--")) {
@@ -95,10 +95,32 @@ pub(super) fn look_through(walk: &mut Walk, command: &SimpleCommand) -> Found {
             Found::role(Role::Runs)
         }
         "flock" => flock(walk, args, command),
+        "unshare" | "nsenter" | "setpriv" if args.iter().all(|word| word.starts_with("-") == Fit::Yes) => {
+            walk.opaque("a shell that reads what is typed");
+            Found::role(Role::Runs)
+        }
+        "tmux" | "screen" => {
+            walk.opaque("a terminal that runs shells of its own");
+            Found::role(Role::Runs)
+        }
+        "script" if !args.iter().any(|word| word.value().is_some_and(is_script_command)) => {
+            walk.opaque("a shell that reads what is typed");
+            Found::role(Role::Runs)
+        }
         "script" => {
             for (at, word) in args.iter().enumerate() {
                 match word.value() {
-                    Some("-c" | "-qc" | "-ec" | "-qec" | "-eqc" | "--command") => match args.get(at + 1) {
+                    Some(option) if option.starts_with("--") && is_script_command(option) => {
+                        match (option.split_once('='), args.get(at + 1)) {
+                            (Some((_, script)), _) => walk.nested(script, Dialect::Posix),
+                            (None, Some(script)) => walk.script(script, Dialect::Posix),
+                            (None, None) => walk.opaque("an option without its value"),
+                        }
+                    }
+                    Some(option) if is_script_command(option) && !option.ends_with('c') => {
+                        walk.opaque("an option of script that is not known");
+                    }
+                    Some(option) if is_script_command(option) => match args.get(at + 1) {
                         Some(script) => walk.script(script, Dialect::Posix),
                         None => walk.opaque("an option without its value"),
                     },
@@ -159,6 +181,14 @@ pub(super) fn look_through(walk: &mut Walk, command: &SimpleCommand) -> Found {
             interpreters::look_through(walk, name, args);
             Found::role(Role::Runs)
         }
+    }
+}
+
+/// Whether an option of `script` gives it a command: `-c`, `-qec`, `--command`.
+fn is_script_command(option: &str) -> bool {
+    match option.strip_prefix("--") {
+        Some(long) => !long.is_empty() && "command".starts_with(long.split('=').next().unwrap_or(long)),
+        None => option.starts_with('-') && option.contains('c'),
     }
 }
 

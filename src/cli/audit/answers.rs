@@ -1,0 +1,174 @@
+//! Answers that are made of many records: `stats`, `triage` and `report`.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use clap::{Args, ValueEnum};
+
+use super::{FilterArgs, find_id, text};
+use crate::audit::journal::Reader;
+use crate::audit::query::Filter;
+use crate::audit::report::{html, report};
+use crate::audit::stats::{By, Row, stats};
+use crate::audit::triage::{About, Triage, Verdict, triage};
+
+#[derive(Debug, Args)]
+pub(super) struct StatsArgs {
+    /// What the sums are of
+    #[arg(long, value_enum, default_value = "day")]
+    by: ByArg,
+    #[command(flatten)]
+    filter: FilterArgs,
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ByArg {
+    Day,
+    User,
+    Image,
+    Executable,
+    Rule,
+    Host,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct TriageArgs {
+    /// The id of a task or an exec, or the end of one
+    id: String,
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ReportArgs {
+    /// A task's id, or the end of it; without it all that the filters name
+    id: Option<String>,
+    /// Writes a page for a browser into this file; else the report is JSON on stdout
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+    #[command(flatten)]
+    filter: FilterArgs,
+}
+
+pub(super) fn show_stats(args: &StatsArgs, folder: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
+    let reader = Reader::open(folder)?;
+    let by = match args.by {
+        ByArg::Day => By::Day,
+        ByArg::User => By::User,
+        ByArg::Image => By::Image,
+        ByArg::Executable => By::Executable,
+        ByArg::Rule => By::Rule,
+        ByArg::Host => By::Host,
+    };
+    let rows = stats(&reader, &args.filter.parse(&reader)?, by)?;
+    if args.json {
+        serde_json::to_writer(&mut *out, &rows)?;
+        writeln!(out)?;
+        return Ok(0);
+    }
+    let mut table = comfy_table::Table::new();
+    table.load_preset(comfy_table::presets::NOTHING);
+    table.set_header([
+        "",
+        "execs",
+        "failed",
+        "asked",
+        "refused",
+        "cpu",
+        "wall",
+        "memory",
+        "connections",
+        "denied",
+        "network",
+    ]);
+    rows.iter().for_each(|row| drop(table.add_row(cells(row))));
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(comfy_table::CellAlignment::Right);
+    }
+    writeln!(out, "{}", table.trim_fmt())?;
+    Ok(0)
+}
+
+fn cells(row: &Row) -> [String; 11] {
+    [
+        text::shown(&row.key),
+        row.execs.to_string(),
+        row.failed.to_string(),
+        row.asked.to_string(),
+        row.refused.to_string(),
+        text::duration(row.cpu_seconds),
+        text::duration(row.wall_seconds),
+        text::size(row.memory_peak_bytes),
+        row.connections.to_string(),
+        row.connections_denied.to_string(),
+        text::size(row.bytes_sent + row.bytes_received),
+    ]
+}
+
+pub(super) fn show_triage(args: &TriageArgs, folder: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
+    let reader = Reader::open(folder)?;
+    // An id alone does not say what it is of.
+    let exec = find_id(&reader, "exec", &args.id).map(About::Exec);
+    let task = find_id(&reader, "task", &args.id).map(About::Task);
+    let mut found = None;
+    for about in [exec, task].into_iter().flatten() {
+        found = found.or(triage(&reader, about)?);
+    }
+    let found = found.ok_or_else(|| anyhow!("the journal has no exec and no task \"{}\"", text::shown(&args.id)))?;
+    if args.json {
+        serde_json::to_writer(&mut *out, &found)?;
+        writeln!(out)?;
+    } else {
+        show_findings(&found, out)?;
+    }
+    Ok(0)
+}
+
+fn show_findings(found: &Triage, out: &mut dyn Write) -> std::io::Result<()> {
+    writeln!(out, "{}, by {} records", words(found.verdict), found.records)?;
+    for finding in &found.findings {
+        let seqs: Vec<String> = finding.records.iter().map(u64::to_string).collect();
+        writeln!(
+            out,
+            "  {:<14}  {}  (records {})",
+            words(finding.verdict),
+            text::shown(&finding.what),
+            seqs.join(", ")
+        )?;
+    }
+    Ok(())
+}
+
+fn words(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Expected => "expected",
+        Verdict::BenignError => "benign error",
+        Verdict::NeedsPerson => "needs a person",
+    }
+}
+
+pub(super) fn write_report(args: &ReportArgs, folder: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
+    let reader = Reader::open(folder)?;
+    let mut filter: Filter = args.filter.parse(&reader)?;
+    let mut title = "belljar: all tasks".to_owned();
+    if let Some(id) = &args.id {
+        let task: crate::id::TaskId = find_id(&reader, "task", id)?;
+        title = format!("belljar: task {task}");
+        filter.task = Some(task);
+    }
+    let report = report(&reader, &filter, &title)?;
+    match &args.html {
+        Some(path) => {
+            std::fs::write(path, html(&report)).with_context(|| format!("cannot write {}", path.display()))?;
+            writeln!(out, "{}", path.display())?;
+        }
+        None => {
+            serde_json::to_writer(&mut *out, &report)?;
+            writeln!(out)?;
+        }
+    }
+    Ok(0)
+}

@@ -1,0 +1,127 @@
+//! `belljar plan`: what a task's sandbox would be, and the OCI bundle that follows from it. Nothing is started.
+
+use std::fmt::Write as _;
+use std::io::Write as _;
+
+use super::flags::{Ready, TaskArgs};
+use super::terminal::clean;
+use super::unpacking::UnpackingLine;
+use crate::image::{self, Store};
+use crate::sandbox::bundle::{self, HardLimits};
+use crate::sandbox::plan::{Ids, Plan, Source, What};
+use crate::sandbox::seccomp;
+use crate::supervisor;
+
+/// Prints the isolation that a task would get, and the bundle that an OCI runtime would be given; starts nothing.
+#[derive(Debug, clap::Args)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    task: TaskArgs,
+    /// As JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: PlanArgs) -> anyhow::Result<u8> {
+    let Ready { task, config, .. } = args.task.admit()?;
+    let image = image::resolve(
+        &task.image,
+        &Store::of_state(&config.state),
+        &UnpackingLine::new(args.json),
+    )?;
+    let plan = supervisor::plan(&task, &image);
+    let runtime = supervisor::runtime_name(&task.runtime);
+    let bundle = bundle::of(&plan, &seccomp::FILTER.allowed, HardLimits::of_process())?;
+    let answer = if args.json {
+        let answer = serde_json::json!({
+            "runtime": runtime, "plan": plan, "digest": plan.digest().to_string(), "bundle": bundle,
+        });
+        format!("{answer:#}\n")
+    } else {
+        let config = serde_json::to_string_pretty(&bundle)?;
+        format!("{}\nbundle (config.json)\n{config}\n", text(&plan, &runtime))
+    };
+    std::io::stdout().write_all(answer.as_bytes())?;
+    Ok(0)
+}
+
+/// The plan for people. Paths come from the spec, so they are cleaned of what a terminal would act on.
+fn text(plan: &Plan, runtime: &str) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<12} {}", clean(&value));
+    };
+    line("runtime", runtime.to_owned());
+    line("plan", plan.digest().to_string());
+    line("hostname", plan.hostname.clone());
+    line(
+        "ids",
+        match plan.ids {
+            Ids::Range { base } => format!("0-65535 inside are {base}-{} outside", base + 65_535),
+            Ids::Single { inside, uid, .. } => format!("{inside} inside is {uid} outside, all others are nobody"),
+        },
+    );
+    line(
+        "user",
+        format!(
+            "{}:{}, no capabilities, no_new_privs",
+            plan.process.uid, plan.process.gid
+        ),
+    );
+    line("workdir", plan.process.cwd.to_string());
+    line("network", format!("{:?}", plan.network).to_lowercase());
+    let limit = |value: Option<String>| value.unwrap_or_else(|| "none".to_owned());
+    line(
+        "memory",
+        limit(plan.limits.memory_bytes.map(|bytes| format!("{bytes} bytes"))),
+    );
+    line("cpus", limit(plan.limits.cpus.map(|cpus| cpus.to_string())));
+    line("pids", limit(plan.limits.pids.map(|pids| pids.to_string())));
+    line(
+        "disk",
+        format!("{} bytes, {} files, disposable", plan.root.bytes, plan.root.inodes),
+    );
+    line("open files", plan.process.open_files.to_string());
+    line(
+        "seccomp",
+        format!(
+            "{} system calls allowed, {}",
+            seccomp::FILTER.allowed.len(),
+            plan.seccomp
+        ),
+    );
+    for layer in &plan.root.layers {
+        line("layer", layer.to_string());
+    }
+    for mount in &plan.mounts {
+        let source = match &mount.source {
+            Source::Bind { host, .. } => host.to_string(),
+            Source::Tmpfs { bytes, .. } => format!("tmpfs, {bytes} bytes"),
+            Source::Proc => "proc".to_owned(),
+            Source::Sysfs => "sysfs".to_owned(),
+            Source::Devpts => "devpts".to_owned(),
+            Source::Mqueue => "mqueue".to_owned(),
+            Source::Device { name } => format!("the device {name}"),
+        };
+        let access = if mount.attributes.read_only { "ro" } else { "rw" };
+        line("mount", format!("{} {access} <- {source}", mount.path));
+    }
+    for made in &plan.root.made {
+        let what = match &made.what {
+            What::Folder { mode } => format!("a folder, {mode:04o}"),
+            What::File { content, mode } => format!("a file, {mode:04o}, {} bytes", content.len()),
+            What::Link { target } => format!("a link to {target}"),
+        };
+        line("made", format!("{}: {what}", made.path));
+    }
+    for path in &plan.masked {
+        line("masked", path.to_string());
+    }
+    for path in &plan.read_only {
+        line("read-only", path.to_string());
+    }
+    for (name, value) in &plan.process.env {
+        line("env", format!("{name}={value}"));
+    }
+    text
+}

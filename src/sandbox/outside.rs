@@ -1,0 +1,248 @@
+//! An outside OCI runtime (runc, crun, …) instead of the builtin launcher's own last steps.
+//!
+//! The runtime never acts as the host's root: it runs as PID 1 of a pid namespace, inside the plan's user namespace, on a mount
+//! namespace of its own in which the bundle lies, and makes the container's namespaces within these. So what ends this one process
+//! ends the container with it, nothing of it stays on the host, and a fault of the runtime's stays in the user namespace.
+//!
+//! ```text
+//!  launcher ─clone3(user, mount, pid)─▶ prepare: sources, root, binds, bundle below /tmp ─exec─▶ runc run ─▶ container: guest
+//!      └ pidfd: of runc ◀──────────────────────────────────────────────────────────────────────┘    fd 3: the control socket
+//! ```
+
+use std::collections::VecDeque;
+use std::ffi::CString;
+use std::fs::Permissions;
+use std::io::{self, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags};
+
+use super::bundle;
+use super::launcher::{self, LaunchError};
+use super::plan::{Ids, Plan, Source};
+use super::setup::{self, Inherited, Sources, Step, StepError};
+use crate::sys::mount::{self, Attributes};
+use crate::sys::process;
+
+/// Where a runtime is looked for, beside the caller's PATH: an ordinary user's often lacks the folders for admins.
+const FOLDERS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Room for the guest's program, the bundle and the runtime's state.
+const WORK_BYTES: u64 = 16 << 20;
+const WORK_INODES: u64 = 4096;
+
+/// The runtime's program. `runtime` is a name or an absolute path.
+pub fn find(runtime: &str) -> Result<PathBuf, LaunchError> {
+    let path = std::env::var("PATH").unwrap_or_default();
+    let places: Vec<PathBuf> = if runtime.starts_with('/') {
+        vec![runtime.into()]
+    } else {
+        let folders = path.split(':').chain(FOLDERS.split(':'));
+        folders
+            .filter(|folder| folder.starts_with('/'))
+            .map(|folder| Path::new(folder).join(runtime))
+            .collect()
+    };
+    let is_program = |path: &&PathBuf| {
+        std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    };
+    places
+        .iter()
+        .find(is_program)
+        .cloned()
+        .ok_or_else(|| LaunchError::NoRuntime {
+            runtime: runtime.to_owned(),
+            package: package(runtime),
+        })
+}
+
+/// The package that has it, as distributions name it.
+fn package(runtime: &str) -> String {
+    let name = runtime.rsplit('/').next().unwrap_or(runtime);
+    match name {
+        "runsc" => "runsc, or gVisor's own repository".to_owned(),
+        "kata-runtime" => "kata-containers".to_owned(),
+        other => other.to_owned(),
+    }
+}
+
+/// What this plan asks that an outside runtime cannot give.
+pub fn check(plan: &Plan, runtime: &str) -> Result<(), LaunchError> {
+    match plan.ids {
+        // A runtime sets a container up as its root, so a lone id has to be root's.
+        Ids::Single { inside, .. } if inside != 0 => Err(LaunchError::LoneId {
+            runtime: runtime.to_owned(),
+        }),
+        Ids::Single { .. } | Ids::Range { .. } => Ok(()),
+    }
+}
+
+/// Becomes the runtime; returns only to say which step failed. What the runtime itself says goes to `report`.
+pub fn run(inherited: Inherited<'_>, program: &Path, config: &str, report: OwnedFd) -> StepError {
+    match steps(inherited, program, config, report) {
+        Ok(never) => match never {},
+        Err(error) => error,
+    }
+}
+
+fn steps(
+    inherited: Inherited<'_>,
+    program: &Path,
+    config: &str,
+    report: OwnedFd,
+) -> Result<std::convert::Infallible, StepError> {
+    let Inherited {
+        request, sync, control, ..
+    } = inherited;
+    let plan = &request.plan;
+    setup::expect_go(&sync).step("wait for the launcher")?;
+    // What the host unmounts must go away here too: this namespace lives as long as the task.
+    mount::make_slave().step("cut off the mounts")?;
+    rustix::process::umask(Mode::empty());
+    let null = setup::open_device("null", OFlags::RDWR).step("open /dev/null")?;
+    // All that lies outside is opened before anything of the outside is covered.
+    let mut sources = hold_sources(plan, &sync)?;
+    if let Ids::Range { .. } = plan.ids {
+        process::become_user(0, 0, true).step("become root inside")?;
+    }
+    let strict = Attributes {
+        no_suid: true,
+        no_dev: true,
+        ..Attributes::default()
+    };
+    let proc = mount::new_file_system("proc", &[], strict).step("make a /proc of its own")?;
+    cover("/proc", &proc).step("mount /proc")?;
+    let work = setup::tmpfs(WORK_BYTES, WORK_INODES, 0o755, strict).step("make the runtime's folder")?;
+    cover(bundle::WORK, &work).step("mount the runtime's folder")?;
+
+    for name in [bundle::ROOT, bundle::BUNDLE, bundle::STATE, bundle::BINDS] {
+        setup::make_folders(work.as_fd(), name).step(format!("make {name}"))?;
+    }
+    let place = setup::make_folders(work.as_fd(), bundle::ROOT).step("open the place of the root")?;
+    let root = setup::make_root(plan, &place, &mut sources)?;
+    for made in &plan.root.made {
+        setup::make(root.as_fd(), made, plan).step(format!("make {}", made.path))?;
+    }
+    if !plan.root.layers.is_empty() {
+        setup::add_agent(root.as_fd()).step("add the agent to /etc/passwd")?;
+    }
+    attach_binds(plan, &work, &mut sources)?;
+    let at = |name: &str| Path::new(bundle::WORK).join(name);
+    std::fs::write(at(bundle::BUNDLE).join("config.json"), config).step("write the bundle")?;
+    write_program(&at(bundle::GUEST)).step("write the guest's program")?;
+    drop((root, place, work, sources));
+
+    process::leave_keyring().step("leave the keyring")?;
+    rustix::process::umask(Mode::from_raw_mode(0o022));
+    let argv = arguments(program, &plan.task.to_string()).step("name the runtime")?;
+    let env = [CString::from(
+        c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    )];
+    rustix::process::chdir("/").step("change to /")?;
+    process::keep_only(null, report, control).step("arrange descriptors")?;
+    Err(process::exec_path(&argv[0], &argv, &env)).step(format!("start {}", program.display()))
+}
+
+/// The runtime's command line: what runc, crun and youki have in common.
+fn arguments(program: &Path, id: &str) -> io::Result<Vec<CString>> {
+    let at = |name: &str| format!("{}/{name}", bundle::WORK).into_bytes();
+    let words: [Vec<u8>; 9] = [
+        program.as_os_str().as_bytes().to_vec(),
+        b"--root".to_vec(),
+        at(bundle::STATE),
+        b"run".to_vec(),
+        b"--bundle".to_vec(),
+        at(bundle::BUNDLE),
+        // Descriptor 3, the guest's control socket.
+        b"--preserve-fds".to_vec(),
+        b"1".to_vec(),
+        id.as_bytes().to_vec(),
+    ];
+    words
+        .into_iter()
+        .map(|word| CString::new(word).map_err(io::Error::from))
+        .collect()
+}
+
+/// Takes everything that comes from the host, in the order of the plan.
+fn hold_sources<'a>(plan: &Plan, sync: &'a OwnedFd) -> Result<Sources<'a>, StepError> {
+    let mut sources = Sources::of(plan, sync);
+    let read_only = Attributes {
+        read_only: true,
+        no_dev: true,
+        no_suid: true,
+        no_exec: false,
+    };
+    let layers = plan.root.layers.iter().map(|layer| (layer, read_only));
+    let binds = plan.mounts.iter().filter_map(|mount| match &mount.source {
+        Source::Bind { host, .. } => Some((host, mount.attributes)),
+        Source::Tmpfs { .. }
+        | Source::Proc
+        | Source::Sysfs
+        | Source::Devpts
+        | Source::Mqueue
+        | Source::Device { .. } => None,
+    });
+    let mut held = VecDeque::new();
+    for (host, attributes) in layers.chain(binds) {
+        held.push_back(sources.take(host.as_ref(), attributes).step(format!("open {host}"))?);
+    }
+    Ok(Sources::Held(held))
+}
+
+/// Attaches the binds where the bundle says that they are.
+fn attach_binds(plan: &Plan, work: &OwnedFd, sources: &mut Sources<'_>) -> Result<(), StepError> {
+    let binds = plan.mounts.iter().filter_map(|mount| match &mount.source {
+        Source::Bind { host, .. } => Some((mount, host)),
+        Source::Tmpfs { .. }
+        | Source::Proc
+        | Source::Sysfs
+        | Source::Devpts
+        | Source::Mqueue
+        | Source::Device { .. } => None,
+    });
+    for (number, (mount, host)) in binds.enumerate() {
+        let mut attach = || {
+            let tree = sources.take(host.as_ref(), mount.attributes)?;
+            let kind = FileType::from_raw_mode(rustix::fs::fstat(&tree)?.st_mode);
+            let path =
+                crate::path::SandboxPath::new(&format!("/{}/{number}", bundle::BINDS)).map_err(io::Error::other)?;
+            let target = setup::make_target(work.as_fd(), &path, kind == FileType::Directory)?;
+            mount::attach(tree.as_fd(), target.as_fd())
+        };
+        attach().step(format!("attach {}", mount.path))?;
+    }
+    Ok(())
+}
+
+fn cover(path: &str, mounted: &OwnedFd) -> io::Result<()> {
+    let target = setup::open_folder(Path::new(path))?;
+    mount::attach(mounted.as_fd(), target.as_fd())
+}
+
+fn write_program(path: &Path) -> io::Result<()> {
+    let mut file = std::fs::File::create(path)?;
+    file.write_all(launcher::GUEST)?;
+    file.set_permissions(Permissions::from_mode(0o755))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_runtime_that_is_not_there_is_named_with_its_package() {
+        let error = find("no-such-runtime").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the runtime \"no-such-runtime\" is not installed (package: no-such-runtime)"
+        );
+        let plain = tempfile::NamedTempFile::new().unwrap();
+        let plain = plain.path().to_str().unwrap();
+        assert!(find(plain).is_err(), "a file that cannot be executed is no runtime");
+        assert_eq!(find("/bin/sh").unwrap(), Path::new("/bin/sh"));
+    }
+}

@@ -1,0 +1,168 @@
+//! A live task of its own for each promise.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use belljar::api::messages::ExecStart;
+use belljar::approval::Nobody;
+use belljar::audit::journal::{Journal, JournalOptions};
+use belljar::audit::record::{ExecFinished, Identity};
+use belljar::cli::flags::TaskArgs;
+use belljar::exec::{ExecEnd, ExecEvent, Stream};
+use belljar::image::{self, Silent, Store};
+use belljar::policy::Policy;
+use belljar::supervisor::{ExecHandle, StartError, Supervisor, TaskHandle};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runtime {
+    Builtin,
+    Runc,
+}
+
+impl Runtime {
+    fn name(self) -> &'static str {
+        match self {
+            Runtime::Builtin => "builtin",
+            Runtime::Runc => "runc",
+        }
+    }
+}
+
+/// The runtime, if it is here; where everything must be here, its absence is a failure.
+pub fn installed(runtime: Runtime) -> Option<Runtime> {
+    if runtime == Runtime::Builtin || belljar::sandbox::outside::find(runtime.name()).is_ok() {
+        return Some(runtime);
+    }
+    assert_ne!(
+        std::env::var("CI").as_deref(),
+        Ok("true"),
+        "{} is not installed",
+        runtime.name()
+    );
+    eprintln!("skipped: {} is not installed", runtime.name());
+    None
+}
+
+pub struct Live {
+    pub task: TaskHandle,
+    pub workspace: PathBuf,
+    pub state: tempfile::TempDir,
+    _supervisor: Supervisor,
+}
+
+/// What came of a command.
+#[derive(Debug)]
+pub struct Done {
+    pub end: ExecFinished,
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+}
+
+impl Done {
+    pub fn text(&self) -> &str {
+        std::str::from_utf8(&self.stdout).unwrap().trim_end()
+    }
+}
+
+impl Live {
+    pub async fn start(runtime: Runtime) -> Live {
+        Live::with(runtime, |_| {}).await
+    }
+
+    pub async fn with(runtime: Runtime, change: impl FnOnce(&mut TaskArgs)) -> Live {
+        let state = tempfile::tempdir().unwrap();
+        let begun = Live::begin(state.path(), runtime.name(), change).await;
+        let (supervisor, task) = begun.unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)));
+        Live {
+            task,
+            workspace: state.path().join("workspace"),
+            state,
+            _supervisor: supervisor,
+        }
+    }
+
+    pub async fn begin(
+        state: &Path,
+        runtime: &str,
+        change: impl FnOnce(&mut TaskArgs),
+    ) -> Result<(Supervisor, TaskHandle), StartError> {
+        let workspace = state.join("workspace");
+        std::fs::create_dir(&workspace).unwrap();
+        let mut args = TaskArgs {
+            write: vec![workspace.to_str().unwrap().to_owned()],
+            runtime: Some(runtime.to_owned()),
+            network: Some("none".to_owned()),
+            ..TaskArgs::default()
+        };
+        change(&mut args);
+        let task = args.admit().unwrap().task;
+        let policy = Policy::load(&task.gate.rules, task.gate.unmatched).unwrap();
+        let journal = Journal::open(&state.join("journal"), JournalOptions::default()).unwrap();
+        let identity = Identity {
+            uid: 0,
+            user: "tester".to_owned(),
+        };
+        let program = Path::new(env!("CARGO_BIN_EXE_belljar"));
+        let supervisor = Supervisor::start(program, state, journal, identity).unwrap();
+        let image = image::resolve(&task.image, &Store::of_state(state), &Silent).unwrap();
+        let nobody = Arc::new(Nobody {
+            why: "a test runs".to_owned(),
+        });
+        let handle = supervisor.start_task(task, image, policy, nobody).await?;
+        Ok((supervisor, handle))
+    }
+
+    pub fn submit(&self, start: serde_json::Value) -> ExecHandle {
+        let start: ExecStart = serde_json::from_value(start).unwrap();
+        let request = start.into_request(&self.task.info().workdir).unwrap();
+        self.task.submit(request).unwrap()
+    }
+
+    /// Runs a command to its end.
+    pub async fn run(&self, start: serde_json::Value) -> Done {
+        finish(self.submit(start)).await
+    }
+
+    pub async fn sh(&self, script: &str) -> Done {
+        self.run(serde_json::json!({ "argv": ["/bin/sh", "-c", script] })).await
+    }
+}
+
+/// Waits for a command's end, and takes its output on the way.
+pub async fn finish(exec: ExecHandle) -> Done {
+    let mut events = exec.events(0);
+    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    while let Some((_, event)) = events.next().await {
+        match event {
+            ExecEvent::Output {
+                stream: Stream::Stderr,
+                data,
+            } => stderr.extend_from_slice(&data),
+            ExecEvent::Output { data, .. } => stdout.extend_from_slice(&data),
+            ExecEvent::Ended(ExecEnd::Finished(end)) => {
+                return Done {
+                    end: *end,
+                    stdout,
+                    stderr,
+                };
+            }
+            ExecEvent::Ended(other) => panic!("the command did not run: {other:?}"),
+            ExecEvent::Judged { .. } | ExecEvent::Asked { .. } | ExecEvent::Started => {}
+        }
+    }
+    panic!("the events ended without an end");
+}
+
+/// Reads output until it holds some text.
+pub async fn until(exec: &ExecHandle, wanted: &str) {
+    let mut events = exec.events(0);
+    let mut seen = String::new();
+    while !seen.contains(wanted) {
+        match events.next().await {
+            Some((_, ExecEvent::Output { data, .. })) => seen.push_str(&String::from_utf8_lossy(&data)),
+            Some((_, ExecEvent::Ended(end))) => panic!("it ended before it said {wanted:?}: {seen:?}, {end:?}"),
+            Some(_) => {}
+            None => panic!("the events ended"),
+        }
+    }
+}
