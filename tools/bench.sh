@@ -7,6 +7,7 @@ table=target/bench/table.md
 names=("$@")
 if [ ${#names[@]} = 0 ]; then
     for bench in benches/*.rs; do names+=("$(basename "$bench" .rs)"); done
+    for bench in benches/*/main.rs; do names+=("$(basename "$(dirname "$bench")")"); done
 fi
 
 cargo build --release --locked
