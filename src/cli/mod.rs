@@ -112,7 +112,8 @@ fn variable(text: &str) -> Result<(String, String), String> {
 /// What a person or an agent is told about a refusal: why, which rule, how to go on.
 fn refusal(refused: &Refused) -> String {
     let mut text = format!("belljar: refused: {}\n", clean(&refused.reason));
-    for rule in &refused.rules {
+    // A reason may speak of its rule already.
+    for rule in refused.rules.iter().filter(|rule| !refused.reason.contains(&rule.id)) {
         text.push_str(&format!(
             "  rule: {} ({}:{})",
             clean(&rule.id),

@@ -5,10 +5,9 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::terminal::{clean, shown_command};
-use crate::api::messages::{ExecEnd, ExecInfo, TaskInfo, TaskSummary};
+use crate::api::messages::{ExecEnd, ExecInfo, Refused, TaskInfo, TaskSummary};
 use crate::audit::record::{ExecFinished, ExecOutcome, TaskOutcome};
 use crate::image::Named;
-use crate::policy::RuleMatch;
 use crate::task::limits::Bytes;
 
 /// The longest command shown whole.
@@ -167,7 +166,7 @@ fn refusals(summary: &TaskSummary) -> String {
         match &exec.end {
             Some(ExecEnd::Refused(refused)) => {
                 let _ = writeln!(text, "  refused  {}", command(&exec.argv));
-                let _ = writeln!(text, "           {}{}", clean(&refused.reason), rules(&refused.rules));
+                let _ = writeln!(text, "           {}{}", clean(&refused.reason), rules(refused));
             }
             Some(ExecEnd::Failed { error }) => {
                 let _ = writeln!(text, "  failed   {}", command(&exec.argv));
@@ -190,12 +189,16 @@ fn refusals(summary: &TaskSummary) -> String {
     text
 }
 
-fn rules(rules: &[RuleMatch]) -> String {
-    if rules.is_empty() {
-        return String::new();
+/// Where the rules stand that the reason does not speak of already.
+fn rules(refused: &Refused) -> String {
+    let untold = refused.rules.iter().filter(|rule| !refused.reason.contains(&rule.id));
+    let places: Vec<String> = untold
+        .map(|rule| clean(&format!("{}:{}", rule.file, rule.line)))
+        .collect();
+    match places.as_slice() {
+        [] => String::new(),
+        places => format!(" ({})", places.join(", ")),
     }
-    let places = rules.iter().map(|rule| clean(&format!("{}:{}", rule.file, rule.line)));
-    format!(" ({})", places.collect::<Vec<_>>().join(", "))
 }
 
 fn command(argv: &[String]) -> String {

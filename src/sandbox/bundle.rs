@@ -169,10 +169,19 @@ pub fn held(plan: &Plan) -> impl Iterator<Item = &super::plan::Mount> {
 
 /// Where the bind that holds a path is attached below [`WORK`], and the path's name in it.
 pub fn bind_of(plan: &Plan, path: &SandboxPath) -> Option<(String, String)> {
-    let binds = plan.mounts.iter().filter(|mount| matches!(mount.source, Source::Bind { .. }));
+    let binds = plan
+        .mounts
+        .iter()
+        .filter(|mount| matches!(mount.source, Source::Bind { .. }));
     let holds = |mount: &&super::plan::Mount| path.is_within(&mount.path);
-    let (number, bind) = binds.enumerate().filter(|(_, mount)| holds(mount)).max_by_key(|(_, mount)| mount.path.as_str().len())?;
-    let name = path.relative().strip_prefix(bind.path.relative())?.trim_start_matches('/');
+    let (number, bind) = binds
+        .enumerate()
+        .filter(|(_, mount)| holds(mount))
+        .max_by_key(|(_, mount)| mount.path.as_str().len())?;
+    let name = path
+        .relative()
+        .strip_prefix(bind.path.relative())?
+        .trim_start_matches('/');
     Some((format!("{BINDS}/{number}"), name.to_owned()))
 }
 

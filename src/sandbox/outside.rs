@@ -214,8 +214,7 @@ fn attach_binds(plan: &Plan, work: &OwnedFd, sources: &mut Sources<'_>) -> Resul
         let mut attach = || {
             let tree = sources.take(host.as_ref(), mount.attributes)?;
             let kind = FileType::from_raw_mode(rustix::fs::fstat(&tree)?.st_mode);
-            let path =
-                SandboxPath::new(&format!("/{}/{number}", bundle::BINDS)).map_err(io::Error::other)?;
+            let path = SandboxPath::new(&format!("/{}/{number}", bundle::BINDS)).map_err(io::Error::other)?;
             let target = setup::make_target(work.as_fd(), &path, kind == FileType::Directory)?;
             mount::attach(tree.as_fd(), target.as_fd())
         };

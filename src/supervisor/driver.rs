@@ -142,7 +142,10 @@ impl Supervisor {
                 path: folder.clone(),
                 source: io::Error::other(error),
             })?;
-            Ok::<_, StartError>((Sandbox::start(&self.machinery, plan, place, &task.runtime).await?, guard))
+            Ok::<_, StartError>((
+                Sandbox::start(&self.machinery, plan, place, &task.runtime).await?,
+                guard,
+            ))
         };
         let failed = async |error: StartError| {
             let event = Event::TaskFinished {
