@@ -18,11 +18,12 @@ pub mod query;
 pub mod record;
 pub mod redact;
 pub mod report;
-#[cfg(test)]
-mod samples;
 pub mod schema;
 pub mod stats;
 pub mod triage;
 mod verify;
 
 pub use verify::{Broken, Known, Verified, VerifyError, verify};
+
+#[cfg(test)]
+mod samples;

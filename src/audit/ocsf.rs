@@ -6,6 +6,7 @@
 use serde_json::{Map, Value, json};
 
 use super::journal::Stored;
+use super::query::{command_line, executable};
 
 const VERSION: &str = "1.3.0";
 
@@ -99,14 +100,9 @@ fn metadata(journal: &str, record: &Stored) -> Value {
 }
 
 fn process(value: &Value) -> Value {
-    let words: Vec<&str> = value["argv"]
-        .as_array()
-        .map(|words| words.iter().filter_map(Value::as_str).collect())
-        .unwrap_or_default();
-    let line = shlex::try_join(words.iter().copied()).unwrap_or_else(|_| words.join(" "));
     without_nulls(json!({
-        "cmd_line": line,
-        "name": super::stats::executable(value),
+        "cmd_line": command_line(value),
+        "name": executable(value),
         "uid": value["exec"],
     }))
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::journal::{JournalError, Reader, Stored};
-use super::query::{self, Filter};
+use super::query::{self, Filter, executable};
 
 /// What the sums are of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,11 +130,6 @@ fn keys(
         }
     };
     Ok(one.into_iter().collect())
-}
-
-/// The name of the program that a record is about, without its folder.
-pub(crate) fn executable(value: &Value) -> Option<&str> {
-    value.get("argv")?.get(0)?.as_str()?.rsplit('/').next()
 }
 
 /// Who ran a task, and in what; read once a task.

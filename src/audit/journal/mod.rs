@@ -21,9 +21,6 @@ mod retain;
 mod store;
 mod writer;
 
-#[cfg(test)]
-mod tests;
-
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -39,7 +36,7 @@ use writer::WrittenBy;
 
 pub use read::{Reader, Stored};
 pub use retain::{Removed, Retention};
-pub(crate) use store::{FILE, GENESIS, chain, connect_read, connect_write, nanoseconds};
+pub(crate) use store::{FILE, GENESIS, chain, connect_read, connect_write, host_name, nanoseconds};
 
 /// The number of a record: 1 is the journal's first, and none is left out.
 pub type Seq = u64;
@@ -288,3 +285,6 @@ impl Future for Receipt {
             .map(|reply| reply.unwrap_or(Err(JournalError::Closed)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,3 +1,7 @@
+//! Against a collector in this process; `real` has those against a real one.
+
+mod real;
+
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
@@ -182,7 +186,7 @@ fn words(attributes: &[KeyValue], key: &str) -> String {
 }
 
 /// Writes one task with one exec, as a run of belljar would.
-pub(super) fn one_task(journal: &Journal, traceparent: Option<&str>, exit_code: i32) -> (TaskId, ExecId) {
+fn one_task(journal: &Journal, traceparent: Option<&str>, exit_code: i32) -> (TaskId, ExecId) {
     let (task, exec) = (TaskId::new(), ExecId::new());
     let argv = vec!["/usr/bin/make".to_owned(), "test".to_owned()];
     let rules = vec![RuleMatch {
