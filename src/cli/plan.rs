@@ -9,7 +9,7 @@ use super::unpacking::UnpackingLine;
 use crate::image::{self, Store};
 use crate::sandbox::bundle::{self, HardLimits};
 use crate::sandbox::plan::{Ids, Plan, Source, What};
-use crate::sandbox::seccomp;
+use crate::sandbox::{protect, seccomp};
 use crate::supervisor;
 
 /// Prints the isolation that a task would get, and the bundle that an OCI runtime would be given; starts nothing.
@@ -29,7 +29,7 @@ pub fn run(args: PlanArgs) -> anyhow::Result<u8> {
         &Store::of_state(&config.state),
         &UnpackingLine::new(args.json),
     )?;
-    let plan = supervisor::plan(&task, &image);
+    let plan = supervisor::plan(&task, &image).with_protected(&protect::look(&task.roots)?);
     let runtime = supervisor::runtime_name(&task.runtime);
     let bundle = bundle::of(&plan, &seccomp::FILTER.allowed, HardLimits::of_process())?;
     let answer = if args.json {
@@ -102,8 +102,8 @@ fn text(plan: &Plan, runtime: &str) -> String {
             Source::Devpts => "devpts".to_owned(),
             Source::Mqueue => "mqueue".to_owned(),
             Source::Device { name } => format!("the device {name}"),
-            Source::Itself { .. } => "what is there".to_owned(),
-            Source::Nothing { .. } => "nothing".to_owned(),
+            Source::Itself { .. } => "itself, so that it stays".to_owned(),
+            Source::Nothing { .. } => "an empty file".to_owned(),
         };
         let access = if mount.attributes.read_only { "ro" } else { "rw" };
         line("mount", format!("{} {access} <- {source}", mount.path));

@@ -33,9 +33,6 @@ pub const STATE: &str = "state";
 pub const GUEST: &str = "guest";
 pub const BINDS: &str = "mounts";
 
-/// And what is mounted over parts of the binds, by number.
-pub const HELD: &str = "held";
-
 /// Where the guest's program lies inside.
 pub const GUEST_INSIDE: &str = "/run/belljar/guest";
 
@@ -153,41 +150,9 @@ fn mappings(ranges: &[crate::sys::namespace::IdRange]) -> Result<Vec<LinuxIdMapp
         .collect()
 }
 
-/// What is mounted over parts of the binds, in the order of its numbers.
-pub fn held(plan: &Plan) -> impl Iterator<Item = &super::plan::Mount> {
-    plan.mounts.iter().filter(|mount| match mount.source {
-        Source::Itself { .. } | Source::Nothing { .. } => true,
-        Source::Bind { .. }
-        | Source::Tmpfs { .. }
-        | Source::Proc
-        | Source::Sysfs
-        | Source::Devpts
-        | Source::Mqueue
-        | Source::Device { .. } => false,
-    })
-}
-
-/// Where the bind that holds a path is attached below [`WORK`], and the path's name in it.
-pub fn bind_of(plan: &Plan, path: &SandboxPath) -> Option<(String, String)> {
-    let binds = plan
-        .mounts
-        .iter()
-        .filter(|mount| matches!(mount.source, Source::Bind { .. }));
-    let holds = |mount: &&super::plan::Mount| path.is_within(&mount.path);
-    let (number, bind) = binds
-        .enumerate()
-        .filter(|(_, mount)| holds(mount))
-        .max_by_key(|(_, mount)| mount.path.as_str().len())?;
-    let name = path
-        .relative()
-        .strip_prefix(bind.path.relative())?
-        .trim_start_matches('/');
-    Some((format!("{BINDS}/{number}"), name.to_owned()))
-}
-
 fn mounts(plan: &Plan) -> Result<Vec<Mount>, OciSpecError> {
     let mut mounts = Vec::new();
-    let (mut binds, mut over) = (0, 0);
+    let mut binds = 0;
     for mount in &plan.mounts {
         let (kind, source, more): (&str, PathBuf, Vec<String>) = match &mount.source {
             Source::Bind { .. } => {
@@ -217,11 +182,8 @@ fn mounts(plan: &Plan) -> Result<Vec<Mount>, OciSpecError> {
             Source::Mqueue => ("mqueue", "mqueue".into(), Vec::new()),
             // The specification gives every container these devices, and the links of /dev.
             Source::Device { .. } => continue,
-            Source::Itself { .. } | Source::Nothing { .. } => {
-                let source = format!("{WORK}/{HELD}/{over}");
-                over += 1;
-                ("bind", source.into(), vec!["rbind".to_owned(), "rprivate".to_owned()])
-            }
+            // These lie in the binds already, and come along with them.
+            Source::Itself { .. } | Source::Nothing { .. } => continue,
         };
         let mut options = more;
         options.extend(flags(mount.attributes));

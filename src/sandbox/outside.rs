@@ -9,7 +9,7 @@
 //!      └ pidfd: of runc ◀──────────────────────────────────────────────────────────────────────┘    fd 3: the control socket
 //! ```
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::CString;
 use std::fs::Permissions;
 use std::io::{self, Write};
@@ -21,11 +21,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::bundle;
+use super::host_root::NOTHING;
 use super::launcher::{self, LaunchError};
 use super::plan::{Ids, Plan, Source};
 use super::setup::{self, Inherited, Sources, Step, StepError};
 use crate::path::SandboxPath;
-use crate::sys::mount::{self, Attributes, Depth};
+use crate::sys::mount::{self, Attributes};
 use crate::sys::process;
 
 /// Where a runtime is looked for, beside the caller's PATH: an ordinary user's often lacks the folders for admins.
@@ -131,7 +132,6 @@ fn steps(
         setup::add_agent(root.as_fd()).step("add the agent to /etc/passwd")?;
     }
     attach_binds(plan, &work, &mut sources)?;
-    attach_held(plan, &work)?;
     let at = |name: &str| Path::new(bundle::WORK).join(name);
     std::fs::write(at(bundle::BUNDLE).join("config.json"), config).step("write the bundle")?;
     write_program(&at(bundle::GUEST)).step("write the guest's program")?;
@@ -197,55 +197,40 @@ fn hold_sources<'a>(plan: &Plan, sync: &'a OwnedFd) -> Result<Sources<'a>, StepE
     Ok(Sources::Held(held))
 }
 
-/// Attaches the binds where the bundle says that they are.
+/// Attaches the binds where the bundle says that they are, and within them what is held: that comes along with them.
 fn attach_binds(plan: &Plan, work: &OwnedFd, sources: &mut Sources<'_>) -> Result<(), StepError> {
-    let binds = plan.mounts.iter().filter_map(|mount| match &mount.source {
-        Source::Bind { host, .. } => Some((mount, host)),
-        Source::Tmpfs { .. }
-        | Source::Proc
-        | Source::Sysfs
-        | Source::Devpts
-        | Source::Mqueue
-        | Source::Device { .. }
-        | Source::Itself { .. }
-        | Source::Nothing { .. } => None,
-    });
-    for (number, (mount, host)) in binds.enumerate() {
+    let mut folders: HashMap<&SandboxPath, String> = HashMap::new();
+    let folder_of =
+        |folders: &HashMap<&SandboxPath, String>, path| folders.get(path).cloned().ok_or(io::ErrorKind::InvalidInput);
+    for mount in &plan.mounts {
         let mut attach = || {
-            let tree = sources.take(host.as_ref(), mount.attributes)?;
-            let kind = FileType::from_raw_mode(rustix::fs::fstat(&tree)?.st_mode);
-            let path = SandboxPath::new(&format!("/{}/{number}", bundle::BINDS)).map_err(io::Error::other)?;
-            let target = setup::make_target(work.as_fd(), &path, kind == FileType::Directory)?;
-            mount::attach(tree.as_fd(), target.as_fd())
-        };
-        attach().step(format!("attach {}", mount.path))?;
-    }
-    Ok(())
-}
-
-/// Attaches what is mounted over parts of the binds where the bundle says that it is: taken from the binds themselves without following
-/// a link, for the runtime would follow one out of them.
-fn attach_held(plan: &Plan, work: &OwnedFd) -> Result<(), StepError> {
-    for (number, mount) in bundle::held(plan).enumerate() {
-        let attach = || {
-            let tree = match &mount.source {
-                Source::Nothing { .. } => {
-                    let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                    let nothing = rustix::fs::openat(work, "nothing", flags, Mode::from_raw_mode(0o444))?;
-                    mount::clone_tree(nothing.as_fd(), Depth::Single)?
+            match &mount.source {
+                Source::Bind { host, .. } => {
+                    let folder = format!("{}/{}", bundle::BINDS, folders.len());
+                    let tree = sources.take(host.as_ref(), mount.attributes)?;
+                    let kind = FileType::from_raw_mode(rustix::fs::fstat(&tree)?.st_mode);
+                    let path = SandboxPath::new(&format!("/{folder}")).map_err(io::Error::other)?;
+                    let target = setup::make_target(work.as_fd(), &path, kind == FileType::Directory)?;
+                    mount::attach(tree.as_fd(), target.as_fd())?;
+                    folders.insert(&mount.path, folder);
                 }
-                _ => {
-                    let (bind, name) = bundle::bind_of(plan, &mount.path).ok_or(io::ErrorKind::NotFound)?;
-                    let bind = mount::open_inside(work.as_fd(), &bind, OFlags::PATH, Mode::empty())?;
-                    let inside = mount::open_beneath(bind.as_fd(), Path::new(&name), OFlags::PATH)?;
-                    setup::clone(&inside)?
+                Source::Itself { within } => {
+                    let (folder, name) = (folder_of(&folders, within)?, setup::name_within(&mount.path, within)?);
+                    setup::hold(work.as_fd(), &folder, name, None, mount.attributes)?;
                 }
-            };
-            mount::set_attributes(tree.as_fd(), mount.attributes, None)?;
-            let kind = FileType::from_raw_mode(rustix::fs::fstat(&tree)?.st_mode);
-            let path = SandboxPath::new(&format!("/{}/{number}", bundle::HELD)).map_err(io::Error::other)?;
-            let target = setup::make_target(work.as_fd(), &path, kind == FileType::Directory)?;
-            mount::attach(tree.as_fd(), target.as_fd())
+                Source::Nothing { within } => {
+                    let (folder, name) = (folder_of(&folders, within)?, setup::name_within(&mount.path, within)?);
+                    let nothing = format!("{}{NOTHING}", bundle::ROOT);
+                    setup::hold(work.as_fd(), &folder, name, Some(&nothing), mount.attributes)?;
+                }
+                Source::Tmpfs { .. }
+                | Source::Proc
+                | Source::Sysfs
+                | Source::Devpts
+                | Source::Mqueue
+                | Source::Device { .. } => {}
+            }
+            Ok::<_, io::Error>(())
         };
         attach().step(format!("attach {}", mount.path))?;
     }

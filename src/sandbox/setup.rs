@@ -341,21 +341,18 @@ fn attach(root: BorrowedFd<'_>, mount: &Mount, sources: &mut Sources<'_>) -> io:
             (mount::new_file_system("devpts", &options, mount.attributes)?, true)
         }
         Source::Itself { within } => {
-            let target = open_held(root, within, &mount.path)?;
-            let tree = clone(&target)?;
-            mount::set_attributes(tree.as_fd(), mount.attributes, None)?;
-            if !mount.attributes.read_only {
-                // It may lie in something that was made read-only a moment ago.
-                mount::set_writable(tree.as_fd())?;
-            }
-            return mount::attach(tree.as_fd(), target.as_fd());
+            let name = name_within(&mount.path, within)?;
+            return hold(root, within.relative(), name, None, mount.attributes);
         }
         Source::Nothing { within } => {
-            let target = open_held(root, within, &mount.path)?;
-            let nothing = mount::open_inside(root, NOTHING.trim_start_matches('/'), OFlags::PATH, Mode::empty())?;
-            let tree = mount::clone_tree(nothing.as_fd(), Depth::Single)?;
-            mount::set_attributes(tree.as_fd(), mount.attributes, None)?;
-            return mount::attach(tree.as_fd(), target.as_fd());
+            let name = name_within(&mount.path, within)?;
+            return hold(
+                root,
+                within.relative(),
+                name,
+                Some(NOTHING.trim_start_matches('/')),
+                mount.attributes,
+            );
         }
         Source::Mqueue => match mount::new_file_system("mqueue", &[], mount.attributes) {
             Ok(tree) => (tree, true),
@@ -368,14 +365,36 @@ fn attach(root: BorrowedFd<'_>, mount: &Mount, sources: &mut Sources<'_>) -> io:
     mount::attach(tree.as_fd(), target.as_fd())
 }
 
-/// Opens a name in a writable root. Whoever shares the root may change it this very moment, so nothing is made and no link followed.
-fn open_held(root: BorrowedFd<'_>, within: &SandboxPath, path: &SandboxPath) -> io::Result<OwnedFd> {
-    let top = mount::open_inside(root, within.relative(), OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+/// A path as seen from a folder that it lies in.
+pub(super) fn name_within<'a>(path: &'a SandboxPath, within: &SandboxPath) -> io::Result<&'a Path> {
     let name = path
         .relative()
         .strip_prefix(within.relative())
         .ok_or(ErrorKind::InvalidInput)?;
-    mount::open_beneath(top.as_fd(), Path::new(name.trim_start_matches('/')), OFlags::PATH)
+    Ok(Path::new(name.trim_start_matches('/')))
+}
+
+/// Mounts what is there already over itself, or `cover` over it. Whoever shares the writable root `top` may change it this very
+/// moment, so nothing is made and no link followed.
+pub(super) fn hold(
+    root: BorrowedFd<'_>,
+    top: &str,
+    name: &Path,
+    cover: Option<&str>,
+    attributes: Attributes,
+) -> io::Result<()> {
+    let top = mount::open_inside(root, top, OFlags::PATH | OFlags::DIRECTORY, Mode::empty())?;
+    let target = mount::open_beneath(top.as_fd(), name, OFlags::PATH)?;
+    let tree = match cover {
+        None => clone(&target)?,
+        Some(cover) => clone(&mount::open_inside(root, cover, OFlags::PATH, Mode::empty())?)?,
+    };
+    mount::set_attributes(tree.as_fd(), attributes, None)?;
+    if !attributes.read_only {
+        // It may lie in something that was made read-only a moment ago.
+        mount::set_writable(tree.as_fd())?;
+    }
+    mount::attach(tree.as_fd(), target.as_fd())
 }
 
 /// The links of /dev; after them nobody makes anything there.

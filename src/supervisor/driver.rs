@@ -23,7 +23,7 @@ use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
 use crate::sandbox::protect::{Guard, ProtectError};
 use crate::sys::cgroup::Cgroups;
-use crate::sys::process;
+use crate::sys::{landlock, process};
 use crate::task::Task;
 
 /// Why nothing can be supervised.
@@ -285,7 +285,7 @@ fn enforcement(task: &Task, cgroups: &Cgroups, gaps: &[String]) -> Vec<Control> 
     ]
     .map(full)
     .to_vec();
-    let isolated = process::landlock_version().is_some_and(|version| version >= 2);
+    let isolated = landlock::version().is_ok_and(|version| version >= 2);
     controls.push(Control {
         control: "exec_isolation".to_owned(),
         enforced: if isolated { Enforced::Full } else { Enforced::Partial },

@@ -54,22 +54,6 @@ pub fn drop_capabilities() -> io::Result<()> {
     Ok(())
 }
 
-/// The version of Landlock that this kernel has; none where it is not there or not switched on (landlock(7)).
-#[allow(unsafe_code)]
-pub fn landlock_version() -> Option<u32> {
-    const ASK_VERSION: libc::c_uint = 1;
-    // SAFETY: asking for the version takes no ruleset.
-    let version = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            ptr::null::<u64>(),
-            0usize,
-            ASK_VERSION,
-        )
-    };
-    u32::try_from(version).ok().filter(|version| *version > 0)
-}
-
 /// Leaves the session keyring that was inherited for a new and empty one.
 #[allow(unsafe_code)]
 pub fn leave_keyring() -> io::Result<()> {

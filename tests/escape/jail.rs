@@ -10,11 +10,13 @@ use serde_json::{Value, json};
 /// An ordinary user without a name, a home or ids of its own beside the one.
 const ORDINARY: u32 = 1234;
 
-/// Who runs belljar.
+/// Who runs belljar, and what launches the sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Caller {
     Root,
     Ordinary,
+    /// Root, with an outside runtime.
+    Runc,
 }
 
 impl Caller {
@@ -22,6 +24,7 @@ impl Caller {
         match self {
             Caller::Root => "oci/builtin, root",
             Caller::Ordinary => "oci/builtin, user",
+            Caller::Runc => "oci/runc, root",
         }
     }
 }
@@ -29,7 +32,12 @@ impl Caller {
 /// The callers that this machine lets us be; in CI all of them must be there.
 pub fn callers() -> Vec<Caller> {
     if rustix::process::geteuid().is_root() {
-        return vec![Caller::Root, Caller::Ordinary];
+        let mut callers = vec![Caller::Root, Caller::Ordinary];
+        match Path::new("/usr/sbin/runc").exists() {
+            true => callers.push(Caller::Runc),
+            false => assert!(std::env::var_os("CI").is_none(), "in CI runc is there (package: runc)"),
+        }
+        return callers;
     }
     assert!(
         std::env::var_os("CI").is_none(),
@@ -50,6 +58,7 @@ impl Place {
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
         let place = Place { folder, caller };
+        place.give(place.path());
         place.make_folder("state");
         place.make_folder("home");
         place.make_folder("work");
@@ -143,6 +152,10 @@ impl Place {
 
     pub fn start_spec(&self, text: &str) -> Jail {
         let file = self.path().join("task.toml");
+        let mut text = text.to_owned();
+        if self.caller == Caller::Runc {
+            text = text.replacen("version = 1\n", "version = 1\nruntime = \"runc\"\n", 1);
+        }
         std::fs::write(&file, text).unwrap();
         let mut child = self
             .command(&self.program())

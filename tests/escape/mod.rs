@@ -1,4 +1,4 @@
-//! Attacks on the box, each tried in real sandboxes through the built program, as root and as an ordinary user.
+//! Attacks on the box, each tried in real sandboxes through the built program, as root, as an ordinary user, and with runc.
 //!
 //! | threat | defence | tests |
 //! |---|---|---|
@@ -10,6 +10,7 @@
 //! | network past the proxy | a net namespace with loopback only, socket families | `probes`: NET, SOC |
 //! | using up the machine | cgroup limits, capped file systems, resource limits | `probes`: RES |
 //! | looking into other execs, killing what watches over one | a Landlock domain a slot, nothing dumpable | `neighbours` |
+//! | what the host's tools obey later: hooks, settings, agents', editors' and shells' files, there or not yet | mounts over names and their parents | `protected` |
 //! | the host's environment and sockets | nothing is inherited or mounted | `probes`: ENV, SOC |
 //!
 //! What is no boundary: processes of one task see each other's names and arguments and may signal one another, for they are one

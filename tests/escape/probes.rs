@@ -47,6 +47,10 @@ fn start(place: &Place) -> Jail {
 
 /// Whether the answer is the good one; the text says what was wanted.
 fn judge(probe: &Probe, ran: &Ran) -> Result<(), String> {
+    // A call of another architecture may as well end the process: SIGSYS.
+    if ran.end["signal"] == 31 && probe.category == "kernel-syscall" {
+        return Ok(());
+    }
     let line = ran.last_line();
     let starts = |words: &[&str]| match words.iter().any(|word| line.starts_with(word)) {
         true => Ok(()),
@@ -98,6 +102,7 @@ fn run_all(caller: Caller) {
         };
         let attack = format!("{} {}", probe.id, probe.title);
         match judge(&probe, &ran) {
+            Ok(()) if ran.last_line().is_empty() => row(&attack, caller, "BLOCKED"),
             Ok(()) if ran.last_line() == "EXPOSED" => row(&attack, caller, "disposable"),
             Ok(()) => row(&attack, caller, ran.last_line().split(' ').next().unwrap_or("")),
             Err(fault) => {

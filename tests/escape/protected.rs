@@ -11,7 +11,7 @@ fn furnish(place: &Place) {
          git init -q -b main ../sub && (cd ../sub && echo s > s && git add s && git commit -qm s)
          git init -q -b main . && echo one > file && git add file && git commit -qm one
          git submodule --quiet add ../sub sub && git commit -qm submodule
-         git worktree add -q tree -b tree
+         git worktree add -q ../tree -b tree
          printf '#!/bin/sh\\nexit 0\\n' > .git/hooks/pre-commit && chmod +x .git/hooks/pre-commit
          mkdir -p .claude pkg/.vscode && echo '{}' > .claude/settings.json && echo '{}' > pkg/.vscode/settings.json
          echo 'export A=b' > .envrc
@@ -22,8 +22,8 @@ fn furnish(place: &Place) {
 /// All that could make a tool of the host run something: settings, hooks, links, and the list of names at the top.
 fn armament(place: &Place) -> String {
     place.on_host(
-        "ls -A . .git .git/info .git/objects/info .git/modules pkg sub; ls -lR .git/hooks .claude pkg/.vscode | grep -v '^total'
-         for file in .git/config .git/modules/sub/config .git/worktrees/tree/commondir .git/worktrees/tree/gitdir sub/.git tree/.git \\
+        "ls -A .git/info | grep -v exclude || true; ls -A . .git .git/objects/info .git/modules pkg sub; ls -lR .git/hooks .claude pkg/.vscode | grep -v '^total'
+         for file in .git/config .git/modules/sub/config .git/worktrees/tree/commondir .git/worktrees/tree/gitdir sub/.git \\
              .claude/settings.json pkg/.vscode/settings.json .envrc .gitmodules; do echo \"== $file\"; cat $file; done
          git config --list --local",
     )
@@ -76,13 +76,15 @@ const ATTACKS: &[(&str, &str)] = &[
         "a worktree's own config",
         "echo x > .git/worktrees/tree/config.worktree",
     ),
-    ("a worktree's link", "echo 'gitdir: /tmp' > tree/.git"),
     ("git config", "git config core.fsmonitor /tmp/x"),
-    ("git config --worktree", "git config --worktree core.fsmonitor /tmp/x"),
+    (
+        "git config --worktree",
+        "git config extensions.worktreeConfig true && git config --worktree core.fsmonitor /tmp/x",
+    ),
     ("git remote add", "git remote add evil 'ext::sh -c x'"),
     (
         "git init over it",
-        "git init --template=/tmp/t && test -e .git/hooks/evil",
+        "mkdir -p t/hooks && echo x > t/hooks/evil && git init -q --template=$PWD/t && test -e .git/hooks/evil",
     ),
     ("change .claude", "echo x > .claude/settings.json"),
     (
@@ -115,14 +117,19 @@ const ATTACKS: &[(&str, &str)] = &[
     ("by a descriptor", "exec 7<.git/config && echo x >> /proc/self/fd/7"),
     ("truncate", "truncate -s 0 .git/config"),
     ("chattr", "chattr +i .git/HEAD"),
-    ("setfattr", "setfattr -n user.x -v y .git/config"),
+    (
+        "setfattr",
+        "python3 -c 'import os; os.setxattr(\".git/config\", \"user.x\", b\"y\")'",
+    ),
 ];
 
-fn attack(jail: &mut Jail, caller: Caller, attacks: &[(&str, &str)]) -> Vec<String> {
+const GIT_ENV: &str = "[env]\nGIT_AUTHOR_NAME = \"a\"\nGIT_AUTHOR_EMAIL = \"a@example.org\"\nGIT_COMMITTER_NAME = \"a\"\nGIT_COMMITTER_EMAIL = \"a@example.org\"\n";
+
+fn attack(jail: &mut Jail, caller: Caller, folder: &str, attacks: &[(&str, &str)]) -> Vec<String> {
     let mut faults = Vec::new();
     for (name, script) in attacks {
         let ran = jail.sh(&format!(
-            "cd /workspace; if ({script}) >/dev/null 2>&1; then echo EXPOSED; else echo BLOCKED; fi"
+            "cd {folder}; if ({script}) >/dev/null 2>&1; then echo EXPOSED; else echo BLOCKED; fi"
         ));
         row(name, caller, ran.last_line());
         if ran.last_line() != "BLOCKED" {
@@ -139,9 +146,9 @@ fn what_git_and_other_tools_obey_cannot_be_changed() {
         furnish(&place);
         let before = armament(&place);
         let mut jail = place.start("");
-        let mut faults = attack(&mut jail, caller, ATTACKS);
+        let mut faults = attack(&mut jail, caller, "/workspace", ATTACKS);
         // What is missing from the list of names would be the attacks' doing or a placeholder that stayed.
-        jail.sh("cd /workspace && rm -rf n c i o x e m h g p");
+        jail.sh("cd /workspace && rm -rf n c i o x e m h g p t");
         jail.end();
         let after = armament(&place);
         if before != after {
@@ -151,12 +158,44 @@ fn what_git_and_other_tools_obey_cannot_be_changed() {
     }
 }
 
+/// Attacks that only a sandbox makes possible, on what it has put there, or that need more rights than an ordinary user has.
+const NOT_OUTSIDE: &[&str] = &[
+    "replace .git/commondir",
+    "make .codex",
+    "replace .codex by a symlink",
+    "remove the cover of .mcp.json",
+    "make .vscode/tasks.json",
+    "make .github/workflows/x.yml",
+    "rename .github",
+    "replace .github/workflows",
+    "bind over .git",
+    "unmount .git/config",
+    "by /proc/self/root",
+    "chattr",
+];
+
+#[test]
+fn each_attack_succeeds_where_nothing_defends() {
+    let place = Place::new(*callers().last().unwrap());
+    furnish(&place);
+    let all = ATTACKS.iter().filter(|(name, _)| !NOT_OUTSIDE.contains(name));
+    let failed: Vec<_> = all
+        .filter(|(_, script)| {
+            let said = place.on_host(&format!(
+                "rm -rf ../copy; cp -a . ../copy; cd ../copy; if ({script}) >/dev/null 2>&1; then echo EXPOSED; else echo BLOCKED; fi"
+            ));
+            said != "EXPOSED\n"
+        })
+        .collect();
+    assert_eq!(failed, [] as [&(&str, &str); 0]);
+}
+
 #[test]
 fn ordinary_work_with_git_goes_on() {
     for caller in callers() {
         let place = Place::new(caller);
         furnish(&place);
-        let mut jail = place.start("[env]\nGIT_AUTHOR_NAME = \"a\"\nGIT_AUTHOR_EMAIL = \"a@example.org\"\nGIT_COMMITTER_NAME = \"a\"\nGIT_COMMITTER_EMAIL = \"a@example.org\"\n");
+        let mut jail = place.start(GIT_ENV);
         let ran = jail.sh("set -e; exec 2>&1; cd /workspace
              test -z \"$(git status --porcelain)\"
              echo two >> file; git add -A; git commit -qm two
@@ -182,10 +221,42 @@ fn a_submodule_can_be_worked_in() {
     for caller in callers() {
         let place = Place::new(caller);
         furnish(&place);
-        let mut jail = place.start("[env]\nGIT_AUTHOR_NAME = \"a\"\nGIT_AUTHOR_EMAIL = \"a@example.org\"\nGIT_COMMITTER_NAME = \"a\"\nGIT_COMMITTER_EMAIL = \"a@example.org\"\n");
+        let mut jail = place.start(GIT_ENV);
         let ran = jail.sh("set -e; exec 2>&1; cd /workspace/sub; echo x >> s; git commit -qam sub; git status --porcelain; cd ..; git add sub; git commit -qm bump");
         assert_eq!((ran.stdout.as_str(), ran.code()), ("", Some(0)));
         jail.end();
+    }
+}
+
+#[test]
+fn a_worktree_can_be_worked_in_when_its_repository_is_a_root_too() {
+    for caller in callers() {
+        let place = Place::new(caller);
+        furnish(&place);
+        let (tree, git) = (place.path().join("tree"), place.work().join(".git"));
+        let mut jail = place.start_spec(&format!(
+            "version = 1\nname = \"escape\"\nworkdir = {tree:?}\n{GIT_ENV}\n[[writable_roots]]\nhost = {tree:?}\npath = {tree:?}\n\
+             [[writable_roots]]\nhost = {git:?}\npath = {git:?}\n"
+        ));
+        let ran = jail.sh("set -e; exec 2>&1; echo x > new; git add new; git commit -qm new; git status --porcelain; git log -1 --format=%s");
+        assert_eq!((ran.stdout.as_str(), ran.code()), ("new\n", Some(0)));
+        let attacks = [
+            ("the repository's config from a worktree", "git config core.fsmonitor x"),
+            (
+                "the repository's hooks from a worktree",
+                "echo x > \"$(git rev-parse --git-path hooks)\"/pre-commit",
+            ),
+            ("the worktree's link", "echo 'gitdir: /tmp' > .git"),
+            ("the link back", "echo /tmp > \"$(git rev-parse --git-dir)\"/commondir"),
+            (
+                "the worktree's own config",
+                "echo x > \"$(git rev-parse --git-dir)\"/config.worktree",
+            ),
+        ];
+        let faults = attack(&mut jail, caller, &tree.display().to_string(), &attacks);
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
+        jail.end();
+        assert_eq!(place.on_host("git log -1 --format=%s tree"), "new\n");
     }
 }
 
@@ -232,7 +303,7 @@ fn a_root_without_a_repository_gets_none() {
             ("make .git/hooks", "mkdir -p .git/hooks"),
             ("make a .git file", "rmdir .git; echo 'gitdir: /tmp' > .git"),
         ];
-        let faults = attack(&mut jail, caller, &attacks);
+        let faults = attack(&mut jail, caller, "/workspace", &attacks);
         assert!(faults.is_empty(), "{}", faults.join("\n"));
         jail.end();
         assert_eq!(place.on_host("ls -A"), "");
@@ -276,7 +347,7 @@ fn names_of_the_task_itself_are_protected_too() {
             ("make ci/run", "echo x > ci/run"),
             ("rename ci", "mv ci c"),
         ];
-        let faults = attack(&mut jail, caller, &attacks);
+        let faults = attack(&mut jail, caller, "/workspace", &attacks);
         assert!(faults.is_empty(), "{}", faults.join("\n"));
         jail.end();
         assert_eq!(place.on_host("ls -A; cat Makefile"), "Makefile\nall:\n");
@@ -293,6 +364,7 @@ fn placeholders_are_shared_and_go_with_the_last_task_of_a_root() {
         let faults = attack(
             &mut two,
             caller,
+            "/workspace",
             &[("make .mcp.json after another task ended", "echo x > .mcp.json")],
         );
         assert!(faults.is_empty(), "{}", faults.join("\n"));

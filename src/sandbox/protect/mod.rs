@@ -20,7 +20,7 @@ mod place;
 mod walk;
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::plan::{Mount, Source};
 use crate::path::{HostPath, SandboxPath};
@@ -112,6 +112,31 @@ impl Stand {
             Stand::Dot => ".\n",
             Stand::Empty | Stand::Folder | Stand::Socket => "",
         }
+    }
+}
+
+/// What a task with these roots would hold; nothing is made. Blocking.
+pub fn look(roots: &[Root]) -> Result<Protected, ProtectError> {
+    let mut protected = Protected::default();
+    for (root, others) in writable(roots) {
+        let found = look_at(root, &others, &|_| false)?;
+        protected.add(root, &found);
+    }
+    Ok(protected)
+}
+
+fn look_at(root: &Root, others: &[PathBuf], is_stand: &dyn Fn(&Path) -> bool) -> Result<walk::Found, ProtectError> {
+    walk::look(root, others, is_stand).map_err(|source| ProtectError::Look {
+        root: root.host.clone(),
+        source,
+    })
+}
+
+impl Protected {
+    fn add(&mut self, root: &Root, found: &walk::Found) {
+        self.mounts.extend(mounts_of(root, &found.holds));
+        let gaps = found.gaps.iter().map(|gap| format!("{}: {gap}", root.path));
+        self.gaps.extend(gaps);
     }
 }
 

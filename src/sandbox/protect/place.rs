@@ -17,8 +17,8 @@ use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::walk::{self, Found};
-use super::{ProtectError, Protected, Stand, mounts_of, writable};
+use super::walk::Found;
+use super::{ProtectError, Protected, Stand, look_at, writable};
 use crate::id::TaskId;
 use crate::path::HostPath;
 use crate::policy::Digest;
@@ -64,16 +64,11 @@ impl Guard {
                 let mut stands = shared.iter().flat_map(|(_, note)| &note.stands);
                 stands.any(|(name, _)| name == path)
             };
-            let found = walk::look(root, &others, &is_stand).map_err(|source| ProtectError::Look {
-                root: root.host.clone(),
-                source,
-            })?;
+            let found = look_at(root, &others, &is_stand)?;
             // The guard knows of the root before anything is made in it: dropped at any point from here on, it clears up.
             guard.roots.push(root.host.clone());
             let found = guard.place(root, found)?;
-            guard.protected.mounts.extend(mounts_of(root, &found.holds));
-            let gaps = found.gaps.into_iter().map(|gap| format!("{}: {gap}", root.path));
-            guard.protected.gaps.extend(gaps);
+            guard.protected.add(root, &found);
         }
         Ok(guard)
     }
