@@ -196,10 +196,9 @@ impl Live {
         if let Some(old) = ended
             .checked_sub(1)
             .and_then(|index| execs.map.get(&execs.order[index]))
+            && old.done.borrow().is_some()
         {
-            if old.done.borrow().is_some() {
-                lock(&old.log).take();
-            }
+            lock(&old.log).take();
         }
     }
 
