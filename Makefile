@@ -14,8 +14,8 @@ TEST := $(if $(NEXTEST),cargo nextest run,cargo test)
 ## Builds belljar and shows what it does on a real project
 run:
 	@tools/setup.sh run
-	cargo build --release
-	@examples/demo/run.sh target/release/belljar
+	cargo build --locked
+	@examples/demo/run.sh target/debug/belljar
 
 ## All tests; they reach nothing outside this machine
 test:
@@ -38,10 +38,11 @@ bench:
 	@tools/setup.sh bench
 	tools/bench.sh
 
-## The images of this repository, as root file systems in target/images
+## The images of this repository, into the store of this user
 images:
 	@tools/setup.sh images
-	@set -e; for recipe in images/*/build.sh; do echo "== $$recipe"; $$recipe; done
+	cargo build --locked
+	@set -e; for recipe in base python node rust; do echo "== $$recipe"; target/debug/belljar image build $$recipe; done
 
 install:
 	cargo build --release --locked

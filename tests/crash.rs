@@ -24,7 +24,7 @@ fn belljar(state: &Path, words: &[&str]) -> Command {
 /// runs.
 fn one(state: &Path, number: usize) {
     let run = ["run", "--quiet", "--network", "none", "--"];
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         let status = belljar(state, &[&run[..], &["true"]].concat()).status().unwrap();
         assert!(status.success(), "{status}");
         return;

@@ -262,7 +262,7 @@ fn callers(rounds: Rounds, command: impl Fn() -> Command + Sync) -> anyhow::Resu
         Ok(())
     };
     std::thread::scope(|scope| {
-        let callers: Vec<_> = (0..rounds.callers).map(|_| scope.spawn(&caller)).collect();
+        let callers: Vec<_> = (0..rounds.callers).map(|_| scope.spawn(caller)).collect();
         callers
             .into_iter()
             .try_for_each(|one| one.join().expect("a caller does not panic"))

@@ -12,16 +12,18 @@
 
 pub mod journal;
 pub mod key;
+pub mod ocsf;
 pub mod otlp;
 pub mod query;
 pub mod record;
 pub mod redact;
 pub mod report;
-#[cfg(test)]
-mod samples;
 pub mod schema;
 pub mod stats;
 pub mod triage;
 mod verify;
 
 pub use verify::{Broken, Known, Verified, VerifyError, verify};
+
+#[cfg(test)]
+mod samples;

@@ -105,6 +105,19 @@ pub(crate) fn ids_ending_in(reader: &Reader, column: &'static str, end: &str) ->
     Ok(found.iter().filter_map(id).collect())
 }
 
+/// The name of the program that a record is about, without its folder.
+pub(crate) fn executable(record: &Value) -> Option<&str> {
+    record.get("argv")?.get(0)?.as_str()?.rsplit('/').next()
+}
+
+/// The command that a record is about, as a shell would read it; empty where there is none.
+pub(crate) fn command_line(record: &Value) -> String {
+    let words = record["argv"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
+    // A NUL has no quotes in any shell.
+    shlex::try_join(words.iter().copied()).unwrap_or_else(|_| words.join(" "))
+}
+
 impl Filter {
     fn sql(&self) -> (String, Vec<Box<dyn ToSql>>) {
         let mut conditions = vec!["1".to_owned()];

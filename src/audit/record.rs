@@ -172,6 +172,19 @@ pub enum Event {
         /// `each` or `batch`: whether every record is on the disk before it counts, or within 50 ms.
         sync: String,
     },
+    /// Records were taken out of the journal; the chain begins anew after them.
+    #[serde(rename = "journal.pruned")]
+    JournalPruned {
+        first_seq: u64,
+        last_seq: u64,
+        /// The hash of the last of them, to which the first that is left is chained.
+        last_hash: String,
+        /// `age` or `size`.
+        reason: String,
+        /// The file that has them now, beside the journal, and its digest.
+        archive: Option<String>,
+        archive_digest: Option<String>,
+    },
     #[serde(rename = "journal.checkpoint")]
     JournalCheckpoint {
         /// The journal's own id.
@@ -324,6 +337,7 @@ impl Event {
             Event::RuleAdded { .. } => "rule.added",
             Event::ConfigLoaded { .. } => "config.loaded",
             Event::JournalOpened { .. } => "journal.opened",
+            Event::JournalPruned { .. } => "journal.pruned",
             Event::JournalCheckpoint { .. } => "journal.checkpoint",
         }
     }

@@ -172,7 +172,10 @@ impl Redactor {
             }
             Event::SecretUsed { host, .. } => self.string(host),
             Event::RuleAdded { rule, .. } => self.string(rule),
-            Event::ConfigLoaded { .. } | Event::JournalOpened { .. } | Event::JournalCheckpoint { .. } => {}
+            Event::ConfigLoaded { .. }
+            | Event::JournalOpened { .. }
+            | Event::JournalPruned { .. }
+            | Event::JournalCheckpoint { .. } => {}
         }
     }
 

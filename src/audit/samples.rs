@@ -233,6 +233,14 @@ pub(super) fn of_each_kind() -> Vec<Entry> {
             usage: usage(),
             left_files: vec!["/workspace/core".into()],
         }),
+        of_none(Event::JournalPruned {
+            first_seq: 1,
+            last_seq: 7,
+            last_hash: "ab".repeat(32),
+            reason: "age".into(),
+            archive: Some("journal-00000000000000000001.jsonl.zst".into()),
+            archive_digest: Some("sha256:08".into()),
+        }),
         of_none(Event::JournalCheckpoint {
             journal: "019abcde-0000-7000-8000-000000000000".into(),
             through_seq: 18,

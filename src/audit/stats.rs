@@ -1,5 +1,6 @@
 //! How much is run, asked, refused and used: sums over a span of the journal.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
@@ -7,7 +8,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::journal::{JournalError, Reader, Stored};
-use super::query::{self, Filter};
+use super::query::{self, Filter, executable};
 
 /// What the sums are of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,11 +132,6 @@ fn keys(
     Ok(one.into_iter().collect())
 }
 
-/// The name of the program that a record is about, without its folder.
-pub(crate) fn executable(value: &Value) -> Option<&str> {
-    value.get("argv")?.get(0)?.as_str()?.rsplit('/').next()
-}
-
 /// Who ran a task, and in what; read once a task.
 #[derive(Default)]
 struct Tasks {
@@ -150,22 +146,27 @@ struct About {
 impl Tasks {
     fn of(&mut self, reader: &Reader, task: Option<Uuid>) -> Result<Option<&About>, JournalError> {
         let Some(task) = task else { return Ok(None) };
-        if !self.known.contains_key(&task) {
-            let records = reader.select(
-                "task = ?1 AND kind IN ('task.admitted', 'task.started') ORDER BY seq",
-                &[&task.as_bytes().as_slice()],
-            )?;
-            let find = |pointer: &str| {
-                let values = records.iter().map(Stored::value);
-                let mut found = values.filter_map(|value| Some(value.pointer(pointer)?.as_str()?.to_owned()));
-                found.next().unwrap_or_else(|| "unknown".to_owned())
-            };
-            let about = About {
-                user: find("/identity/user"),
-                image: find("/image"),
-            };
-            self.known.insert(task, about);
+        match self.known.entry(task) {
+            Entry::Occupied(known) => Ok(Some(known.into_mut())),
+            Entry::Vacant(place) => Ok(Some(place.insert(About::read(reader, task)?))),
         }
-        Ok(self.known.get(&task))
+    }
+}
+
+impl About {
+    fn read(reader: &Reader, task: Uuid) -> Result<Self, JournalError> {
+        let records = reader.select(
+            "task = ?1 AND kind IN ('task.admitted', 'task.started') ORDER BY seq",
+            &[&task.as_bytes().as_slice()],
+        )?;
+        let find = |pointer: &str| {
+            let values = records.iter().map(Stored::value);
+            let mut found = values.filter_map(|value| Some(value.pointer(pointer)?.as_str()?.to_owned()));
+            found.next().unwrap_or_else(|| "unknown".to_owned())
+        };
+        Ok(Self {
+            user: find("/identity/user"),
+            image: find("/image"),
+        })
     }
 }

@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::journal::{JournalError, Reader, Seq, Stored};
-use super::stats::executable;
+use super::query::executable;
 use crate::id::{ExecId, TaskId};
 
 /// The answer; the order is urgency: the greatest of all findings wins.

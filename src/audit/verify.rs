@@ -59,6 +59,12 @@ struct Envelope<'a> {
     exec: Option<uuid::Uuid>,
 }
 
+#[derive(Deserialize)]
+struct Pruned {
+    last_seq: Seq,
+    last_hash: String,
+}
+
 /// The fields of a checkpoint's record.
 #[derive(Deserialize)]
 struct SignedCheckpoint {
@@ -78,6 +84,7 @@ pub fn verify(folder: &Path, known: &Known) -> Result<Verified, VerifyError> {
         prev: GENESIS,
         first: 1,
         seq: 0,
+        gone: None,
         checkpoints: 0,
         signed: 0,
         broken: None,
@@ -100,6 +107,13 @@ pub fn verify(folder: &Path, known: &Known) -> Result<Verified, VerifyError> {
         }
         .into());
     }
+    if walk.gone.is_some() {
+        return Err(Broken {
+            seq: walk.first - 1,
+            why: "it is missing, and no record says that it was taken out".to_owned(),
+        }
+        .into());
+    }
     is_the_tail_there(&reader, &walk)?;
     Ok(Verified {
         records: walk.seq + 1 - walk.first,
@@ -117,6 +131,8 @@ struct Walk<'a> {
     prev: [u8; 32],
     first: Seq,
     seq: Seq,
+    /// The hash to which the first record that is there is chained, while no record has accounted for those before it.
+    gone: Option<[u8; 32]>,
     checkpoints: u64,
     /// The last record that a checkpoint speaks for.
     signed: Seq,
@@ -126,6 +142,13 @@ struct Walk<'a> {
 impl Walk<'_> {
     /// Takes the next record, or says why it is not the next one.
     fn step(&mut self, record: &Stored) -> Result<(), String> {
+        if self.seq == 0 && record.seq > 1 {
+            // Those before it may have been taken out; the rest has to say so.
+            self.first = record.seq;
+            self.seq = record.seq - 1;
+            self.prev = record.prev;
+            self.gone = Some(record.prev);
+        }
         let expected = self.seq + 1;
         if record.seq != expected {
             return Err(format!("it is missing; the next one there is {}", record.seq));
@@ -137,8 +160,10 @@ impl Walk<'_> {
             return Err("its content does not have its hash: it was changed".to_owned());
         }
         columns_agree(record)?;
-        if record.kind == "journal.checkpoint" {
-            self.checkpoint(record)?;
+        match record.kind.as_str() {
+            "journal.checkpoint" => self.checkpoint(record)?,
+            "journal.pruned" => self.pruned(record)?,
+            _ => {}
         }
         if let Some((seq, head)) = &self.known.head
             && *seq == record.seq
@@ -150,6 +175,15 @@ impl Walk<'_> {
         }
         self.prev = record.hash;
         self.seq = record.seq;
+        Ok(())
+    }
+
+    fn pruned(&mut self, record: &Stored) -> Result<(), String> {
+        let pruned: Pruned = serde_json::from_str(&record.json)
+            .map_err(|error| format!("it does not say what was taken out: {error}"))?;
+        if pruned.last_seq + 1 == self.first && self.gone.is_some_and(|gone| hex(&gone) == pruned.last_hash) {
+            self.gone = None;
+        }
         Ok(())
     }
 

@@ -96,8 +96,7 @@ pub struct Ready {
 impl TaskArgs {
     /// Reads the spec and the configuration, puts the flags on top, and has the whole admitted. Nothing is made or started.
     pub fn admit(self) -> anyhow::Result<Ready> {
-        let surroundings = Surroundings::of_process();
-        let config = Config::load(&surroundings)?;
+        let mut surroundings = Surroundings::of_process();
         let cwd = std::env::current_dir().context("cannot tell the current folder")?;
         let (spec, base) = match &self.spec {
             Some(file) => {
@@ -106,6 +105,8 @@ impl TaskArgs {
             }
             None => (TaskSpec::default(), cwd.clone()),
         };
+        surroundings.project = Some(base.clone());
+        let config = Config::load(&surroundings)?;
         let spec = spec.apply(self.overrides(), &cwd)?;
         let task = admit(spec, &base, &config, &surroundings.caller())?;
         Ok(Ready {

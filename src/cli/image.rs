@@ -3,8 +3,7 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use comfy_table::{Table, presets};
-
+use super::table;
 use crate::document::Faults;
 use crate::image::build::{BuildError, Builder, Recipe};
 use crate::image::{ImageError, Progress, Store};
@@ -175,12 +174,7 @@ pub fn list(store: &Store, json: bool, out: &mut dyn Write) -> Result<(), ImageC
     if names.is_empty() {
         return Ok(writeln!(out, "no image in the local store; \"host\" is always there")?);
     }
-    let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_header(["NAME", "DIGEST"]);
-    for named in names {
-        table.add_row([named.name, named.digest]);
-    }
-    Ok(writeln!(out, "{table}")?)
+    Ok(writeln!(out, "{}", table::images(&names))?)
 }
 
 /// `belljar image rm NAME…`: the names; `prune` frees what they used.

@@ -71,10 +71,10 @@ impl Cli {
             Command::Rules(args) => rules::run(args),
             Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
             Command::Config(command) => config::run(command),
-            Command::Plan(args) => plan::run(*args),
-            Command::Doctor(args) => doctor::run(args),
             Command::Image(command) => image::run(command, &state_folder()),
             Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
+            Command::Plan(args) => plan::run(*args),
+            Command::Doctor(args) => doctor::run(args),
         }
     }
 }
@@ -112,7 +112,8 @@ fn variable(text: &str) -> Result<(String, String), String> {
 /// What a person or an agent is told about a refusal: why, which rule, how to go on.
 fn refusal(refused: &Refused) -> String {
     let mut text = format!("belljar: refused: {}\n", clean(&refused.reason));
-    for rule in &refused.rules {
+    // A reason may speak of its rule already.
+    for rule in refused.rules.iter().filter(|rule| !refused.reason.contains(&rule.id)) {
         text.push_str(&format!(
             "  rule: {} ({}:{})",
             clean(&rule.id),
@@ -155,9 +156,12 @@ pub fn shown_error(error: &anyhow::Error) -> String {
 
 /// The code for an error: a task that asks for more than the requirements allow is refused, anything else is a failure.
 pub fn error_code(error: &anyhow::Error) -> u8 {
-    match error.downcast_ref::<crate::config::Rejection>() {
-        Some(crate::config::Rejection::Violations(_)) => exit::REFUSED,
-        Some(crate::config::Rejection::Faults(_)) | None => exit::FAILED,
+    let of_task = matches!(error.downcast_ref(), Some(crate::config::Rejection::Violations(_)));
+    let of_config = matches!(error.downcast_ref(), Some(config::ConfigError::Violations(_)));
+    if of_task || of_config {
+        exit::REFUSED
+    } else {
+        exit::FAILED
     }
 }
 

@@ -4,7 +4,7 @@
 //! socket until it is stopped, by `belljar task stop`, SIGINT, SIGTERM or its time limit. With `--stdio` a harness drives it
 //! over lines of JSON.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,9 +19,10 @@ use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
 use crate::api::{Server, stdio};
 use crate::approval::{Ask, Nobody};
 use crate::audit::journal::{Journal, JournalOptions};
+use crate::audit::key::SigningKey;
 use crate::audit::otlp::{Exporter, ExporterHandle, OtlpConfig};
-use crate::audit::record::Identity;
-use crate::config::Config;
+use crate::audit::record::{Entry, Event, Identity};
+use crate::config::{Config, Rejection, Surroundings};
 use crate::image::{self, Image, Store};
 use crate::policy::{Policy, Stdin};
 use crate::supervisor::{Supervisor, TaskHandle};
@@ -67,34 +68,74 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
 
 pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let RunArgs { task, manner } = args;
+    let name = task.name.clone();
     let Ready {
         task,
         config,
         surroundings,
-    } = task.admit()?;
-    let policy = Policy::load(&task.gate.rules, task.gate.unmatched)?;
+    } = match task.admit() {
+        Ok(ready) => ready,
+        Err(error) => return Err(record_refusal(name, error)),
+    };
+    let policy = Policy::of_gate(&task.gate)?;
     let options = JournalOptions {
         sync: journal_sync(&config),
+        key: Some(SigningKey::load_or_make(&config.state.join(super::audit::KEY))?),
         ..JournalOptions::default()
     };
-    let folder = config.state.join("journal");
+    let folder = journal_folder(&config.state);
     let journal = Journal::open(&folder, options)?;
     let exporter = start_exporter(&folder, &config, manner.otlp.as_deref())?;
     let identity = Identity {
         uid: surroundings.uid,
         user: surroundings.user.clone(),
     };
-    let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal, identity)?;
+    let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal.clone(), identity)?
+        .under(config.requirements_digest.map(|digest| digest.to_string()));
     let ask = whom_to_ask(&task, &manner, &surroundings.user);
     let command = task.command.clone();
     let image = unpack(&task.image, &config, manner.quiet).await?;
     let handle = supervisor.start_task(task, image, policy, ask).await?;
     let folder = handle.folder().to_owned();
     let code = drive(handle, &folder, command, &manner).await;
+    // Signed and sent with the rest, so that a tail that is cut off later shows.
+    journal.checkpoint().await?;
     if let Some(exporter) = exporter {
         flush(exporter, &manner).await;
     }
     code
+}
+
+fn journal_folder(state: &Path) -> PathBuf {
+    state.join("journal")
+}
+
+/// Puts a task that asked for more than the requirements allow into the record. Faults of a spec are no refusals, and are only told.
+fn record_refusal(name: Option<String>, error: anyhow::Error) -> anyhow::Error {
+    let Some(Rejection::Violations(violations)) = error.downcast_ref::<Rejection>() else {
+        return error;
+    };
+    let surroundings = Surroundings::of_process();
+    let event = Event::TaskRefused {
+        name: name.unwrap_or_default(),
+        reasons: violations.to_string().lines().map(str::to_owned).collect(),
+        identity: Identity {
+            uid: surroundings.uid,
+            user: surroundings.user.clone(),
+        },
+    };
+    let recorded =
+        Journal::open(&journal_folder(&surroundings.state_folder()), JournalOptions::default()).and_then(|journal| {
+            journal.append_blocking(Entry {
+                task: None,
+                exec: None,
+                event,
+            })
+        });
+    match recorded {
+        Ok(_) => error,
+        Err(failure) => error.context(format!("the refusal could not be recorded ({failure})")),
+    }
 }
 
 /// The image's layers, unpacked where they are not yet, with a line on a terminal that says how far that is.
@@ -123,6 +164,8 @@ fn start_exporter(folder: &Path, config: &Config, flag: Option<&str>) -> anyhow:
         .collect();
     collectors.extend(OtlpConfig::from_variables(|name| std::env::var(name).ok())?);
     collectors.extend(flag.map(OtlpConfig::new));
+    let endpoints = collectors.iter().map(|collector| collector.endpoint.as_str());
+    config.check_endpoints(endpoints)?;
     if collectors.is_empty() {
         return Ok(None);
     }

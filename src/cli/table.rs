@@ -5,9 +5,9 @@ use std::fmt::Write as _;
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::terminal::{clean, shown_command};
-use crate::api::messages::{ExecEnd, ExecInfo, TaskInfo, TaskSummary};
+use crate::api::messages::{ExecEnd, ExecInfo, Refused, TaskInfo, TaskSummary};
 use crate::audit::record::{ExecFinished, ExecOutcome, TaskOutcome};
-use crate::policy::RuleMatch;
+use crate::image::Named;
 use crate::task::limits::Bytes;
 
 /// The longest command shown whole.
@@ -29,6 +29,15 @@ pub fn of_summary(summary: &TaskSummary) -> String {
     }
     text.push_str(&refusals(summary));
     text
+}
+
+/// The names of the local store, one a row.
+pub fn images(names: &[Named]) -> String {
+    let mut table = plain(&["name", "digest"]);
+    for named in names {
+        table.add_row([clean(&named.name), named.digest.clone()]);
+    }
+    table.to_string()
 }
 
 /// Execs, one a row.
@@ -157,7 +166,7 @@ fn refusals(summary: &TaskSummary) -> String {
         match &exec.end {
             Some(ExecEnd::Refused(refused)) => {
                 let _ = writeln!(text, "  refused  {}", command(&exec.argv));
-                let _ = writeln!(text, "           {}{}", clean(&refused.reason), rules(&refused.rules));
+                let _ = writeln!(text, "           {}{}", clean(&refused.reason), rules(refused));
             }
             Some(ExecEnd::Failed { error }) => {
                 let _ = writeln!(text, "  failed   {}", command(&exec.argv));
@@ -180,12 +189,16 @@ fn refusals(summary: &TaskSummary) -> String {
     text
 }
 
-fn rules(rules: &[RuleMatch]) -> String {
-    if rules.is_empty() {
-        return String::new();
+/// Where the rules stand that the reason does not speak of already.
+fn rules(refused: &Refused) -> String {
+    let untold = refused.rules.iter().filter(|rule| !refused.reason.contains(&rule.id));
+    let places: Vec<String> = untold
+        .map(|rule| clean(&format!("{}:{}", rule.file, rule.line)))
+        .collect();
+    match places.as_slice() {
+        [] => String::new(),
+        places => format!(" ({})", places.join(", ")),
     }
-    let places = rules.iter().map(|rule| clean(&format!("{}:{}", rule.file, rule.line)));
-    format!(" ({})", places.collect::<Vec<_>>().join(", "))
 }
 
 fn command(argv: &[String]) -> String {

@@ -29,7 +29,7 @@ fn a_refusal_says_why_by_which_rule_and_how_to_go_on() {
         reason: "pushing is for people".to_owned(),
         how_to_ask: "ask the person who runs the task".to_owned(),
         rules: vec![crate::policy::RuleMatch {
-            id: "push".to_owned(),
+            id: "prefix:1".to_owned(),
             file: "agent.rules".to_owned(),
             line: 4,
             decision: crate::policy::Decision::Forbidden,
@@ -40,6 +40,6 @@ fn a_refusal_says_why_by_which_rule_and_how_to_go_on() {
     };
     assert_eq!(
         refusal(&refused),
-        "belljar: refused: pushing is for people\n  rule: push (agent.rules:4)\n  to go on: ask the person who runs the task\n"
+        "belljar: refused: pushing is for people\n  rule: prefix:1 (agent.rules:4)\n  to go on: ask the person who runs the task\n"
     );
 }

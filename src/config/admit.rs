@@ -12,7 +12,7 @@ use super::requirements::Asked;
 use crate::document::{Fault, Faults, Origin, Sited};
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
-use crate::sys::path::{Kind, first_symlink, kind, open_without_symlinks};
+use crate::sys::path::{Kind, first_symlink, is_symlink_in_the_way, kind, open_without_symlinks};
 use crate::sys::user::groups_of;
 use crate::task::limits::Limits;
 use crate::task::spec::{SecretSpec, TaskSpec, WORKSPACE, expand_home};
@@ -317,7 +317,7 @@ impl Admission {
             }
             Err(error) => {
                 let what = match first_symlink(path.as_path()) {
-                    Some(link) if error.raw_os_error() == Some(libc::ELOOP) => match link == path.as_path() {
+                    Some(link) if is_symlink_in_the_way(&error) => match link == path.as_path() {
                         true => format!("\"{path}\" is a symlink, which is not followed (name its target)"),
                         false => format!(
                             "\"{path}\" leads through the symlink \"{}\" (name its target)",

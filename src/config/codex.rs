@@ -9,6 +9,7 @@ use std::path::Path;
 
 use super::requirements::Requirements;
 use crate::document::{Document, Faults, Origin, Sited, Table, Value, Word};
+use crate::sys::user::hostname;
 use crate::task::spec::host_pattern;
 use crate::task::{NetworkMode, Reviewer, RulesText, Unknown, Unmatched};
 
@@ -120,8 +121,7 @@ pub(super) fn load(path: &Path, text: impl Fn(&Path) -> Result<String, String>) 
         column: 1,
     };
     let text = text(path).map_err(|what| Faults::one(origin, "", what))?;
-    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    Ok(Codex::from_toml(&text, &file, &name)?.demands())
+    Ok(Codex::from_toml(&text, &file, &hostname())?.demands())
 }
 
 impl Codex {

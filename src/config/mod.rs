@@ -201,6 +201,19 @@ impl Config {
             .collect()
     }
 
+    /// Whether records may be sent to these receivers, which a flag or a variable of OpenTelemetry's may have named.
+    pub fn check_endpoints<'a>(&self, endpoints: impl IntoIterator<Item = &'a str>) -> Result<(), Rejection> {
+        let mut violations = Vec::new();
+        for endpoint in endpoints {
+            violations.extend(
+                self.requirements
+                    .iter()
+                    .filter_map(|demands| demands.check_endpoint(endpoint)),
+            );
+        }
+        Faults::check(violations).map_err(Rejection::Violations)
+    }
+
     /// What is built in, with no file read.
     pub fn built_in(state: &Path) -> Config {
         layers::built_in(state)

@@ -41,7 +41,7 @@ impl Place {
             xdg_config: None,
             project: None,
             etc: self.root.join("etc"),
-            root: rustix::process::geteuid().as_raw(),
+            root: crate::sys::user::myself().uid,
         }
     }
 

@@ -9,7 +9,7 @@ use super::shell::{self, Fit, Redirect, Role, SimpleCommand, Word};
 use super::{Basis, Command, Decision, Digest, Judgement, Permit, Question, Refusal, RuleMatch};
 use crate::id::ExecId;
 use crate::path::HostPath;
-use crate::task::Unmatched;
+use crate::task::{Gate, Unmatched};
 
 /// All rules of a task, ready to judge. Plain data, shared by all execs of the task.
 #[derive(Debug)]
@@ -78,7 +78,19 @@ const GUARDED: &[&str] = &[
 impl Policy {
     /// Reads and loads files of rules; every fault of every file is in the error.
     pub fn load(files: &[HostPath], unmatched: Unmatched) -> Result<Self, RulesError> {
-        let mut texts = Vec::new();
+        Self::load_beside(Vec::new(), files, unmatched)
+    }
+
+    /// The rules of an admitted task: its files, and those that the admin demands.
+    pub fn of_gate(gate: &Gate) -> Result<Self, RulesError> {
+        let demanded = gate.required.iter().map(|rules| RuleText {
+            name: rules.name.clone(),
+            text: rules.text.clone(),
+        });
+        Self::load_beside(demanded.collect(), &gate.rules, gate.unmatched)
+    }
+
+    fn load_beside(mut texts: Vec<RuleText>, files: &[HostPath], unmatched: Unmatched) -> Result<Self, RulesError> {
         let mut faults = Vec::new();
         for file in files {
             match std::fs::read_to_string(file) {

@@ -159,6 +159,10 @@ impl Question {
     }
 
     /// Takes the question back: nothing is started.
+    #[expect(
+        clippy::result_large_err,
+        reason = "a refusal is rare, and carries all that the agent is told"
+    )]
     pub fn withdraw(self, reason: &str) -> Result<Permit, Refusal> {
         Err(Refusal {
             basis: self.basis,
@@ -168,6 +172,10 @@ impl Question {
     }
 
     /// Turns the desk's answer into a permit or a refusal. The one way from a question to a start.
+    #[expect(
+        clippy::result_large_err,
+        reason = "a refusal is rare, and carries all that the agent is told"
+    )]
     pub fn answer(self, answer: Answer, approver: Approver) -> Result<Permit, Refusal> {
         let basis = Basis {
             approver: Some(approver),

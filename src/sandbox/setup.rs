@@ -85,8 +85,9 @@ fn steps(inherited: Inherited<'_>, seccomp: &[u64]) -> Result<std::convert::Infa
         attach(root.as_fd(), mount, &mut sources).step(format!("mount {}", mount.path))?;
     }
     finish_dev(root.as_fd()).step("finish /dev")?;
+    let mut empty = None;
     for path in &plan.masked {
-        mask(root.as_fd(), path, &null).step(format!("mask {path}"))?;
+        mask(root.as_fd(), path, &null, &mut empty).step(format!("mask {path}"))?;
     }
     free_low_ports(root.as_fd()).step("free the low ports")?;
     for path in &plan.read_only {
@@ -160,7 +161,7 @@ impl<'a> Sources<'a> {
 }
 
 /// A detached copy of one mount. Where something is mounted below and the kernel does not let us look under it, that comes along.
-fn clone(source: &OwnedFd) -> io::Result<OwnedFd> {
+pub(super) fn clone(source: &OwnedFd) -> io::Result<OwnedFd> {
     match mount::clone_tree(source.as_fd(), Depth::Single) {
         Err(error) if error.kind() == ErrorKind::InvalidInput => mount::clone_tree(source.as_fd(), Depth::Recursive),
         other => other,
@@ -405,7 +406,9 @@ fn finish_dev(root: BorrowedFd<'_>) -> io::Result<()> {
     mount::set_read_only(dev.as_fd())
 }
 
-fn mask(root: BorrowedFd<'_>, path: &SandboxPath, null: &OwnedFd) -> io::Result<()> {
+/// Covers a path: a file by /dev/null, a folder by an empty one. All folders share one file system, for making one costs more than
+/// all the rest here; the first is attached before it is copied, because older kernels copy no detached mount.
+fn mask(root: BorrowedFd<'_>, path: &SandboxPath, null: &OwnedFd, empty: &mut Option<OwnedFd>) -> io::Result<()> {
     let target = match mount::open_inside(root, path.relative(), OFlags::PATH, Mode::empty()) {
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         other => other?,
@@ -416,14 +419,21 @@ fn mask(root: BorrowedFd<'_>, path: &SandboxPath, null: &OwnedFd) -> io::Result<
         no_dev: false,
         no_exec: true,
     };
-    let cover = if FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode) == FileType::Directory {
-        tmpfs(4096, 1, 0o555, attributes)?
-    } else {
-        let tree = mount::clone_tree(null.as_fd(), Depth::Single)?;
-        mount::set_attributes(tree.as_fd(), attributes, None)?;
-        tree
-    };
-    mount::attach(cover.as_fd(), target.as_fd())
+    let is_folder = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode) == FileType::Directory;
+    match (is_folder, empty.as_ref()) {
+        (true, Some(empty)) => mount::attach(mount::clone_tree(empty.as_fd(), Depth::Single)?.as_fd(), target.as_fd()),
+        (true, None) => {
+            let cover = tmpfs(4096, 1, 0o555, attributes)?;
+            mount::attach(cover.as_fd(), target.as_fd())?;
+            *empty = Some(cover);
+            Ok(())
+        }
+        (false, _) => {
+            let cover = mount::clone_tree(null.as_fd(), Depth::Single)?;
+            mount::set_attributes(cover.as_fd(), attributes, None)?;
+            mount::attach(cover.as_fd(), target.as_fd())
+        }
+    }
 }
 
 /// Lets anybody inside listen on any port of the sandbox's own loopback: the guest on 53, for names, and servers on 80.

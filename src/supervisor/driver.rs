@@ -62,6 +62,7 @@ pub struct Supervisor {
     journal: Journal,
     state: PathBuf,
     identity: Identity,
+    requirements_digest: Option<String>,
     pub cgroups: Arc<Cgroups>,
 }
 
@@ -93,8 +94,18 @@ impl Supervisor {
             journal,
             state: state.to_owned(),
             identity,
+            requirements_digest: None,
             cgroups,
         })
+    }
+
+    /// Names the requirements that tasks are admitted under: their digest stands in the records.
+    #[must_use]
+    pub fn under(self, requirements_digest: Option<String>) -> Supervisor {
+        Supervisor {
+            requirements_digest,
+            ..self
+        }
     }
 
     /// Starts a task: its sandbox is there and records say so when this returns. Its commands come through the handle.
@@ -122,7 +133,7 @@ impl Supervisor {
             name: task.name.clone(),
             purpose: task.purpose.clone(),
             task_spec: serde_json::to_value(&task).unwrap_or_default(),
-            requirements_digest: None,
+            requirements_digest: self.requirements_digest.clone(),
             identity: self.identity.clone(),
             traceparent: None,
         };
@@ -142,8 +153,10 @@ impl Supervisor {
                 path: folder.clone(),
                 source: io::Error::other(error),
             })?;
-            let sandbox = Sandbox::start(&self.machinery, plan, place, &task.runtime).await?;
-            Ok::<_, StartError>((sandbox, guard))
+            Ok::<_, StartError>((
+                Sandbox::start(&self.machinery, plan, place, &task.runtime).await?,
+                guard,
+            ))
         };
         let failed = async |error: StartError| {
             let event = Event::TaskFinished {
@@ -169,7 +182,14 @@ impl Supervisor {
         let proxy = match gate {
             None => None,
             Some(gate) => {
-                let opened = way_out::open(&sandbox, gate, id, self.journal.clone(), desk.clone(), refused.clone());
+                let opened = way_out::open(
+                    &sandbox,
+                    gate,
+                    &task,
+                    self.journal.clone(),
+                    desk.clone(),
+                    refused.clone(),
+                );
                 match opened.await {
                     Ok(proxy) => Some(proxy),
                     Err(error) => {
@@ -211,7 +231,7 @@ impl Supervisor {
             output: task.limits.output.0,
             image_digest: image.digest.clone(),
             plan_digest,
-            requirements_digest: None,
+            requirements_digest: self.requirements_digest.clone(),
         };
         let live = Live::new(task, context, image, refused);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.

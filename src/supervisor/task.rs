@@ -196,10 +196,9 @@ impl Live {
         if let Some(old) = ended
             .checked_sub(1)
             .and_then(|index| execs.map.get(&execs.order[index]))
+            && old.done.borrow().is_some()
         {
-            if old.done.borrow().is_some() {
-                lock(&old.log).take();
-            }
+            lock(&old.log).take();
         }
     }
 
@@ -274,7 +273,7 @@ impl Live {
             tracing::warn!(%error, "a task's folder could not be removed; the next start tries again");
         }
         drop(lock_file);
-        // Last: who waits for this may end the process.
+        // Last: whoever waits for the end may end the process.
         self.ended.send_replace(Some(Arc::new(summary)));
     }
 

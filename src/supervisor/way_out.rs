@@ -23,7 +23,7 @@ use crate::policy::rules::Protocol as RuleProtocol;
 use crate::policy::{Answer, Digest, Policy};
 use crate::sandbox::oci::Sandbox;
 use crate::sandbox::plan::{DNS_PORT, HTTP_PROXY_PORT, SOCKS_PORT};
-use crate::task::{Network, NetworkMode};
+use crate::task::{Network, NetworkMode, Task};
 
 /// Destinations that were refused, for the task's summary.
 pub type Refused = Arc<Mutex<Vec<RefusedEgress>>>;
@@ -77,7 +77,7 @@ pub fn env(network: &Network) -> BTreeMap<String, String> {
 pub async fn open(
     sandbox: &Sandbox,
     gate: Arc<Gate>,
-    task: TaskId,
+    task: &Task,
     journal: Journal,
     desk: Arc<Desk>,
     refused: Refused,
@@ -94,9 +94,12 @@ pub async fn open(
         dns_tcp: Some(dns_tcp.into()),
         dns_udp: Some(dns_udp.into()),
     };
+    let (task, time) = (task.id, task.gate.approval_time);
     let recorder = Arc::new(ToJournal { task, journal, refused });
     let asker = Arc::new(ToDesk { task, desk });
-    Proxy::start(listeners, Parts::new(gate, recorder, asker)).map_err(|source| StartError::Proxy { source })
+    let mut parts = Parts::new(gate, recorder, asker);
+    parts.limits.ask_time = time;
+    Proxy::start(listeners, parts).map_err(|source| StartError::Proxy { source })
 }
 
 struct ToJournal {

@@ -53,6 +53,11 @@ pub fn kind(fd: &OwnedFd) -> io::Result<Kind> {
     })
 }
 
+/// Whether opening failed because a symlink was in the way.
+pub fn is_symlink_in_the_way(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ELOOP)
+}
+
 /// The first part of the path that is a symlink: for telling a person, never for deciding.
 pub fn first_symlink(path: &Path) -> Option<PathBuf> {
     let mut parts: Vec<&Path> = path.ancestors().collect();

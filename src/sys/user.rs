@@ -24,6 +24,11 @@ pub fn myself() -> Myself {
     }
 }
 
+/// What this machine calls itself.
+pub fn hostname() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// The names of the groups that a user is in, as the group database says.
 pub fn groups_of(name: &str, uid: u32) -> Vec<String> {
     let Ok(Some(user)) = User::from_uid(Uid::from_raw(uid)) else {

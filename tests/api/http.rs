@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use belljar::api::client::{ClientError, find};
 use belljar::api::folder;
-use belljar::api::messages::{AgentEvent, ErrorCode, ExecEnd, ExecState, TaskState};
+use belljar::api::messages::{AgentEvent, ErrorCode, ExecEnd, ExecState};
 use belljar::audit::query::{self, Filter, Take};
 use belljar::audit::record::ExecOutcome;
 use belljar::id::{ExecId, TaskId};
@@ -172,16 +172,12 @@ async fn what_the_harness_says_is_recorded() {
 async fn stop_ends_what_runs_and_answers_with_the_summary() {
     let mut live = Live::start().await;
     let exec = live.task.start(&start(&["sleep", "600"])).await.unwrap();
-    let summary = live.task.stop().await.unwrap();
-    assert_eq!(summary.execs.len(), 1);
-    assert_eq!(
-        finished(summary.execs[0].end.as_ref().unwrap()).outcome,
-        ExecOutcome::Canceled
-    );
-    assert_eq!(live.task.info().await.unwrap().state, TaskState::Ended);
-    let late = live.task.start(&start(&["true"])).await.unwrap_err();
-    assert!(matches!(late, ClientError::Refused(error) if error.0.code == ErrorCode::Conflict));
-    assert_eq!(live.task.wait().await.unwrap().execs[0].id, exec.id);
+    let (waited, stopped) = tokio::join!(live.task.wait(), live.task.stop());
+    let (waited, stopped) = (waited.unwrap(), stopped.unwrap());
+    assert_eq!((waited.execs[0].id, stopped.execs[0].id), (exec.id, exec.id));
+    let end = stopped.execs[0].end.as_ref().unwrap();
+    assert_eq!(finished(end).outcome, ExecOutcome::Canceled);
+    assert_eq!(live.handle.info().state, belljar::supervisor::TaskState::Ended);
     live.server.take().unwrap().stop().await;
     assert!(matches!(
         live.task.info().await.unwrap_err(),

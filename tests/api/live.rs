@@ -50,10 +50,10 @@ pub async fn start_task(name: &str, state: &Path) -> (TaskHandle, Journal) {
     };
     let program = Path::new(env!("CARGO_BIN_EXE_belljar"));
     let supervisor = Supervisor::start(program, state, journal.clone(), identity).unwrap();
+    let image = image::resolve(&task.image, &Store::of_state(state), &Silent).unwrap();
     let nobody = Nobody {
         why: "a test runs".to_owned(),
     };
-    let image = image::resolve(&task.image, &Store::of_state(state), &Silent).unwrap();
     let task = supervisor
         .start_task(task, image, policy, Arc::new(nobody))
         .await

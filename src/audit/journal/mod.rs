@@ -17,11 +17,9 @@
 
 mod lost;
 mod read;
+mod retain;
 mod store;
 mod writer;
-
-#[cfg(test)]
-mod tests;
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -37,7 +35,8 @@ use super::redact::Redactor;
 use writer::WrittenBy;
 
 pub use read::{Reader, Stored};
-pub(crate) use store::{FILE, GENESIS, chain, connect_read, connect_write, nanoseconds};
+pub use retain::{Removed, Retention};
+pub(crate) use store::{FILE, GENESIS, chain, connect_read, connect_write, host_name, nanoseconds};
 
 /// The number of a record: 1 is the journal's first, and none is left out.
 pub type Seq = u64;
@@ -108,6 +107,12 @@ pub enum JournalError {
     Replaced { path: PathBuf },
     #[error("cannot bring the journal {} to the disk", path.display())]
     Sync {
+        path: PathBuf,
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+    #[error("cannot write the archive {}", path.display())]
+    Archive {
         path: PathBuf,
         #[source]
         source: Arc<std::io::Error>,
@@ -280,3 +285,6 @@ impl Future for Receipt {
             .map(|reply| reply.unwrap_or(Err(JournalError::Closed)))
     }
 }
+
+#[cfg(test)]
+mod tests;

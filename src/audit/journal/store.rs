@@ -510,7 +510,7 @@ fn make_folder(folder: &Path) -> Result<(), JournalError> {
 }
 
 /// The host's name, kept to the characters that RFC 1123 allows: it goes unescaped into every record.
-fn host_name() -> String {
+pub(crate) fn host_name() -> String {
     let name = nix::unistd::gethostname().unwrap_or_default();
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
     name.to_string_lossy()

@@ -498,6 +498,85 @@ fn a_caller_does_not_wait_for_another_process_in_its_own_thread() {
     assert_eq!(names, ["0", "1", "2"]);
 }
 
+#[test]
+fn old_records_are_archived_and_the_chain_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open(folder.path());
+    for n in 0..99 {
+        drop(journal.submit(note(&n.to_string())));
+    }
+    let exec = exec_started(TaskId::new(), ExecId::new());
+    let open_start = journal.append_blocking(exec).unwrap();
+    let before = journal.reader().unwrap().after(0, 1000).unwrap();
+    let everything = Retention {
+        age: Some(std::time::Duration::ZERO),
+        collectors: vec!["http://collector:4317".into()],
+        ..Retention::default()
+    };
+    // The collector has taken nothing, so nothing goes.
+    assert_eq!(journal.retain(&everything).unwrap(), 0);
+    let db = Connection::open(folder.path().join(FILE)).unwrap();
+    for (signal, seq) in [("logs", 60), ("traces", 40)] {
+        let sql = "INSERT INTO cursors (endpoint, signal, seq, state) VALUES ('http://collector:4317', ?1, ?2, '')";
+        db.execute(sql, rusqlite::params![signal, seq]).unwrap();
+    }
+    assert_eq!(journal.retain(&everything).unwrap(), 40);
+    let verified = verify(folder.path()).unwrap();
+    assert_eq!((verified.first_seq, verified.records), (41, 62));
+    // Without collectors all goes that belongs to nothing open.
+    let rest = Retention {
+        collectors: vec![],
+        ..everything
+    };
+    assert_eq!(journal.retain(&rest).unwrap(), open_start - 41);
+    assert_eq!(verify(folder.path()).unwrap().first_seq, open_start);
+    journal.append_blocking(note("on and on")).unwrap();
+    verify(folder.path()).unwrap();
+    let mut lines = String::new();
+    for first in [1, 41] {
+        let file = std::fs::File::open(folder.path().join(format!("journal-{first:020}.jsonl.zst"))).unwrap();
+        let mut reader = zstd::Decoder::new(file).unwrap();
+        std::io::Read::read_to_string(&mut reader, &mut lines).unwrap();
+    }
+    let expected: String = before[..open_start as usize - 1]
+        .iter()
+        .map(|record| format!("{}\n", record.json))
+        .collect();
+    assert_eq!(lines, expected);
+}
+
+#[test]
+fn records_that_nobody_says_were_taken_out_are_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open(folder.path());
+    for n in 0..9 {
+        journal.append_blocking(note(&n.to_string())).unwrap();
+    }
+    let db = Connection::open(folder.path().join(FILE)).unwrap();
+    db.execute("DELETE FROM records WHERE seq <= 5", []).unwrap();
+    let why = assert_broken_at(folder.path(), 5, "first ones removed");
+    assert!(why.contains("no record says that it was taken out"), "{why}");
+}
+
+#[test]
+fn a_journal_that_is_too_large_becomes_smaller() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open(folder.path());
+    for n in 0..2000 {
+        drop(journal.submit(note(&format!("{n} {}", "x".repeat(500)))));
+    }
+    journal.append_blocking(note("last")).unwrap();
+    let retention = Retention {
+        bytes: Some(500_000),
+        removed: Removed::Deleted,
+        ..Retention::default()
+    };
+    let gone = journal.retain(&retention).unwrap();
+    assert!((1000..1900).contains(&gone), "{gone}");
+    assert_eq!(journal.retain(&retention).unwrap(), 0);
+    verify(folder.path()).unwrap();
+}
+
 // ---- Other processes: this test program runs itself anew, as a child that does one thing. ----
 
 /// Tells a child what to do; without it the children's "tests" do nothing.

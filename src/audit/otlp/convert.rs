@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::names;
-use crate::audit::journal::{JournalError, Reader, Stored};
+use crate::audit::journal::{JournalError, Reader, Stored, host_name};
 use crate::audit::verify::{hex, unhex};
 
 /// The longest text in one attribute. Collectors take 4 MiB in a message, and a record that none takes would hold up all that
@@ -50,13 +50,12 @@ impl Converter {
     }
 
     pub fn resource(&self) -> Resource {
-        let host = nix::unistd::gethostname().unwrap_or_default();
         Resource {
             attributes: vec![
                 text(names::SERVICE_NAME, "belljar"),
                 text(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION")),
                 text(names::SERVICE_INSTANCE_ID, &self.journal),
-                text(names::HOST_NAME, &host.to_string_lossy()),
+                text(names::HOST_NAME, &host_name()),
             ],
             ..Resource::default()
         }

@@ -17,13 +17,7 @@ mod convert;
 mod cursor;
 mod metrics;
 pub mod names;
-#[cfg(test)]
-mod names_tests;
-#[cfg(test)]
-mod real_tests;
 mod send;
-#[cfg(test)]
-mod tests;
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -512,3 +506,6 @@ fn whole(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

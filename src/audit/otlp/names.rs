@@ -242,3 +242,6 @@ pub fn attribute(path: &str) -> String {
         None => format!("{OURS}{path}"),
     }
 }
+
+#[cfg(test)]
+mod tests;

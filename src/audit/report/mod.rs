@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::journal::{JournalError, Reader, Seq, Stored};
-use super::query::{self, Filter};
+use super::query::{self, Filter, command_line};
 
 pub use html::html;
 
@@ -135,7 +135,7 @@ impl Report {
             "exec.finished" => self.add_exec(record, &value),
             "exec.refused" => {
                 self.totals.refused += 1;
-                self.refused.push(moment(command(&value), word("/reason")));
+                self.refused.push(moment(command_line(&value), word("/reason")));
             }
             "approval.answered" => {
                 let who = format!("{} by {}", word("/answer"), word("/approver/name"));
@@ -156,7 +156,7 @@ impl Report {
         let exec = Exec {
             seq: record.seq,
             id: record.exec.map(|id| id.to_string()).unwrap_or_default(),
-            command: command(value),
+            command: command_line(value),
             outcome: value["outcome"].as_str().unwrap_or_default().to_owned(),
             exit_code: value["exit_code"].as_i64(),
             start: record.time as f64 / 1e9 - wall_seconds,
@@ -187,12 +187,6 @@ impl Report {
         self.execs
             .sort_by(|a, b| a.start.total_cmp(&b.start).then(a.seq.cmp(&b.seq)));
     }
-}
-
-fn command(value: &Value) -> String {
-    let words = value["argv"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
-    shlex::try_join(words.iter().copied()).unwrap_or_else(|_| words.join(" "))
 }
 
 #[cfg(test)]

@@ -84,7 +84,9 @@ pub(super) fn show_stats(args: &StatsArgs, folder: &Path, out: &mut dyn Write) -
         "denied",
         "network",
     ]);
-    rows.iter().for_each(|row| drop(table.add_row(cells(row))));
+    for row in &rows {
+        table.add_row(cells(row));
+    }
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(comfy_table::CellAlignment::Right);
     }

@@ -16,6 +16,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::audit::journal::{Reader, Seq, Stored};
 use crate::audit::key::SigningKey;
+use crate::audit::ocsf;
 use crate::audit::otlp::{Exporter, OtlpConfig, Protocol};
 use crate::audit::query::{self, Filter, Take};
 use crate::audit::schema::schemas;
@@ -144,8 +145,11 @@ struct VerifyArgs {
 #[derive(Debug, Args)]
 struct ExportArgs {
     /// A record a line on stdout, as it stands in the journal
-    #[arg(long, conflicts_with = "otlp", required_unless_present = "otlp")]
+    #[arg(long, conflicts_with_all = ["otlp", "ocsf"], required_unless_present_any = ["otlp", "ocsf"])]
     jsonl: bool,
+    /// An event of the Open Cybersecurity Schema Framework a line on stdout
+    #[arg(long, conflicts_with = "otlp")]
+    ocsf: bool,
     /// Everything that the collector does not have yet
     #[arg(long)]
     otlp: bool,
@@ -178,7 +182,7 @@ pub fn run(args: AuditArgs, state: &Path, out: &mut dyn Write) -> anyhow::Result
             json,
         } => {
             let shape = if json { Shape::Json } else { Shape::Text };
-            tail(lines, follow, &filter, shape, &folder, out)
+            tail(lines, follow, &filter, &shape, &folder, out)
         }
         AuditCommand::Verify(args) => prove(&args, &folder, out),
         AuditCommand::Key { json } => key(json, state, out),
@@ -195,10 +199,12 @@ pub fn run(args: AuditArgs, state: &Path, out: &mut dyn Write) -> anyhow::Result
     }
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 enum Shape {
     Text,
     Json,
+    /// With the journal's own id.
+    Ocsf(String),
 }
 
 fn ls(args: &LsArgs, folder: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
@@ -208,18 +214,18 @@ fn ls(args: &LsArgs, folder: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
     match args.limit {
         Some(count) => {
             for record in query::ls(&reader, &filter, Take::Newest(count))? {
-                line(&record, shape, out)?;
+                line(&record, &shape, out)?;
             }
         }
         None => {
-            each(&reader, filter, shape, out)?;
+            each(&reader, filter, &shape, out)?;
         }
     }
     Ok(0)
 }
 
 /// Writes all records of the filter in pieces, so that a journal of any size needs little memory; gives the last one's number.
-fn each(reader: &Reader, mut filter: Filter, shape: Shape, out: &mut dyn Write) -> anyhow::Result<Seq> {
+fn each(reader: &Reader, mut filter: Filter, shape: &Shape, out: &mut dyn Write) -> anyhow::Result<Seq> {
     const PIECE: usize = 1000;
     loop {
         let records = query::ls(reader, &filter, Take::Oldest(PIECE))?;
@@ -237,7 +243,7 @@ fn tail(
     lines: usize,
     follow: bool,
     filter: &FilterArgs,
-    shape: Shape,
+    shape: &Shape,
     folder: &Path,
     out: &mut dyn Write,
 ) -> anyhow::Result<u8> {
@@ -258,7 +264,7 @@ fn tail(
 }
 
 /// Shows what comes, until the reader goes away or the program is ended.
-fn follow_on(reader: &Reader, mut filter: Filter, shape: Shape, out: &mut dyn Write) -> anyhow::Result<()> {
+fn follow_on(reader: &Reader, mut filter: Filter, shape: &Shape, out: &mut dyn Write) -> anyhow::Result<()> {
     loop {
         let last = each(reader, filter.clone(), shape, out)?;
         filter.after = filter.after.max(last);
@@ -348,9 +354,14 @@ fn export(args: &ExportArgs, folder: &Path, out: &mut dyn Write) -> anyhow::Resu
     }
     let reader = Reader::open(folder)?;
     let mut filter = args.filter.parse(&reader)?;
-    filter.after = each(&reader, filter.clone(), Shape::Json, out)?;
+    let shape = if args.ocsf {
+        Shape::Ocsf(reader.journal_id()?)
+    } else {
+        Shape::Json
+    };
+    filter.after = each(&reader, filter.clone(), &shape, out)?;
     if args.follow {
-        follow_on(&reader, filter, Shape::Json, out)?;
+        follow_on(&reader, filter, &shape, out)?;
     }
     Ok(0)
 }
@@ -403,10 +414,11 @@ fn flush(exporter: &crate::audit::otlp::ExporterHandle, deadline: Duration) -> a
     })
 }
 
-fn line(record: &Stored, shape: Shape, out: &mut dyn Write) -> std::io::Result<()> {
+fn line(record: &Stored, shape: &Shape, out: &mut dyn Write) -> std::io::Result<()> {
     match shape {
         Shape::Json => writeln!(out, "{}", record.json),
         Shape::Text => writeln!(out, "{}", text::line(record)),
+        Shape::Ocsf(journal) => writeln!(out, "{}", ocsf::event(journal, record)),
     }
 }
 

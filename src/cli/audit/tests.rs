@@ -260,6 +260,12 @@ fn export_as_jsonl_gives_what_stands_in_the_journal() {
     let expected: String = stored.iter().map(|record| format!("{}\n", record.json)).collect();
     assert_eq!(fixture.answer(&["export", "--jsonl"]), expected);
     assert!(fixture.ask(&["export"]).is_err());
+    let events = fixture.answer(&["export", "--ocsf", "--kind", "exec"]);
+    let classes: Vec<serde_json::Value> = events
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["class_uid"].clone())
+        .collect();
+    assert_eq!(classes, [1007, 1007, 1007]);
 }
 
 /// Takes so many lines and then is gone, as `head` is.

@@ -6,7 +6,7 @@ use std::io::Write;
 use serde_json::Value;
 
 use crate::audit::journal::Stored;
-use crate::audit::query::Whole;
+use crate::audit::query::{Whole, command_line};
 use crate::task::limits::Bytes;
 
 /// One record: number, time, the ends of the ids of task and exec, kind, and what happened.
@@ -110,6 +110,11 @@ pub fn summary(kind: &str, value: &Value) -> String {
             &format!("belljar {}", word("/program_version")),
             &format!("process {}", number("/pid")),
             &format!("{} open starts", number("/open_starts")),
+        ]),
+        "journal.pruned" => spaced(&[
+            &format!("{} to {}", number("/first_seq"), number("/last_seq")),
+            &format!("for their {}", word("/reason")),
+            &word("/archive"),
         ]),
         "journal.checkpoint" => spaced(&[&format!("through {}", number("/through_seq")), &word("/hash")]),
         _ => String::new(),
@@ -217,15 +222,7 @@ fn used(value: &Value) -> String {
 }
 
 fn command(value: &Value) -> String {
-    let words: Vec<&str> = match value.get("argv").and_then(Value::as_array) {
-        Some(words) => words.iter().map(|word| word.as_str().unwrap_or_default()).collect(),
-        None => return String::new(),
-    };
-    match shlex::try_join(words.iter().copied()) {
-        Ok(line) => shown(&line),
-        // A NUL, for which a shell has no quotes.
-        Err(_) => shown(&words.join(" ")),
-    }
+    shown(&command_line(value))
 }
 
 fn rules(value: &Value) -> String {

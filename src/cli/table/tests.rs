@@ -11,7 +11,7 @@ fn summary() -> TaskSummary {
         "wall_seconds": 3.2, "usage": {"source": "cgroup_v2", "cpu_user_seconds": 2.0, "cpu_system_seconds": 0.5,
         "memory_peak_bytes": 104857600}, "network_bytes_sent": 10, "network_bytes_received": 2048,
         "stdout_bytes": 1500, "stderr_bytes": 36, "rules": []});
-    let rule = json!({"id": "r", "file": "agent.rules", "line": 3, "decision": "forbidden"});
+    let rule = json!({"id": "prefix:1", "file": "agent.rules", "line": 3, "decision": "forbidden"});
     serde_json::from_value(json!({
         "id": "01920000-0000-7000-8000-000000000000", "name": "demo\u{1b}", "outcome": "finished", "wall_seconds": 65.0,
         "execs": [

@@ -228,6 +228,23 @@ impl Requirements {
         }
     }
 
+    /// The violation of sending records to a receiver that a flag or a variable names.
+    pub(in crate::config) fn check_endpoint(&self, endpoint: &str) -> Option<Fault> {
+        let allowed = self.endpoints.as_ref()?;
+        if allowed.value.iter().any(|one| one == endpoint) {
+            return None;
+        }
+        let mut found = Violations(Vec::new());
+        found.note(
+            &Origin::Flag("--otlp"),
+            "",
+            format!("\"{endpoint}\""),
+            &allowed.value,
+            &allowed.origin,
+        );
+        found.0.pop()
+    }
+
     /// Every way in which the configuration goes beyond this file.
     pub(in crate::config) fn check_config(&self, asked: &ConfigAsked<'_>) -> Vec<Fault> {
         let mut found = Violations(Vec::new());

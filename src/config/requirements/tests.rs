@@ -3,6 +3,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 
 use crate::config::Config;
 use crate::config::tests::Place;
+use crate::path::SandboxPath;
+use crate::policy::{Command, Policy, Stdin, Verdict};
 use crate::task::limits::Bytes;
 use crate::task::{Backend, GitMode, ImageRef, NetworkMode, Reviewer, Unknown, Unmatched};
 
@@ -250,6 +252,42 @@ fn rules_of_the_admin_are_read_when_they_are_trusted_and_go_with_every_task() {
 }
 
 #[test]
+fn rules_that_codex_s_file_demands_are_judged_by_and_named_with_their_line() {
+    let place = Place::new();
+    let codex = "[rules]\nprefix_rules = [\n  { pattern = [{ any_of = [\"git\", \"hg\"] }, { token = \"status\" }], decision = \"prompt\" },\n  { pattern = [{ token = \"rm\" }], decision = \"forbidden\", justification = \"say \\\"please\\\"\" },\n]\n";
+    let codex = place.write("etc/codex.toml", codex);
+    place.write(
+        "etc/requirements.toml",
+        &format!("version = 1\n[codex]\nrequirements = \"{}\"\n", codex.display()),
+    );
+    let task = place.admit("").unwrap();
+    let policy = Policy::of_gate(&task.gate).unwrap();
+    let judged = |argv: &[&str]| {
+        let command = Command {
+            argv: argv.iter().map(|word| (*word).to_owned()).collect(),
+            cwd: SandboxPath::new("/").unwrap(),
+            env: Default::default(),
+            stdin: Stdin::None,
+            tty: None,
+        };
+        let explanation = policy.explain(&command);
+        let places: Vec<(String, u32)> = explanation
+            .rules
+            .iter()
+            .map(|rule| (rule.file.clone(), rule.line))
+            .collect();
+        (explanation.judgement, places)
+    };
+    let file = codex.to_str().unwrap().to_owned();
+    assert_eq!(judged(&["hg", "status"]), (Verdict::Ask, vec![(file.clone(), 3)]));
+    assert_eq!(
+        judged(&["bash", "-c", "true; rm -rf x"]),
+        (Verdict::Deny, vec![(file, 4)])
+    );
+    assert_eq!(judged(&["git", "log"]), (Verdict::Allow, vec![]));
+}
+
+#[test]
 fn a_denied_folder_is_denied_by_way_of_a_link_too() {
     let place = Place::new();
     place.write("real/keys/id", "");
@@ -310,6 +348,12 @@ fn records_go_only_where_the_admin_says() {
         "[[otlp]]\nendpoint = \"https://otel.example:4317\"\n",
     );
     assert!(place.admit("").is_ok());
+    let config = place.config();
+    assert!(config.check_endpoints(["https://otel.example:4317"]).is_ok());
+    let expected =
+        "--otlp: \"http://flag:4317\" is not allowed, only \"https://otel.example:4317\" (/etc/requirements.toml:3:13)";
+    let found = config.check_endpoints(["http://flag:4317"]).unwrap_err().to_string();
+    assert_eq!(found.replace(place.root.to_str().unwrap(), ""), expected);
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::Requirements;
 use crate::config::codex;
 use crate::document::{Fault, Faults, Origin};
 use crate::policy::Digest;
-use crate::sys::path::open_file_without_symlinks;
+use crate::sys::path::{is_symlink_in_the_way, open_file_without_symlinks};
 use crate::task::RulesText;
 
 /// Larger than any that a person keeps in mind.
@@ -137,9 +137,9 @@ fn trusted_folder(path: &Path, owner: u32) -> Result<(), String> {
 /// The text of a file that root alone can have written.
 fn trusted_text(path: &Path, owner: u32) -> Result<String, String> {
     let unreadable = |error: io::Error| format!("the file cannot be read: {error}");
-    let file: File = open_file_without_symlinks(path).map_err(|error| match error.raw_os_error() {
-        Some(libc::ELOOP) => "the file is reached by way of a symlink".to_owned(),
-        _ => unreadable(error),
+    let file: File = open_file_without_symlinks(path).map_err(|error| match is_symlink_in_the_way(&error) {
+        true => "the file is reached by way of a symlink".to_owned(),
+        false => unreadable(error),
     })?;
     let found = file.metadata().map_err(unreadable)?;
     if !found.is_file() {

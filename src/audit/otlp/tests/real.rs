@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 
 use nix::unistd::Pid;
 
-use super::tests::one_task;
-use super::*;
+use super::super::*;
+use super::one_task;
 use crate::audit::journal::{Journal, JournalOptions};
 use crate::audit::record::{Entry, Event, ExecFinished, ExecOutcome, Usage};
 use crate::id::{ExecId, TaskId};

@@ -6,16 +6,16 @@ use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::metrics::v1::metric::Data;
 
-use super::convert::Converter;
-use super::metrics::{Now, Totals};
-use super::names;
 use crate::audit::journal::{Journal, JournalOptions};
+use crate::audit::otlp::convert::Converter;
+use crate::audit::otlp::metrics::{Now, Totals};
+use crate::audit::otlp::names;
 use crate::audit::samples;
 
 type Types = BTreeMap<String, String>;
 
 fn registry() -> toml::Table {
-    include_str!("../../../config/telemetry-names.toml").parse().unwrap()
+    include_str!("../../../../config/telemetry-names.toml").parse().unwrap()
 }
 
 fn entries(table: &str, value: &str) -> Types {
