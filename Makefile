@@ -20,7 +20,8 @@ run:
 ## All tests; they reach nothing outside this machine
 test:
 	@tools/setup.sh test
-	$(TEST) --workspace --locked </dev/null
+	@tests/tools/collector.sh
+	$(TEST) --workspace --locked --no-fail-fast </dev/null
 
 ## The attacks alone
 escape:
