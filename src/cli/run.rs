@@ -4,6 +4,7 @@
 //! socket until it is stopped, by `belljar task stop`, SIGINT, SIGTERM or its time limit. With `--stdio` a harness drives it
 //! over lines of JSON.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +19,7 @@ use super::{exec, exit, table, terminal};
 use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
 use crate::api::{Server, stdio};
 use crate::approval::{Ask, Nobody};
-use crate::audit::journal::{Journal, JournalOptions};
+use crate::audit::journal::{Journal, JournalError, JournalOptions};
 use crate::audit::key::SigningKey;
 use crate::audit::otlp::{Exporter, ExporterHandle, OtlpConfig};
 use crate::audit::record::{Entry, Event, Identity};
@@ -78,13 +79,18 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         Err(error) => return Err(record_refusal(name, error)),
     };
     let policy = Policy::of_gate(&task.gate)?;
+    // The key lies in the state folder, which the first task of a user makes.
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&config.state)?;
     let options = JournalOptions {
         sync: journal_sync(&config),
         key: Some(SigningKey::load_or_make(&config.state.join(super::audit::KEY))?),
         ..JournalOptions::default()
     };
     let folder = journal_folder(&config.state);
-    let journal = Journal::open(&folder, options)?;
+    let journal = open_journal(&folder, &options)?;
     let exporter = start_exporter(&folder, &config, manner.otlp.as_deref())?;
     let identity = Identity {
         uid: surroundings.uid,
@@ -104,6 +110,18 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         flush(exporter, &manner).await;
     }
     code
+}
+
+/// Opens the journal. Two tasks that begin at once may both find it new, and SQLite does not wait for the change to write-ahead mode:
+/// the later one tries again, for at most two seconds.
+fn open_journal(folder: &Path, options: &JournalOptions) -> anyhow::Result<Journal> {
+    for _ in 0..100 {
+        match Journal::open(folder, options.clone()) {
+            Err(JournalError::Open { .. }) => std::thread::sleep(Duration::from_millis(20)),
+            opened => return Ok(opened?),
+        }
+    }
+    Ok(Journal::open(folder, options.clone())?)
 }
 
 fn journal_folder(state: &Path) -> PathBuf {
