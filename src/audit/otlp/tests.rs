@@ -1,6 +1,7 @@
 //! Against a collector in this process; `real` has those against a real one.
 
 mod real;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -63,14 +64,16 @@ impl Collector {
     }
 
     fn serve(&self, listener: tokio::net::TcpListener) {
-        let server = tonic::transport::Server::builder()
+        tokio::spawn(self.router().serve_with_incoming(TcpIncoming::from(listener)));
+    }
+
+    fn router(&self) -> tonic::transport::server::Router {
+        tonic::transport::Server::builder()
             .add_service(
                 LogsServiceServer::new(self.clone()).accept_compressed(tonic::codec::CompressionEncoding::Gzip),
             )
             .add_service(TraceServiceServer::new(self.clone()))
             .add_service(MetricsServiceServer::new(self.clone()))
-            .serve_with_incoming(TcpIncoming::from(listener));
-        tokio::spawn(server);
     }
 
     fn set(&self, mood: Mood) {
