@@ -310,7 +310,11 @@ fn otlp(table: &Table<'_>, home: Option<&Path>) -> Option<Otlp> {
         (Some(_), Some(_)) | (None, None) => None,
     };
     if let Some((origin, key)) = half {
-        table.fault(origin, key, "a client certificate needs its key, and the key its certificate");
+        table.fault(
+            origin,
+            key,
+            "a client certificate needs its key, and the key its certificate",
+        );
     }
     Some(otlp)
 }

@@ -209,6 +209,7 @@ fn one_task(journal: &Journal, traceparent: Option<&str>, exit_code: i32) -> (Ta
         io_write_bytes: Some(4096),
         pids_peak: Some(3),
         oom_kills: Some(0),
+        ..Usage::NONE
     };
     let of_task = |event| Entry {
         task: Some(task),
@@ -300,6 +301,8 @@ fn one_task(journal: &Journal, traceparent: Option<&str>, exit_code: i32) -> (Ta
             execs: 1,
             refused: 0,
             usage,
+            network_bytes_sent: None,
+            network_bytes_received: None,
             left_files: vec![],
         }),
     ];

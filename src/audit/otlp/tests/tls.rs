@@ -113,7 +113,9 @@ async fn serve(authority: &Authority, protocol: Protocol, collector: Collector) 
                         let collector = collector.clone();
                         async move { Ok::<_, std::convert::Infallible>(take(request, &collector).await) }
                     });
-                    tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), take));
+                    tokio::spawn(
+                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), take),
+                    );
                 }
             });
         }
@@ -129,7 +131,10 @@ async fn take(request: hyper::Request<Incoming>, collector: &Collector) -> hyper
     let body = request.into_body().collect().await.unwrap().to_bytes();
     if is_logs {
         let request = ExportLogsServiceRequest::decode(body).unwrap();
-        let scopes = request.resource_logs.into_iter().flat_map(|resource| resource.scope_logs);
+        let scopes = request
+            .resource_logs
+            .into_iter()
+            .flat_map(|resource| resource.scope_logs);
         let mut taken = collector.0.lock().unwrap();
         taken.logs.extend(scopes.flat_map(|scope| scope.log_records));
     }
@@ -190,11 +195,18 @@ fn files_that_are_no_certificates_are_named_before_anything_is_sent() {
     let folder = tempfile::tempdir().unwrap();
     journal(folder.path());
     let authority = Authority::new();
-    let start = |config| Exporter::start(folder.path(), vec![config]).err().map(|error| whole(&error));
+    let start = |config| {
+        Exporter::start(folder.path(), vec![config])
+            .err()
+            .map(|error| whole(&error))
+    };
     let mut config = authority.config(1, Protocol::Grpc);
     config.ca = Some(authority.file("server.key"));
     let error = start(config).unwrap();
-    assert!(error.contains("server.key cannot be used: it holds no certificate"), "{error}");
+    assert!(
+        error.contains("server.key cannot be used: it holds no certificate"),
+        "{error}"
+    );
     let mut config = authority.config(1, Protocol::Grpc);
     config.client_key = None;
     assert!(start(config).unwrap().contains("needs its key"));
