@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::rules::{Fault, Hit, ManagedRule, NetworkRule, Place, RuleSet, RuleText, RulesError};
 use super::shell::{self, Fit, Redirect, Role, SimpleCommand, Word};
-use super::{Basis, Command, Decision, Digest, Judgement, Permit, Question, Refusal, RuleMatch};
+use super::{Basis, Command, Decision, Digest, Judgement, Permit, Question, Refusal, RuleMatch, amend};
 use crate::id::ExecId;
 use crate::path::HostPath;
 use crate::task::{Gate, Unmatched};
@@ -19,6 +19,9 @@ pub struct Policy {
     resolve: bool,
     /// Whether any rule says other than allow.
     restricts: bool,
+    /// What the rules were loaded from, so that one more can be added to these very ones.
+    texts: Vec<RuleText>,
+    managed: Vec<ManagedRule>,
 }
 
 /// How a command was understood and what the rules say of it. `rules check` prints it and [`Policy::judge`] follows it.
@@ -118,7 +121,25 @@ impl Policy {
 
     /// Loads rules that are at hand already.
     pub fn from_texts(texts: &[RuleText], unmatched: Unmatched) -> Result<Self, RulesError> {
-        Ok(Self::of(RuleSet::load(texts)?, unmatched))
+        Ok(Self {
+            texts: texts.to_vec(),
+            ..Self::of(RuleSet::load(texts)?, unmatched)
+        })
+    }
+
+    /// The same rules with `text` in the place of the file of its name, or beside the others where there is none of that name.
+    /// Nothing else is read again.
+    pub fn amended(&self, text: RuleText) -> Result<Self, RulesError> {
+        let mut texts = self.texts.clone();
+        match texts.iter_mut().find(|other| other.name == text.name) {
+            Some(other) => *other = text,
+            None => texts.push(text),
+        }
+        let amended = Self {
+            resolve: self.resolve,
+            ..Self::from_texts(&texts, self.unmatched)?
+        };
+        Ok(amended.with_managed(self.managed.clone()))
     }
 
     fn of(rules: RuleSet, unmatched: Unmatched) -> Self {
@@ -128,14 +149,19 @@ impl Policy {
             unmatched,
             resolve: true,
             restricts,
+            texts: Vec::new(),
+            managed: Vec::new(),
         }
     }
 
     /// Adds what the admin demands; it can only restrict.
     #[must_use]
     pub fn with_managed(self, rules: Vec<ManagedRule>) -> Self {
+        let managed: Vec<ManagedRule> = self.managed.into_iter().chain(rules.iter().cloned()).collect();
         Self {
             resolve: self.resolve,
+            texts: self.texts,
+            managed,
             ..Self::of(self.rules.with_managed(rules), self.unmatched)
         }
     }
@@ -159,6 +185,10 @@ impl Policy {
     /// MAY this command run in `place`, the digest of its sandbox?
     pub fn judge(&self, exec: ExecId, command: &Command, place: &Digest) -> Judgement {
         let explanation = self.explain(command);
+        let offer = match explanation.judgement {
+            Verdict::Ask => amend::suggest(&explanation, None),
+            Verdict::Allow | Verdict::Deny => None,
+        };
         let (reason, how_to_ask) = (explanation.reason(), explanation.how_to_go_on());
         let basis = Basis {
             rules: explanation.rules,
@@ -167,7 +197,7 @@ impl Policy {
         };
         match explanation.judgement {
             Verdict::Allow => Judgement::Allow(Permit::new(exec, command.digest(place), basis)),
-            Verdict::Ask => Judgement::Ask(Question::new(exec, command.digest(place), basis, reason)),
+            Verdict::Ask => Judgement::Ask(Question::new(exec, command.digest(place), basis, reason, offer)),
             Verdict::Deny => Judgement::Deny(Refusal {
                 basis,
                 reason,
