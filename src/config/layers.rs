@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::{Config, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
 use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, read_file};
 use crate::sys::path::open_file_without_symlinks;
+use crate::task::SecretSource;
 use crate::task::spec::{TaskSpec, expand_home, read_spec};
 
 /// The lowest layer, and the page that explains every key.
@@ -22,6 +23,7 @@ struct Layer {
     task: TaskSpec,
     sync: Option<Sited<Sync>>,
     otlp: Vec<Otlp>,
+    token: Option<Sited<SecretSource>>,
 }
 
 pub(super) fn built_in(state: &Path) -> Config {
@@ -35,7 +37,13 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
     let mut layers = vec![Layer::from_toml(DEFAULT, BUILT_IN, None).expect("the built-in configuration was tested")];
     let mut files = Vec::new();
     let mut faults: Vec<Fault> = Vec::new();
-    let demands = requirements::load(&surroundings.etc, surroundings.root).unwrap_or_else(|found| {
+    let demands = requirements::load(&requirements::Sources {
+        etc: &surroundings.etc,
+        owner: surroundings.root,
+        state: &surroundings.state_folder(),
+        fetch: &surroundings.fetch,
+    })
+    .unwrap_or_else(|found| {
         faults.extend(found.into_vec());
         Default::default()
     });
@@ -84,6 +92,7 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
         folders,
         files,
         requirements: demands.requirements,
+        bundles: demands.bundles,
         requirements_digest: demands.digest,
         untrusted,
         ..merged(layers, surroundings.state_folder())
@@ -101,10 +110,12 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
     let mut trusted_folders = Vec::new();
     let mut sync = None;
     let mut otlp = Vec::new();
+    let mut token = None;
     for layer in layers {
         task = layer.task.over(task);
         trusted_folders.extend(layer.trusted_folders);
         sync = layer.sync.or(sync);
+        token = layer.token.or(token);
         if !layer.otlp.is_empty() {
             otlp = layer.otlp;
         }
@@ -116,10 +127,12 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
             sync: sync.expect("the built-in configuration says when to sync"),
         },
         otlp,
+        token,
         state,
         folders: Vec::new(),
         files: Vec::new(),
         requirements: Vec::new(),
+        bundles: Vec::new(),
         requirements_digest: None,
         untrusted: None,
     }
@@ -160,7 +173,7 @@ fn project_layer(file: &Path) -> Result<Layer, Faults> {
         if let Some(version) = root.value("version") {
             version.integer(1..=1);
         }
-        for key in ["trusted_folders", "journal", "otlp"] {
+        for key in ["trusted_folders", "journal", "otlp", "identity"] {
             if let Some(value) = root.value(key) {
                 value.fault("only the system's and the user's configuration may say this");
             }
@@ -193,6 +206,9 @@ impl Layer {
                     .iter()
                     .filter_map(|table| otlp(table, home))
                     .collect(),
+                token: root
+                    .table("identity")
+                    .and_then(|table| table.parsed("token", |text| token(text, home))),
             }
         })
     }
@@ -203,6 +219,13 @@ fn trusted_folder(text: &str, home: Option<&Path>) -> Result<String, String> {
     match path.is_absolute() {
         true => Ok(path.display().to_string()),
         false => Err(format!("\"{text}\" is not absolute")),
+    }
+}
+
+fn token(text: &str, home: Option<&Path>) -> Result<SecretSource, String> {
+    match text.strip_prefix("file:") {
+        Some(path) => format!("file:{}", expand_home(path, home)?.display()).parse(),
+        None => text.parse(),
     }
 }
 
