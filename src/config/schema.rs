@@ -6,8 +6,9 @@ use std::collections::BTreeMap;
 use schemars::{JsonSchema, Schema};
 use serde_json::json;
 
-use super::Sync;
 use super::identity::Method;
+use super::{AgentEvents, Sync};
+use crate::audit::otlp::Signal;
 use crate::task::spec::TaskSpec;
 use crate::task::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User};
 
@@ -73,6 +74,28 @@ struct ConfigFile {
 #[allow(dead_code, reason = "only its schema is made")]
 struct Journal {
     sync: Option<Sync>,
+    /// A size: `1GiB`.
+    rotate_size: Option<String>,
+    /// A time: `30d`.
+    rotate_age: Option<String>,
+    keep: Option<String>,
+    /// Patterns: the `*` is what must not stand in a record.
+    #[schemars(default)]
+    redact: Vec<String>,
+    agent_events: Option<AgentEvents>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its schema is made")]
+struct JournalDemands {
+    sync: Option<Sync>,
+    #[schemars(default)]
+    redact: Vec<String>,
+    #[schemars(length(min = 1))]
+    agent_events: Option<Vec<AgentEvents>>,
+    /// A time: `90d`.
+    keep: Option<String>,
 }
 
 #[derive(JsonSchema)]
@@ -84,6 +107,15 @@ struct Otlp {
     /// A value may be `file:PATH`.
     #[schemars(default)]
     headers: BTreeMap<String, String>,
+    /// `grpc` or `http`.
+    protocol: Option<String>,
+    /// `none` or `gzip`.
+    compression: Option<String>,
+    signals: Option<Vec<Signal>>,
+    /// Files in PEM.
+    ca: Option<String>,
+    client_certificate: Option<String>,
+    client_key: Option<String>,
 }
 
 #[derive(JsonSchema)]
@@ -104,7 +136,7 @@ struct RequirementsFile {
     limits: Option<LimitDemands>,
     network: Option<NetworkDemands>,
     gate: Option<GateDemands>,
-    journal: Option<Journal>,
+    journal: Option<JournalDemands>,
     otlp: Option<OtlpDemands>,
     identity: Option<IdentityDemands>,
     bundle: Option<BundleDemands>,
