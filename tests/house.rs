@@ -54,6 +54,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("opentelemetry_proto", &["audit/otlp", "telemetry.rs"]),
     ("psl", &["egress/"]),
     ("ring", &["config/identity/token.rs"]),
+    ("reqwest", &["approval/reviewer/model.rs", "config/bundle/fetch.rs"]),
     ("rusqlite", &["audit/"]),
     // Safe calls on a descriptor at hand; what makes or passes descriptors is in sys.
     (
