@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use super::rule_book::UserRules;
 use super::task::Live;
 use super::{TaskHandle, image_name, recovery, runtime_name, way_out};
 use crate::approval::{Approvers, Desk};
@@ -197,8 +198,16 @@ impl Supervisor {
             Ok(started) => started,
             Err(error) => return Err(failed(error).await),
         };
-        let desk = Desk::new(&task, image.digest.as_deref(), approvers.into(), self.journal.clone());
+        let mut approvers = approvers.into();
         let policy = Arc::new(InForce::new(policy));
+        let rules = approvers
+            .rule_file
+            .take()
+            .map(|file| Arc::new(UserRules::new(file, policy.clone(), task.network.clone())));
+        let desk = Desk::new(&task, image.digest.as_deref(), approvers, self.journal.clone());
+        if let Some(rules) = &rules {
+            desk.remember_rules_in(rules.clone());
+        }
         let refused = way_out::Refused::default();
         let proxy = match gate {
             None => None,
@@ -209,10 +218,16 @@ impl Supervisor {
                     &task,
                     self.journal.clone(),
                     desk.clone(),
+                    policy.clone(),
                     refused.clone(),
                 );
                 match opened.await {
-                    Ok(proxy) => Some(proxy),
+                    Ok(proxy) => {
+                        if let Some(rules) = &rules {
+                            rules.reload_on(proxy.reloader());
+                        }
+                        Some(proxy)
+                    }
                     Err(error) => {
                         sandbox.destroy().await;
                         return Err(failed(error).await);
