@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use belljar_guest::{FromSlot, Rusage, Step, ToSlot};
 use bytes::Bytes;
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, watch};
@@ -29,11 +30,15 @@ const PIECE_BYTES: usize = 256 << 10;
 /// How long a killed command may take to be reported by its slot, before the slot's whole cgroup is killed from outside.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long after the command's end its pipes are read for what others, who got them from it, still write.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a terminal is read after the command's end: the kernel hands what was written there on in its own time. A pipe needs none,
+/// for what was written before the end is in it.
+const TERMINAL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The same for a command whose leftovers stay: they keep the pipes, and nobody reads those any more.
+/// The same for a command whose leftovers stay: they keep the terminal, and nobody reads it any more.
 const DETACHED_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long a reader who stands still may hold up an exec that is to be ended.
+const READER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The limits of one exec.
 pub struct Limits {
@@ -157,7 +162,7 @@ pub async fn run(
             (Streams::Pipes { out, err, feed }, started)
         }
     };
-    let Started { slot, permit: _ } = started;
+    let Started { mut slot, permit: _ } = started;
     // Nothing else comes before: the slot answers at once.
     let (streams, report) = match slot.link.hear().await {
         Ok(Some((FromSlot::Started { .. }, fds))) => (streams.with_terminal(fds)?, None),
@@ -340,10 +345,15 @@ async fn attend(
         if matches!(report, Some(Report::Gone | Report::Killed)) {
             slot.kill();
         }
-        // What the command wrote before its end is in the pipes, and is read as fast as the readers take it; only a pipe that somebody
-        // else holds open, and a reader who stands still while the exec is to be ended, are not waited for without end.
-        over.send_replace(Some(if detach { DETACHED_PATIENCE } else { DRAIN_PATIENCE }));
-        let hurry = tokio::time::Instant::now() + DRAIN_PATIENCE;
+        // What the command wrote before its end is in the pipes, and is read as fast as the readers take it; who else holds a pipe open,
+        // and a reader who stands still while the exec is to be ended, are not waited for.
+        let patience = match (terminal.is_some(), detach) {
+            (false, _) => Duration::ZERO,
+            (true, false) => TERMINAL_PATIENCE,
+            (true, true) => DETACHED_PATIENCE,
+        };
+        over.send_replace(Some(patience));
+        let hurry = tokio::time::Instant::now() + READER_PATIENCE;
         let mut canceled = false;
         while !io_done {
             tokio::select! {
@@ -372,7 +382,8 @@ fn end(slot: &Slot, why: Cause, cause: &mut Option<Cause>, kill_deadline: &mut O
     }
 }
 
-/// Reads a stream to its end: counts it, digests it, and hands on what the budget allows.
+/// Reads a stream to its end: counts it, digests it, and hands on what the budget allows. `over` tells that the command has ended, and
+/// for how long the stream may be silent then; the stream may outlive the command, in the hands of others.
 async fn pump(
     fd: OwnedFd,
     stream: Stream,
@@ -385,27 +396,43 @@ async fn pump(
         return;
     };
     let mut buffer: Vec<u8> = Vec::new();
-    loop {
-        // Room for one piece only while there is something to read: most commands write little, and thousands run.
-        let quiet = async {
-            let patience = over
-                .wait_for(Option::is_some)
-                .await
-                .map(|patience| patience.unwrap_or_default());
-            tokio::time::sleep(patience.unwrap_or_default()).await;
+    let mut patience: Option<Duration> = None;
+    // No more than this can have been written before the end; what comes after it is by others.
+    let mut left = PIPE_BYTES;
+    while left > 0 {
+        let ready = match patience {
+            // What the reactor says may lag behind what is there.
+            Some(Duration::ZERO) => None,
+            _ => tokio::select! {
+                biased;
+                ready = fd.readable() => match ready {
+                    Ok(ready) => Some(ready),
+                    Err(_) => break,
+                },
+                said = over.wait_for(Option::is_some), if patience.is_none() => {
+                    patience = Some(said.ok().and_then(|said| *said).unwrap_or_default());
+                    None
+                }
+                () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => break,
+            },
         };
-        tokio::select! {
-            biased;
-            ready = fd.readable() => if ready.is_err() { break },
-            () = quiet => break,
-        }
+        // Room for one piece only while there is something to read: most commands write little, and thousands run.
         buffer.reserve(PIECE_BYTES);
-        let read = fd.async_io(Interest::READABLE, |fd| {
-            rustix::io::read(fd, rustix::buffer::spare_capacity(&mut buffer)).map_err(io::Error::from)
-        });
-        match read.await {
+        // Not `async_io`: that would wait for more, deaf to the end of the command.
+        match rustix::io::read(fd.get_ref(), rustix::buffer::spare_capacity(&mut buffer)) {
+            Err(Errno::AGAIN) => {
+                if patience == Some(Duration::ZERO) {
+                    break;
+                }
+                if let Some(mut ready) = ready {
+                    ready.clear_ready();
+                }
+                continue;
+            }
+            Err(Errno::INTR) => continue,
             // A pseudo-terminal whose other side is closed says EIO.
             Ok(0) | Err(_) => break,
+            Ok(read) if patience.is_some() => left = left.saturating_sub(read),
             Ok(_) => {}
         }
         let data = if buffer.len() > PIECE_BYTES / 4 {
@@ -425,6 +452,8 @@ async fn pump(
             })
             .await;
         }
+        // A command that never pauses must not keep its own end, nor a limit, from being seen.
+        tokio::task::yield_now().await;
     }
 }
 
