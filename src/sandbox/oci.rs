@@ -289,12 +289,7 @@ impl Sandbox {
     pub fn give_back(&self, mut slot: Slot) {
         let reusable = match &mut slot.leaf {
             None => true,
-            Some(leaf) => {
-                leaf.pids().len() <= 1 && leaf.is_reusable(LEFTOVER_BYTES) && {
-                    leaf.reset();
-                    true
-                }
-            }
+            Some(leaf) => leaf.pids().len() <= 1 && leaf.serve_again(LEFTOVER_BYTES),
         };
         if reusable {
             let mut pool = self.pool();
@@ -466,8 +461,8 @@ pub fn end_and_remove(cgroup: &TaskCgroup) {
 }
 
 impl Slot {
-    pub fn counters(&self) -> Option<Counters> {
-        self.leaf.as_ref().map(Leaf::counters)
+    pub fn counters(&mut self) -> Option<Counters> {
+        self.leaf.as_mut().map(Leaf::counters)
     }
 
     /// Kills the command and all it started, and the slot with them.

@@ -499,7 +499,11 @@ fn read_pids(list: &str) -> Vec<Pid> {
 pub struct Leaf {
     folders: Vec<(TreeKind, PathBuf)>,
     files: Vec<Files>,
+    /// The list of processes, in the one tree that can also kill them.
+    procs: Option<File>,
     baseline: Counters,
+    /// As they were last read.
+    last: Counters,
     resettable: bool,
 }
 
@@ -509,10 +513,16 @@ impl Leaf {
             .iter()
             .map(|(kind, folder)| Files::open(*kind, folder))
             .collect::<io::Result<Vec<_>>>()?;
+        let procs = match folders.last() {
+            Some((_, folder)) => Some(File::open(folder.join("cgroup.procs"))?),
+            None => None,
+        };
         Ok(Leaf {
             folders,
             files,
+            procs,
             baseline: Counters::default(),
+            last: Counters::default(),
             resettable: true,
         })
     }
@@ -528,7 +538,8 @@ impl Leaf {
     /// Starts counting anew.
     pub fn reset(&mut self) {
         self.resettable = self.files.iter().all(Files::reset_peak);
-        self.baseline = self.raw();
+        self.last = self.raw();
+        self.baseline = self.last;
     }
 
     fn raw(&self) -> Counters {
@@ -538,8 +549,9 @@ impl Leaf {
     }
 
     /// What was used since the last reset.
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&mut self) -> Counters {
         let raw = self.raw();
+        self.last = raw;
         let base = &self.baseline;
         let since = |now: Option<u64>, then: Option<u64>| now.map(|now| now.saturating_sub(then.unwrap_or(0)));
         Counters {
@@ -553,25 +565,23 @@ impl Leaf {
         }
     }
 
-    /// Whether the next exec can be counted truly in this leaf: peaks can be reset, and nothing is left that would be charged to it.
-    pub fn is_reusable(&self, leftover_bytes: u64) -> bool {
+    /// Starts counting anew from the last reading, if the next exec can be counted truly in this leaf: peaks can be reset, and nothing is
+    /// left that would be charged to it.
+    pub fn serve_again(&mut self, leftover_bytes: u64) -> bool {
         // Peaks of processes cannot be reset: only a leaf that never held more than the slot and one command starts from a known one.
-        let quiet = self.raw().pids_peak.is_none_or(|peak| peak <= 2);
-        let usage = self
-            .files
-            .iter()
-            .find_map(|files| read_number(files.usage.as_ref()?))
-            .unwrap_or(0);
-        self.resettable && quiet && usage <= leftover_bytes
+        let quiet = self.last.pids_peak.is_none_or(|peak| peak <= 2);
+        if !self.resettable || !quiet {
+            return false;
+        }
+        let usage = self.files.iter().find_map(|files| read_number(files.usage.as_ref()?));
+        self.resettable = usage.is_none_or(|usage| usage <= leftover_bytes) && self.files.iter().all(Files::reset_peak);
+        self.baseline = self.last;
+        self.resettable
     }
 
     /// The processes in the leaf.
     pub fn pids(&self) -> Vec<Pid> {
-        let list = self
-            .files
-            .iter()
-            .rev()
-            .find_map(|files| read_text(files.procs.as_ref()?));
+        let list = self.procs.as_ref().and_then(read_text);
         read_pids(&list.unwrap_or_default())
     }
 
@@ -604,7 +614,6 @@ impl Leaf {
 #[derive(Debug)]
 struct Files {
     kind: TreeKind,
-    procs: Option<File>,
     cpu: Option<File>,
     cpu_system: Option<File>,
     peak: Option<File>,
@@ -621,7 +630,6 @@ impl Files {
         let both = |name: &str| OpenOptions::new().read(true).write(true).open(folder.join(name)).ok();
         let mut files = Files {
             kind,
-            procs: read("cgroup.procs"),
             cpu: None,
             cpu_system: None,
             peak: None,
