@@ -168,7 +168,7 @@ pub async fn run(
         Ok(Some((FromSlot::Started { .. }, fds))) => (streams.with_terminal(fds)?, None),
         Ok(Some((FromSlot::NotStarted { step, errno }, _))) => (streams, Some(Report::NotStarted { step, errno })),
         Ok(None) => (streams, Some(closed(sandbox).await)),
-        Ok(Some((FromSlot::Exited { .. }, _))) | Err(_) => (streams, Some(Report::Gone)),
+        Ok(Some((FromSlot::Ready | FromSlot::Exited { .. }, _))) | Err(_) => (streams, Some(Report::Gone)),
     };
     let report = match report {
         Some(report) => (report, None, Streamed::default(), Streamed::default()),
@@ -317,7 +317,7 @@ async fn attend(
                     Ok(Some((FromSlot::Exited { status, usage, .. }, _))) => Report::Exited { status, usage },
                     Ok(None) if cause.is_none() => closed(sandbox).await,
                     // Out of turn, or gone: nothing that this slot says can be trusted any more.
-                    Ok(Some((FromSlot::Started { .. } | FromSlot::NotStarted { .. }, _)) | None) | Err(_) => Report::Gone,
+                    Ok(Some((FromSlot::Ready | FromSlot::Started { .. } | FromSlot::NotStarted { .. }, _)) | None) | Err(_) => Report::Gone,
                 }),
                 asked = control.recv(), if callers => match asked {
                     Some(Control::Signal(signal)) => {
@@ -400,6 +400,8 @@ async fn pump(
     // No more than this can have been written before the end; what comes after it is by others.
     let mut left = PIPE_BYTES;
     while left > 0 {
+        // A stream that never falls silent is always ready before the news that the command is over.
+        patience = patience.or(*over.borrow());
         let ready = match patience {
             // What the reactor says may lag behind what is there.
             Some(Duration::ZERO) => None,
