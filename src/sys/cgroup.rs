@@ -6,14 +6,18 @@
 //!                  └── slot-N       one exec after the other, counted
 //! ```
 //!
-//! Version 1 has a tree a controller; the version 2 tree that stands beside it on such machines has no controllers, but it counts
-//! CPU time and can kill a whole leaf at once, so it is used too. Which is there is found out, never assumed.
+//! Version 1 has a tree a controller; the version 2 tree that stands beside it on such machines has no controllers, but it can kill a
+//! whole task at once, so it is used too. Which is there is found out, never assumed.
+//!
+//! Who moves a process of another waits for a grace period of the kernel's, 6 to 12 ms after a pause; a thread that moves itself
+//! through version 1's `tasks`, or is cloned into a folder of version 2, does not. So processes join their leaves by themselves.
 //! Formats: Linux `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::process::Pid;
 
@@ -49,6 +53,25 @@ enum TreeKind {
     UnifiedOnly,
     /// The version 2 tree with its controllers.
     Unified,
+}
+
+impl TreeKind {
+    /// The file by which a process of one thread moves itself.
+    fn own_join(self) -> &'static str {
+        match self {
+            TreeKind::Memory | TreeKind::Pids | TreeKind::Cpu | TreeKind::Cpuacct | TreeKind::Blkio => "tasks",
+            TreeKind::UnifiedOnly | TreeKind::Unified => "cgroup.procs",
+        }
+    }
+}
+
+/// How a new process gets into a leaf.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Joins {
+    /// It writes "0" to these, before it has a second thread.
+    pub files: Vec<PathBuf>,
+    /// It is cloned into this folder of version 2.
+    pub into: Option<PathBuf>,
 }
 
 /// What this machine's cgroups can do for us.
@@ -404,12 +427,17 @@ impl TaskCgroup {
         self.version
     }
 
-    /// The files to which a process writes "0" to join the guest's leaf.
-    pub fn guest_joins(&self) -> Vec<PathBuf> {
-        self.folders
-            .iter()
-            .map(|(_, folder)| folder.join("guest/cgroup.procs"))
-            .collect()
+    /// How a process gets into the guest's leaf.
+    pub fn guest_joins(&self) -> Joins {
+        let mut joins = Joins::default();
+        for (kind, folder) in &self.folders {
+            let folder = folder.join("guest");
+            match kind {
+                TreeKind::Unified | TreeKind::UnifiedOnly => joins.into = Some(folder),
+                kind => joins.files.push(folder.join(kind.own_join())),
+            }
+        }
+        joins
     }
 
     /// A new leaf for a slot.
@@ -417,14 +445,14 @@ impl TaskCgroup {
         let name = format!("slot-{}", self.next_leaf);
         self.next_leaf += 1;
         let mut folders = Vec::new();
-        let unified = self.folders.iter().any(|(kind, _)| *kind == TreeKind::UnifiedOnly);
+        let cpuacct = self.folders.iter().any(|(kind, _)| *kind == TreeKind::Cpuacct);
         for (kind, folder) in &self.folders {
             let counts = match kind {
-                // The quota is the task's; a leaf stays with the guest there.
-                TreeKind::Cpu => false,
-                // The version 2 tree counts CPU time as well, in one file.
-                TreeKind::Cpuacct => !unified,
-                TreeKind::Memory | TreeKind::Pids | TreeKind::Blkio | TreeKind::UnifiedOnly | TreeKind::Unified => true,
+                // The quota is the task's; a leaf stays with the guest there, unless nothing else counts CPU time.
+                TreeKind::Cpu => !cpuacct && folder.join("cpuacct.usage_user").exists(),
+                // It has no way to join that does not wait.
+                TreeKind::UnifiedOnly => false,
+                TreeKind::Memory | TreeKind::Pids | TreeKind::Blkio | TreeKind::Cpuacct | TreeKind::Unified => true,
             };
             if counts {
                 let folder = folder.join(&name);
@@ -494,13 +522,23 @@ fn read_pids(list: &str) -> Vec<Pid> {
         .collect()
 }
 
+/// The list of processes in a leaf, held open; empty once the leaf is gone.
+#[derive(Debug, Clone)]
+pub struct Processes(Arc<File>);
+
+impl Processes {
+    pub fn pids(&self) -> Vec<Pid> {
+        read_pids(&read_text(&self.0).unwrap_or_default())
+    }
+}
+
 /// A slot's leaf in every tree that counts, its files held open.
 #[derive(Debug)]
 pub struct Leaf {
     folders: Vec<(TreeKind, PathBuf)>,
     files: Vec<Files>,
     /// The list of processes, in the one tree that can also kill them.
-    procs: Option<File>,
+    procs: Option<Processes>,
     baseline: Counters,
     /// As they were last read.
     last: Counters,
@@ -514,7 +552,7 @@ impl Leaf {
             .map(|(kind, folder)| Files::open(*kind, folder))
             .collect::<io::Result<Vec<_>>>()?;
         let procs = match folders.last() {
-            Some((_, folder)) => Some(File::open(folder.join("cgroup.procs"))?),
+            Some((_, folder)) => Some(Processes(Arc::new(File::open(folder.join("cgroup.procs"))?))),
             None => None,
         };
         Ok(Leaf {
@@ -527,12 +565,16 @@ impl Leaf {
         })
     }
 
-    /// Moves a process in. Slow after a pause on version 1 (the kernel waits for a grace period), so it is done ahead of need.
-    pub fn join(&self, pid: Pid) -> io::Result<()> {
-        let pid = pid.as_raw_nonzero().to_string();
-        self.folders
-            .iter()
-            .try_for_each(|(_, folder)| write(&folder.join("cgroup.procs"), &pid))
+    /// The files to which a process of one thread writes "0" to join. Opened here, so that it needs no way to them itself.
+    pub fn joins(&self) -> io::Result<Vec<File>> {
+        let open = |(kind, folder): &(TreeKind, PathBuf)| {
+            let path = folder.join(kind.own_join());
+            OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .map_err(|error| at(&path, error))
+        };
+        self.folders.iter().map(open).collect()
     }
 
     /// Starts counting anew.
@@ -581,18 +623,23 @@ impl Leaf {
 
     /// The processes in the leaf.
     pub fn pids(&self) -> Vec<Pid> {
-        let list = self.procs.as_ref().and_then(read_text);
-        read_pids(&list.unwrap_or_default())
+        self.procs.as_ref().map(Processes::pids).unwrap_or_default()
+    }
+
+    /// The list of processes, for who outlives the leaf's owner.
+    pub fn processes(&self) -> Option<Processes> {
+        self.procs.clone()
     }
 
     /// Kills everything in the leaf, the slot too.
     pub fn kill(&self) {
         for (_, folder) in &self.folders {
+            // What cannot fork any more cannot run away from being looked for.
+            let _ = write(&folder.join("pids.max"), "0");
             if write(&folder.join("cgroup.kill"), "1").is_ok() {
                 return;
             }
         }
-        // Without cgroup.kill a process can fork while it is looked for: look until none is left, at most a bounded number of times.
         for _ in 0..1000 {
             let pids = self.pids();
             if pids.is_empty() {
@@ -645,8 +692,7 @@ impl Files {
                 files.events = read("memory.oom_control");
             }
             TreeKind::Pids => files.pids_peak = read("pids.peak"),
-            TreeKind::Cpu => {}
-            TreeKind::Cpuacct => {
+            TreeKind::Cpu | TreeKind::Cpuacct => {
                 files.cpu = read("cpuacct.usage_user");
                 files.cpu_system = read("cpuacct.usage_sys");
             }
@@ -674,7 +720,7 @@ impl Files {
     fn read(&self, counters: &mut Counters) {
         if let Some(file) = &self.cpu {
             let text = read_text(file).unwrap_or_default();
-            if self.kind == TreeKind::Cpuacct {
+            if matches!(self.kind, TreeKind::Cpu | TreeKind::Cpuacct) {
                 counters.user_micros = text.trim().parse::<u64>().unwrap_or(0) / 1000;
                 counters.system_micros = self.cpu_system.as_ref().and_then(read_number).unwrap_or(0) / 1000;
             } else {
@@ -746,6 +792,8 @@ fn io_bytes(text: &str) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     const MOUNTS: &str = "\
@@ -808,16 +856,22 @@ mod tests {
         let mut leaf = task.create_leaf().unwrap();
         leaf.reset();
         let mut child = std::process::Command::new("sh")
-            .args(["-c", "read go; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"])
+            .args([
+                "-c",
+                "for join; do echo 0 >$join; done; echo; read go; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done",
+                "sh",
+            ])
+            .args(leaf.folders.iter().map(|(kind, folder)| folder.join(kind.own_join())))
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        leaf.join(Pid::from_child(&child)).unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
         assert_eq!(leaf.pids(), vec![Pid::from_child(&child)]);
         child.stdin.take().unwrap().write_all(b"\n").unwrap();
         child.wait().unwrap();
         let counters = leaf.counters();
-        assert!(counters.user_micros > 0, "{counters:?}");
+        assert!(counters.user_micros + counters.system_micros > 0, "{counters:?}");
         assert_eq!(counters.pids_peak, Some(1));
         leaf.remove().unwrap();
         task.remove().unwrap();
