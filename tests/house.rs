@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["id", "path", "document", "task", "policy"],
     &["audit"],
-    &["sys", "config", "approval", "image", "sandbox", "egress"],
+    &["sys", "secret", "config", "approval", "image", "sandbox", "egress"],
     &["exec"],
     &["supervisor"],
     &["api", "cli", "telemetry"],
@@ -38,6 +38,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("idna", &["egress/"]),
     ("indicatif", &["cli/"]),
     ("ipnet", &["egress/"]),
+    ("keyring_core", &["secret/keyring.rs"]),
     ("libc", &["sys/"]),
     // Beside sys: the names of host and user, for audit lies below sys.
     ("nix", &["sys/", "audit/"]),
@@ -58,12 +59,14 @@ const DOORS: &[(&str, &[&str])] = &[
         ],
     ),
     ("seccompiler", &["sandbox/seccomp.rs", "sys/"]),
+    ("secrecy", &["secret/"]),
     ("starlark", &["policy/"]),
     ("tar", &["image/"]),
     ("tempfile", &["image/", "egress/programs.rs"]),
     ("tokio_tungstenite", &["api/client.rs"]),
     ("toml", &["document.rs"]),
     ("tonic", &["audit/otlp", "telemetry.rs"]),
+    ("zbus_secret_service_keyring_store", &["secret/keyring.rs"]),
     ("zstd", &["image/", "audit/journal/retain.rs"]),
 ];
 

@@ -31,6 +31,8 @@ test)
     need newuidmap uidmap "tests run as an ordinary user with a range of ids too"
     need busybox busybox-static "a root file system of one program, for tests"
     need python3 python3 "small clients inside test sandboxes"
+    need dbus-run-session dbus-daemon "a session bus of the test's own, for the keyring"
+    need gnome-keyring-daemon gnome-keyring "a real Secret Service, for keyring:NAME"
     python3 -c 'import ensurepip' 2>/dev/null || { packages+=(python3-venv) && reasons+=("  python3-venv: holds the collector that the tests export to"); }
     ;;
 bench)

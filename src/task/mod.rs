@@ -5,6 +5,8 @@ pub mod limits;
 pub mod spec;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use serde::Serialize;
 
@@ -136,6 +138,35 @@ pub enum SecretSource {
     /// A variable of belljar's own environment.
     Env(String),
     File(HostPath),
+}
+
+/// `keyring:NAME`, `env:NAME` or `file:PATH`, as it is written in a spec.
+impl fmt::Display for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SecretSource::Keyring(name) => write!(f, "keyring:{name}"),
+            SecretSource::Env(name) => write!(f, "env:{name}"),
+            SecretSource::File(path) => write!(f, "file:{path}"),
+        }
+    }
+}
+
+/// Reads what [`Display`](fmt::Display) writes; the path of a file must be absolute.
+impl FromStr for SecretSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some((_, "")) | None => Err(format!("\"{text}\" is not keyring:NAME, env:NAME or file:PATH")),
+            Some((_, name)) if name.contains('\0') => Err("the name of a secret cannot hold a NUL".to_owned()),
+            Some(("keyring", name)) => Ok(SecretSource::Keyring(name.to_owned())),
+            Some(("env", name)) => Ok(SecretSource::Env(name.to_owned())),
+            Some(("file", path)) => Ok(SecretSource::File(
+                HostPath::new(path).map_err(|error| error.to_string())?,
+            )),
+            Some(_) => Err(format!("\"{text}\" is not keyring:NAME, env:NAME or file:PATH")),
+        }
+    }
 }
 
 /// A folder or file of the host that the sandbox sees.

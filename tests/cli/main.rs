@@ -2,6 +2,7 @@
 
 mod help;
 mod run;
+mod secret;
 mod task;
 mod terminal;
 
