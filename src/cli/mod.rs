@@ -1,6 +1,7 @@
 //! The command line. stdout is the answer, stderr the talk; each subcommand has a file, and gives the exit code.
 
 pub mod ask;
+pub mod attach;
 pub mod audit;
 pub mod config;
 pub mod doctor;
@@ -44,6 +45,7 @@ Exit codes: the command's own; 120 refused; 124 timed out; 125 belljar failed;
 enum Command {
     Run(Box<run::RunArgs>),
     Exec(exec::ExecArgs),
+    Attach(attach::AttachArgs),
     /// Lists, shows and stops live tasks; prints the schema of task specs
     #[command(subcommand)]
     Task(task::TaskCommand),
@@ -72,6 +74,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => wait_for(run::run(*args)),
             Command::Exec(args) => wait_for(exec::run(args)),
+            Command::Attach(args) => wait_for(attach::run(args)),
             Command::Task(command) => wait_for(task::run(command)),
             Command::Rules(args) => rules::run(args),
             Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
