@@ -39,6 +39,7 @@ impl Unit {
 }
 
 /// Who did the same beside us, and how many times better we want to be.
+#[derive(Clone)]
 struct Peer {
     name: &'static str,
     value: Option<f64>,
@@ -46,6 +47,7 @@ struct Peer {
 }
 
 /// One figure.
+#[derive(Clone)]
 pub struct Row {
     what: String,
     unit: Unit,
