@@ -196,8 +196,8 @@ impl Supervisor {
         };
         let desk = Arc::new(Desk::new(ask, self.journal.clone(), task.gate.approval_time));
         let refused = way_out::Refused::default();
-        let proxy = match gate {
-            None => None,
+        let (proxy, traffic) = match gate {
+            None => (None, None),
             Some(gate) => {
                 let opened = way_out::open(
                     &sandbox,
@@ -208,7 +208,7 @@ impl Supervisor {
                     refused.clone(),
                 );
                 match opened.await {
-                    Ok(proxy) => Some(proxy),
+                    Ok((proxy, traffic)) => (Some(proxy), Some(traffic)),
                     Err(error) => {
                         sandbox.destroy().await;
                         return Err(failed(error).await);
@@ -244,6 +244,7 @@ impl Supervisor {
             policy,
             desk,
             sandbox,
+            traffic,
             exec_time: task.limits.exec_time,
             output: task.limits.output.0,
             image_digest: image.digest.clone(),

@@ -18,6 +18,7 @@ use crate::egress::{
     Asker, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy, ProxyHandle,
     RecordError, Recorder,
 };
+use crate::exec::traffic::Traffic;
 use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::policy::rules::Protocol as RuleProtocol;
 use crate::policy::{Answer, Digest, Policy};
@@ -75,13 +76,13 @@ pub fn env(network: &Network) -> BTreeMap<String, String> {
 
 /// Opens the way out of a sandbox that was just made.
 pub async fn open(
-    sandbox: &Sandbox,
+    sandbox: &Arc<Sandbox>,
     gate: Arc<Gate>,
     task: &Task,
     journal: Journal,
     desk: Arc<Desk>,
     refused: Refused,
-) -> Result<ProxyHandle, StartError> {
+) -> Result<(ProxyHandle, Arc<Traffic>), StartError> {
     let (http, socks, dns_tcp, dns_udp) = tokio::try_join!(
         sandbox.listen(HTTP_PROXY_PORT, ListenKind::Tcp),
         sandbox.listen(SOCKS_PORT, ListenKind::Tcp),
@@ -99,7 +100,10 @@ pub async fn open(
     let asker = Arc::new(ToDesk { task, desk });
     let mut parts = Parts::new(gate, recorder, asker);
     parts.limits.ask_time = time;
-    Proxy::start(listeners, parts).map_err(|source| StartError::Proxy { source })
+    let traffic = Traffic::new(sandbox.clone());
+    parts.attribution = traffic.clone();
+    let proxy = Proxy::start(listeners, parts).map_err(|source| StartError::Proxy { source })?;
+    Ok((proxy, traffic))
 }
 
 struct ToJournal {
