@@ -45,6 +45,7 @@ impl Bench {
         std::fs::create_dir_all(state)?;
         let journal = Journal::open(&state.join("journal"), JournalOptions::default())?;
         let identity = Identity {
+            login: None,
             uid: 0,
             user: "bench".to_owned(),
         };
