@@ -96,6 +96,14 @@ pub struct Slot {
     holding: Option<Holding>,
 }
 
+/// Where a slot comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// It stood ready, and may be gone by now.
+    Ready,
+    New,
+}
+
 /// A command that was started in a slot.
 pub struct Started {
     pub slot: Slot,
@@ -228,7 +236,7 @@ impl Sandbox {
     }
 
     /// A slot to run one command in: a ready one, else a new one.
-    pub async fn take_slot(self: &Arc<Self>) -> Result<Slot, SandboxError> {
+    async fn take_slot(self: &Arc<Self>) -> Result<(Slot, Origin), SandboxError> {
         let (slot, empty) = {
             let mut pool = self.pool();
             let slot = pool.ready.pop_front();
@@ -238,8 +246,8 @@ impl Sandbox {
             self.refill();
         }
         match slot {
-            Some(slot) => Ok(slot),
-            None => self.make_slot().await,
+            Some(slot) => Ok((slot, Origin::Ready)),
+            None => Ok((self.make_slot().await?, Origin::New)),
         }
     }
 
@@ -295,11 +303,18 @@ impl Sandbox {
             tty,
             detach,
         };
-        let mut slot = self.take_slot().await?;
-        let processes = slot.leaf.as_ref().and_then(Leaf::processes);
-        slot.holding = Some(self.holders.add(permit.exec(), processes));
-        slot.link.say(&ToSlot::Start(start), &fds)?;
-        Ok(Started { slot, permit })
+        let message = ToSlot::Start(start);
+        loop {
+            let (mut slot, origin) = self.take_slot().await?;
+            let processes = slot.leaf.as_ref().and_then(Leaf::processes);
+            slot.holding = Some(self.holders.add(permit.exec(), processes));
+            match (slot.link.say(&message, &fds), origin) {
+                (Ok(()), _) => return Ok(Started { slot, permit }),
+                // An earlier command has killed what stood ready for the next ones; a new one takes its place.
+                (Err(error), Origin::Ready) if error.kind() == io::ErrorKind::BrokenPipe => slot.retire(),
+                (Err(error), _) => return Err(error.into()),
+            }
+        }
     }
 
     /// Takes a slot back after its command has ended: it serves again where the next exec can be counted truly in it.

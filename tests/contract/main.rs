@@ -46,6 +46,7 @@ promises!(
     what_a_command_leaves_running_ends_with_it,
     a_detached_command_answers_before_what_it_leaves_ends,
     a_pipe_in_the_hands_of_another_command_holds_nobody_up,
+    killing_what_watches_over_commands_harms_no_later_one,
     two_commands_run_at_once,
     the_box_is_sealed,
     read_only_roots_and_masked_paths_hold,

@@ -219,6 +219,23 @@ pub async fn a_pipe_in_the_hands_of_another_command_holds_nobody_up(runtime: Run
     live.task.stop().await;
 }
 
+pub async fn killing_what_watches_over_commands_harms_no_later_one(runtime: Runtime) {
+    let live = Live::start(runtime).await;
+    // Those that stand ready, and last the one that this command runs in.
+    let script = "for p in /proc/[0-9]*; do p=${p#/proc/}; [ \"$p\" != $PPID ] && [ \"$(cat /proc/$p/comm)\" = belljar-slot ] \
+                  && kill -9 $p; done; kill -9 $PPID; sleep 600";
+    let done = live.sh(script).await;
+    assert_eq!(
+        (done.end.outcome, done.end.signal),
+        (ExecOutcome::Signaled, Some(9)),
+        "{done:?}"
+    );
+    for _ in 0..3 {
+        assert_eq!(live.sh("echo fine").await.text(), "fine");
+    }
+    live.task.stop().await;
+}
+
 pub async fn two_commands_run_at_once(runtime: Runtime) {
     let live = Live::start(runtime).await;
     // Each ends only when the other has begun.
