@@ -40,11 +40,13 @@ const DOORS: &[(&str, &[&str])] = &[
     ("ipnet", &["egress/"]),
     ("keyring_core", &["secret/keyring.rs"]),
     ("libc", &["sys/"]),
+    ("moka", &["egress/tls/"]),
     // Beside sys: the names of host and user, for audit lies below sys.
     ("nix", &["sys/", "audit/"]),
     ("oci_spec", &["sandbox/", "image/"]),
     ("opentelemetry_proto", &["audit/otlp", "telemetry.rs"]),
     ("psl", &["egress/"]),
+    ("rcgen", &["egress/tls/"]),
     ("rusqlite", &["audit/"]),
     // Safe calls on a descriptor at hand; what makes or passes descriptors is in sys.
     (
@@ -58,11 +60,12 @@ const DOORS: &[(&str, &[&str])] = &[
             "cli/terminal.rs",
         ],
     ),
+    ("rustls_platform_verifier", &["egress/tls/"]),
     ("seccompiler", &["sandbox/seccomp.rs", "sys/"]),
     ("secrecy", &["secret/"]),
     ("starlark", &["policy/"]),
     ("tar", &["image/"]),
-    ("tempfile", &["image/", "egress/programs.rs"]),
+    ("tempfile", &["image/", "egress/programs.rs", "egress/tls/testing.rs"]),
     ("tokio_tungstenite", &["api/client.rs"]),
     ("toml", &["document.rs"]),
     ("tonic", &["audit/otlp", "telemetry.rs"]),

@@ -157,8 +157,9 @@ impl Redactor {
                 self.string(reason);
             }
             Event::ApprovalAnswered { reason, .. } => self.option(reason),
-            Event::EgressJudged { host, reason, .. } => {
+            Event::EgressJudged { host, path, reason, .. } => {
                 self.string(host);
+                self.option(path);
                 self.string(reason);
             }
             Event::EgressFinished { host, error, .. } => {

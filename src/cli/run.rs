@@ -97,7 +97,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         user: surroundings.user.clone(),
     };
     let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal.clone(), identity)?
-        .under(config.requirements_digest.map(|digest| digest.to_string()));
+        .under(config.requirements_digest.map(|digest| digest.to_string()))
+        .reaching(super::egress::settings(&config.egress));
     let ask = whom_to_ask(&task, &manner, &surroundings.user);
     let command = task.command.clone();
     let image = unpack(&task.image, &config, manner.quiet).await?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use super::{Config, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
+use super::{Config, Egress, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
 use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, read_file};
 use crate::sys::path::open_file_without_symlinks;
 use crate::task::spec::{TaskSpec, expand_home, read_spec};
@@ -21,6 +21,7 @@ struct Layer {
     trusted_folders: Vec<Sited<String>>,
     task: TaskSpec,
     sync: Option<Sited<Sync>>,
+    egress: Egress,
     otlp: Vec<Otlp>,
 }
 
@@ -91,6 +92,7 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
     for demands in &config.requirements {
         // The task is filled in admission, once it is known what its spec says.
         demands.fill(&mut TaskSpec::default(), &mut config.journal);
+        demands.fill_egress(&mut config.egress);
     }
     Ok(config)
 }
@@ -100,11 +102,15 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
     let mut task = TaskSpec::default();
     let mut trusted_folders = Vec::new();
     let mut sync = None;
+    let mut egress = Egress::default();
     let mut otlp = Vec::new();
     for layer in layers {
         task = layer.task.over(task);
         trusted_folders.extend(layer.trusted_folders);
         sync = layer.sync.or(sync);
+        egress.extra_roots.extend(layer.egress.extra_roots);
+        egress.cache.extend(layer.egress.cache);
+        egress.upstream = layer.egress.upstream.or(egress.upstream);
         if !layer.otlp.is_empty() {
             otlp = layer.otlp;
         }
@@ -115,6 +121,7 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
         journal: Journal {
             sync: sync.expect("the built-in configuration says when to sync"),
         },
+        egress,
         otlp,
         state,
         folders: Vec::new(),
@@ -160,7 +167,7 @@ fn project_layer(file: &Path) -> Result<Layer, Faults> {
         if let Some(version) = root.value("version") {
             version.integer(1..=1);
         }
-        for key in ["trusted_folders", "journal", "otlp"] {
+        for key in ["trusted_folders", "journal", "egress", "otlp"] {
             if let Some(value) = root.value(key) {
                 value.fault("only the system's and the user's configuration may say this");
             }
@@ -188,6 +195,10 @@ impl Layer {
                 trusted_folders: root.list("trusted_folders", |text| trusted_folder(text, home)),
                 task: root.table("task").map(|table| task(&table)).unwrap_or_default(),
                 sync: journal.and_then(|table| table.word("sync")),
+                egress: root
+                    .table("egress")
+                    .map(|table| egress(&table, home))
+                    .unwrap_or_default(),
                 otlp: root
                     .tables("otlp")
                     .iter()
@@ -198,6 +209,25 @@ impl Layer {
     }
 }
 
+fn egress(table: &Table<'_>, home: Option<&Path>) -> Egress {
+    Egress {
+        extra_roots: table.list("extra_roots", |text| trusted_folder(text, home)),
+        upstream: table.parsed("upstream", upstream),
+        cache: table.list("cache", |text| trusted_folder(text, home)),
+    }
+}
+
+/// A proxy is spoken to in plain HTTP: what goes through it is TLS of its own, or was plain before.
+pub(super) fn upstream(text: &str) -> Result<String, String> {
+    let authority = text.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+    match authority.map(|authority| crate::egress::host::Authority::parse(authority, None)) {
+        Some(Ok(authority)) => Ok(format!("http://{authority}")),
+        Some(Err(error)) => Err(format!("{text:?} is not http://HOST:PORT: {error}")),
+        None => Err(format!("{text:?} is not http://HOST:PORT")),
+    }
+}
+
+/// An absolute path, `~` put in.
 fn trusted_folder(text: &str, home: Option<&Path>) -> Result<String, String> {
     let path = expand_home(text, home)?;
     match path.is_absolute() {

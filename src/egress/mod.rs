@@ -13,14 +13,15 @@
 //!
 //! What it promises: nothing is dialled or resolved that the [`gate::Gate`] did not clear; the address that was checked is the
 //! one that is dialled; each judgement is in the record before it takes effect, and each connection's end after it; when the
-//! [`ProxyHandle`] goes away, so does the way out. What it is not: a tunnel's bytes are not looked at beyond the TLS hello, so
-//! an allowed host that passes bytes on can pass on anything.
+//! [`ProxyHandle`] goes away, so does the way out. What it is not: a tunnel's bytes are looked at beyond the TLS hello only where
+//! [`tls`] has to, so an allowed host that passes bytes on can pass on anything.
 
 #![forbid(unsafe_code)]
 
 mod account;
 pub mod address;
 pub mod ask;
+mod body;
 pub mod dial;
 pub mod env;
 mod front;
@@ -30,7 +31,9 @@ pub mod limits;
 mod pace;
 pub mod path;
 pub mod pattern;
+mod request;
 pub mod resolve;
+pub mod tls;
 mod way;
 
 use std::io;
@@ -85,6 +88,8 @@ pub struct Parts {
     pub resolver: Arc<dyn Resolver>,
     pub dialler: Arc<dyn Dialler>,
     pub limits: Limits,
+    /// Without one, hosts whose requests have to be seen are reached by plain HTTP only.
+    pub inspection: Option<Arc<tls::Inspection>>,
 }
 
 impl Parts {
@@ -97,6 +102,7 @@ impl Parts {
             resolver: Arc::new(SystemResolver::default()),
             dialler: Arc::new(DirectDialler),
             limits: Limits::default(),
+            inspection: None,
         }
     }
 }
@@ -126,6 +132,7 @@ impl Proxy {
             resolver,
             dialler,
             limits,
+            inspection,
         } = parts;
         // All are made before any is served, so that a proxy starts whole or not at all.
         let mut tcp = Vec::new();
@@ -157,6 +164,7 @@ impl Proxy {
             resolver,
             dialler,
             limits,
+            inspection,
             totals: Arc::new(Totals::default()),
             ends,
         });

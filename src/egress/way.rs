@@ -14,7 +14,10 @@ use super::dial::Dialler;
 use super::gate::{Cleared, Denial, DenialKind, Destination, EgressJudgement, Gate, Protocol, Route};
 use super::limits::Limits;
 use super::pace::Pace;
+use super::path::shown;
+use super::request::Asked;
 use super::resolve::Resolver;
+use super::tls::Inspection;
 use crate::audit::record::Event;
 
 /// Writes to the audit journal. Returns when the event is as safe as the journal makes it.
@@ -36,6 +39,7 @@ pub(super) struct Way {
     pub resolver: Arc<dyn Resolver>,
     pub dialler: Arc<dyn Dialler>,
     pub limits: Limits,
+    pub inspection: Option<Arc<Inspection>>,
     pub totals: Arc<Totals>,
     /// To the task that writes the ends of connections.
     pub ends: mpsc::Sender<Event>,
@@ -125,6 +129,46 @@ impl Way {
         }
     }
 
+    /// Judges one request to a host that was let through by its name, and writes that down. Where no rule speaks of the host's
+    /// requests, the judgement of the connection stands for them.
+    pub async fn admit_request(&self, destination: &Destination, asked: Asked<'_>) -> Result<(), Denial> {
+        let gate = self.gate.borrow().clone();
+        let judged = gate.judge_request(destination, asked);
+        let (decision, rule, reason) = match &judged {
+            Ok(None) => return Ok(()),
+            Ok(Some(rule)) => ("allow", rule, "the request is among those that are allowed"),
+            Err(denial) => ("deny", &denial.rule, denial.reason.as_str()),
+        };
+        if judged.is_err() {
+            self.refusals.turn().await;
+        }
+        let event = Event::EgressJudged {
+            host: destination.host.to_string(),
+            port: destination.port,
+            protocol: destination.protocol.as_str().to_owned(),
+            method: Some(asked.method.to_owned()),
+            path: Some(shown(asked.path)),
+            decision: decision.to_owned(),
+            rule: rule.clone(),
+            reason: reason.to_owned(),
+            address: None,
+        };
+        self.write(destination, event).await?;
+        judged.map(drop)
+    }
+
+    /// What a connection's TLS is looked into with, if it has to be.
+    pub fn inspects(&self, route: &Route) -> Result<Option<&Arc<Inspection>>, Denial> {
+        let destination = route.destination();
+        if !self.gate.borrow().restricts_requests(destination) {
+            return Ok(None);
+        }
+        self.inspection.as_ref().map(Some).ok_or_else(|| {
+            let reason = "its requests have to be seen, and there is nothing here to see them with".to_owned();
+            Denial::new(destination, DenialKind::Unable, "inspection", reason)
+        })
+    }
+
     /// Writes down a request that could not be read as a destination.
     pub async fn record_malformed(&self, protocol: Protocol, method: Option<String>, denial: &Denial) {
         let event = Event::EgressJudged {
@@ -132,6 +176,7 @@ impl Way {
             port: denial.port,
             protocol: protocol.as_str().to_owned(),
             method,
+            path: None,
             decision: "deny".to_owned(),
             rule: denial.rule.clone(),
             reason: denial.reason.clone(),
@@ -173,6 +218,7 @@ impl Way {
             port: destination.port,
             protocol: destination.protocol.as_str().to_owned(),
             method: destination.method.clone(),
+            path: None,
             decision: decision.to_owned(),
             rule: rule.to_owned(),
             reason: reason.to_owned(),
@@ -180,6 +226,10 @@ impl Way {
                 .and_then(|route| route.addresses().first())
                 .map(ToString::to_string),
         };
+        self.write(destination, event).await
+    }
+
+    async fn write(&self, destination: &Destination, event: Event) -> Result<(), Denial> {
         self.recorder.record(event).await.map_err(|error| {
             tracing::error!(
                 error = &error as &dyn std::error::Error,

@@ -1,5 +1,6 @@
 //! Starting: the supervisor of this process, and one task.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -14,6 +15,7 @@ use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
 use crate::egress::gate::GateError;
 use crate::egress::host::HostError;
+use crate::egress::tls::InspectionError;
 use crate::exec::pipeline::Context;
 use crate::image::{Image, ImageKind};
 use crate::path::HostPath;
@@ -54,6 +56,8 @@ pub enum StartError {
     Gate(#[from] GateError),
     #[error("could not open the way out")]
     Proxy { source: io::Error },
+    #[error("the task's TLS cannot be looked into")]
+    Inspection(#[from] InspectionError),
 }
 
 /// All that tasks of this process share.
@@ -63,6 +67,7 @@ pub struct Supervisor {
     state: PathBuf,
     identity: Identity,
     requirements_digest: Option<String>,
+    way_out: way_out::Settings,
     pub cgroups: Arc<Cgroups>,
 }
 
@@ -95,6 +100,7 @@ impl Supervisor {
             state: state.to_owned(),
             identity,
             requirements_digest: None,
+            way_out: way_out::Settings::default(),
             cgroups,
         })
     }
@@ -106,6 +112,12 @@ impl Supervisor {
             requirements_digest,
             ..self
         }
+    }
+
+    /// Says how ways out reach the world.
+    #[must_use]
+    pub fn reaching(self, way_out: way_out::Settings) -> Supervisor {
+        Supervisor { way_out, ..self }
     }
 
     /// Starts a task: its sandbox is there and records say so when this returns. Its commands come through the handle.
@@ -139,6 +151,7 @@ impl Supervisor {
         };
         let started = async {
             self.journal.append(entry(admitted)).await?;
+            let inside = way_out::prepare(&task.network, &self.way_out).await?;
             let guard = {
                 let (state, roots) = (self.state.clone(), task.roots.clone());
                 // A walk over the roots, and a few files made.
@@ -148,7 +161,9 @@ impl Supervisor {
                     source: io::Error::other(error),
                 })??
             };
-            let plan = plan(&task, &image).with_protected(&guard.protected);
+            let plan = plan_with(&task, &image, inside.env)
+                .with_files(inside.files)
+                .with_protected(&guard.protected);
             let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
                 path: folder.clone(),
                 source: io::Error::other(error),
@@ -156,6 +171,7 @@ impl Supervisor {
             Ok::<_, StartError>((
                 Sandbox::start(&self.machinery, plan, place, &task.runtime).await?,
                 guard,
+                inside.inspection,
             ))
         };
         let failed = async |error: StartError| {
@@ -173,7 +189,7 @@ impl Supervisor {
             let _ = fs::remove_dir_all(&folder);
             error
         };
-        let (sandbox, guard) = match started.await {
+        let (sandbox, guard, inspection) = match started.await {
             Ok(started) => started,
             Err(error) => return Err(failed(error).await),
         };
@@ -189,6 +205,7 @@ impl Supervisor {
                     self.journal.clone(),
                     desk.clone(),
                     refused.clone(),
+                    inspection,
                 );
                 match opened.await {
                     Ok(proxy) => Some(proxy),
@@ -242,13 +259,12 @@ impl Supervisor {
 
 /// The isolation that a task of this process gets.
 pub fn plan(task: &Task, image: &Image) -> Plan {
+    plan_with(task, image, way_out::env(&task.network))
+}
+
+fn plan_with(task: &Task, image: &Image, way_out: BTreeMap<String, String>) -> Plan {
     let (uid, gid) = process::own_ids();
-    Plan::of(
-        task,
-        root_source(image),
-        CallerIds { uid, gid },
-        way_out::env(&task.network),
-    )
+    Plan::of(task, root_source(image), CallerIds { uid, gid }, way_out)
 }
 
 fn root_source(image: &Image) -> RootSource<'_> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Requirements;
-use crate::config::layers::endpoint;
+use crate::config::layers::{endpoint, upstream};
 use crate::document::{Document, Faults, Sited, Table, Value, Word};
 use crate::task::spec;
 
@@ -41,6 +41,11 @@ pub(super) fn from_toml(text: &str, file: &str) -> Result<Requirements, Faults> 
             demands.allow = texts_or_none(&table, "allow", spec::host_pattern);
             demands.deny = table.list("deny", spec::host_pattern);
             demands.unknown = words(&table, "unknown");
+            demands.always = table.list("always", spec::host_pattern);
+            demands.hosts = spec::hosts(&table);
+        }
+        if let Some(table) = root.table("egress") {
+            demands.upstream = table.parsed("upstream", upstream);
         }
         if let Some(table) = root.table("gate") {
             demands.rules = table.list("rules", absolute);
