@@ -137,6 +137,10 @@ pub enum Event {
         #[serde(rename = "server_port")]
         port: u16,
         protocol: String,
+        method: Option<String>,
+        /// `allow`, and by what; records of belljar 0.1 before that was told lack it.
+        decision: Option<String>,
+        rule: Option<String>,
         address: Option<String>,
         bytes_sent: u64,
         bytes_received: u64,

@@ -14,14 +14,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::ask::{Asker, EgressQuestion, NobodyToAsk};
+use super::client::Unattributed;
 use super::dial::Dialler;
 use super::gate::{Clearance, Gate, NetworkRule, OwnAddresses, Route};
 use super::limits::Limits;
 use super::resolve::{ResolveError, Resolver};
+use super::room::Room;
 use super::tls::Inspection;
 use super::way::{RecordError, Recorder};
 use super::{Listeners, Parts, Proxy, ProxyHandle};
 use crate::audit::record::Event;
+use crate::id::ExecId;
 use crate::task::{HostRule, Network, NetworkMode, Unknown};
 
 /// Where names of the tests resolve to.
@@ -43,6 +46,7 @@ pub struct Options<'a> {
     pub unknown: Unknown,
     pub rules: Vec<NetworkRule>,
     pub limits: Limits,
+    pub room: Room,
     pub asker: Arc<dyn Asker>,
     pub recorder: fn(&Event) -> bool,
     /// Further answers by name; one a question, the last for good.
@@ -59,6 +63,7 @@ impl Default for Options<'_> {
             unknown: Unknown::Deny,
             rules: Vec::new(),
             limits: Limits::default(),
+            room: Room::of_process(),
             asker: Arc::new(NobodyToAsk),
             recorder: |_| true,
             answers: &[],
@@ -128,10 +133,12 @@ impl Fixture {
             ),
             recorder: Arc::new(TestRecorder(seen.clone(), options.recorder)),
             asker: options.asker,
+            attribution: Arc::new(Unattributed),
             resolver: Arc::new(TestResolver(seen.clone(), Mutex::new(answers.collect()))),
             dialler: Arc::new(TestDialler(seen.clone(), server.local_addr().unwrap())),
             limits: options.limits,
             inspection: options.inspection,
+            room: options.room,
         };
         let handle = Proxy::start(listeners, parts).unwrap();
         Self {
@@ -201,7 +208,7 @@ pub async fn read_head(stream: &mut TcpStream) -> String {
 struct TestRecorder(Arc<Seen>, fn(&Event) -> bool);
 
 impl Recorder for TestRecorder {
-    fn record(&self, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
+    fn record(&self, _: Option<ExecId>, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
         Box::pin(async move {
             if !(self.1)(&event) {
                 return Err(RecordError("the disk is full".into()));

@@ -8,8 +8,9 @@ use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
-use super::account::{Account, Totals};
+use super::account::{Account, End, Totals};
 use super::ask::Questions;
+use super::client::{Attribution, Client};
 use super::dial::Dialler;
 use super::gate::{Cleared, Denial, DenialKind, Destination, EgressJudgement, Gate, Protocol, Route};
 use super::limits::Limits;
@@ -19,10 +20,12 @@ use super::request::Asked;
 use super::resolve::Resolver;
 use super::tls::Inspection;
 use crate::audit::record::Event;
+use crate::id::ExecId;
 
-/// Writes to the audit journal. Returns when the event is as safe as the journal makes it.
+/// Writes to the audit journal, beside the exec that an event is put down to. Returns when the event is as safe as the journal
+/// makes it.
 pub trait Recorder: Send + Sync {
-    fn record(&self, event: Event) -> BoxFuture<'_, Result<(), RecordError>>;
+    fn record(&self, exec: Option<ExecId>, event: Event) -> BoxFuture<'_, Result<(), RecordError>>;
 }
 
 /// The journal could not be written.
@@ -35,6 +38,7 @@ pub(super) struct Way {
     pub gate: watch::Receiver<Arc<Gate>>,
     pub recorder: Arc<dyn Recorder>,
     pub questions: Questions,
+    pub attribution: Arc<dyn Attribution>,
     pub refusals: Pace,
     pub resolver: Arc<dyn Resolver>,
     pub dialler: Arc<dyn Dialler>,
@@ -42,7 +46,31 @@ pub(super) struct Way {
     pub inspection: Option<Arc<Inspection>>,
     pub totals: Arc<Totals>,
     /// To the task that writes the ends of connections.
-    pub ends: mpsc::Sender<Event>,
+    pub ends: mpsc::Sender<End>,
+}
+
+/// A request for a way out: where to, and who asks.
+#[derive(Debug, Clone)]
+pub(super) struct Asking {
+    pub destination: Destination,
+    pub client: Client,
+    /// Known once it was looked for.
+    pub exec: Option<ExecId>,
+}
+
+/// Who asks something within a connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Who {
+    /// It was looked for when the connection was made.
+    Exec(Option<ExecId>),
+    /// It has to be looked for.
+    Client(Client),
+}
+
+/// A destination that was judged and recorded.
+pub(super) struct Admitted {
+    pub route: Route,
+    pub exec: Option<ExecId>,
 }
 
 /// A connection that was judged, recorded and made.
@@ -65,15 +93,15 @@ pub(super) enum Closed {
 
 impl Way {
     /// The whole way to a connection.
-    pub async fn open(&self, destination: Destination) -> Result<Passage, Closed> {
-        let route = self.admit(destination).await.map_err(Closed::Denied)?;
+    pub async fn open(&self, destination: Destination, client: Client) -> Result<Passage, Closed> {
+        let Admitted { route, exec } = self.admit(destination, client).await.map_err(Closed::Denied)?;
         // A place for the end's record is taken before there is anything to end. The queue is as long as there may be
         // connections, so this waits only while the journal is behind.
         let place = self.ends.clone().reserve_owned().await.map_err(|_| {
             let reason = "the proxy is shutting down".to_owned();
             Closed::Denied(Denial::new(route.destination(), DenialKind::Unable, "shutdown", reason))
         })?;
-        let account = Arc::new(Account::new(&route, self.totals.clone(), place));
+        let account = Arc::new(Account::new(&route, exec, self.totals.clone(), place));
         let dialled = tokio::time::timeout(self.limits.dial_time, self.dialler.dial(&route)).await;
         let error = match dialled {
             Ok(Ok(stream)) => {
@@ -91,35 +119,57 @@ impl Way {
     }
 
     /// Judges and resolves, and writes down what came of it. Also all that a DNS question needs.
-    pub async fn admit(&self, destination: Destination) -> Result<Route, Denial> {
-        match self.judge(&destination).await {
+    pub async fn admit(&self, destination: Destination, client: Client) -> Result<Admitted, Denial> {
+        let mut asking = Asking {
+            destination,
+            client,
+            exec: None,
+        };
+        let judged = self.judge(&mut asking).await;
+        let Asking { destination, exec, .. } = asking;
+        match judged {
             Ok(route) => {
-                self.record_judgement(&destination, "allow", route.rule(), route.reason(), Some(&route))
+                self.record_judgement(exec, &destination, "allow", route.rule(), route.reason(), Some(&route))
                     .await?;
-                Ok(route)
+                Ok(Admitted { route, exec })
             }
             Err(denial) => {
                 self.refusals.turn().await;
-                self.record_judgement(&destination, "deny", &denial.rule, &denial.reason, None)
+                self.record_judgement(exec, &destination, "deny", &denial.rule, &denial.reason, None)
                     .await?;
                 Err(denial)
             }
         }
     }
 
-    async fn judge(&self, destination: &Destination) -> Result<Route, Denial> {
+    async fn judge(&self, asking: &mut Asking) -> Result<Route, Denial> {
         // The gate of this moment judges the whole of it: a reload in between ends the connection by itself.
         let gate = self.gate.borrow().clone();
-        let cleared = match gate.judge(destination) {
-            EgressJudgement::Deny(denial) => return Err(denial),
+        let judged = gate.judge(&asking.destination);
+        // While the client waits its socket is there to be looked at.
+        let looked_for = self.attribution.exec_of(asking.client);
+        let cleared = match judged {
+            EgressJudgement::Deny(denial) => {
+                asking.exec = looked_for.await;
+                return Err(denial);
+            }
             EgressJudgement::Allow(cleared) => cleared,
             EgressJudgement::Ask(unknown) => {
-                self.record_judgement(destination, "ask", unknown.rule(), unknown.reason(), None)
+                asking.exec = looked_for.await;
+                let (exec, destination) = (asking.exec, &asking.destination);
+                self.record_judgement(exec, destination, "ask", unknown.rule(), unknown.reason(), None)
                     .await?;
-                let answer = self.questions.ask(&unknown).await;
-                unknown.answer(answer)?
+                let answer = self.questions.ask(&unknown, exec).await;
+                return self.resolve(&gate, unknown.answer(answer)?).await;
             }
         };
+        // Both are waiting: for a name server, and for the kernel's tables.
+        let (route, exec) = tokio::join!(self.resolve(&gate, cleared), looked_for);
+        asking.exec = exec;
+        route
+    }
+
+    async fn resolve(&self, gate: &Gate, cleared: Cleared) -> Result<Route, Denial> {
         match cleared {
             Cleared::Address(route) => Ok(route),
             Cleared::Name(clearance) => {
@@ -130,16 +180,47 @@ impl Way {
     }
 
     /// Judges one request to a host that was let through by its name, and writes that down. Where no rule speaks of the host's
-    /// requests, the judgement of the connection stands for them.
-    pub async fn admit_request(&self, destination: &Destination, asked: Asked<'_>) -> Result<(), Denial> {
+    /// requests, `otherwise` is the rule that let the connection through; without one that judgement stands for them.
+    pub async fn admit_request(
+        &self,
+        who: Who,
+        destination: &Destination,
+        asked: Asked<'_>,
+        otherwise: Option<&str>,
+    ) -> Result<(), Denial> {
         let gate = self.gate.borrow().clone();
         let judged = gate.judge_request(destination, asked);
-        let (decision, rule, reason) = match &judged {
-            Ok(None) => return Ok(()),
-            Ok(Some(rule)) => ("allow", rule, "the request is among those that are allowed"),
-            Err(denial) => ("deny", &denial.rule, denial.reason.as_str()),
+        let (decision, rule, reason) = match (&judged, otherwise) {
+            (Ok(None), None) => return Ok(()),
+            (Ok(None), Some(rule)) => ("allow", rule, "no rule speaks of the host's requests"),
+            (Ok(Some(rule)), _) => ("allow", rule.as_str(), "the request is among those that are allowed"),
+            (Err(denial), _) => ("deny", denial.rule.as_str(), denial.reason.as_str()),
         };
-        if judged.is_err() {
+        self.record_request(who, destination, asked, (decision, rule, reason))
+            .await?;
+        judged.map(drop)
+    }
+
+    /// Writes down that one request is refused, for a reason that the gate does not know.
+    pub async fn refuse_request(&self, who: Who, destination: &Destination, asked: Asked<'_>, denial: &Denial) {
+        let judgement = ("deny", denial.rule.as_str(), denial.reason.as_str());
+        if let Err(denial) = self.record_request(who, destination, asked, judgement).await {
+            tracing::error!(reason = denial.reason, "a refusal is missing in the record");
+        }
+    }
+
+    pub async fn record_request(
+        &self,
+        who: Who,
+        destination: &Destination,
+        asked: Asked<'_>,
+        (decision, rule, reason): (&str, &str, &str),
+    ) -> Result<(), Denial> {
+        let exec = match who {
+            Who::Exec(exec) => exec,
+            Who::Client(client) => self.attribution.exec_of(client).await,
+        };
+        if decision == "deny" {
             self.refusals.turn().await;
         }
         let event = Event::EgressJudged {
@@ -149,12 +230,11 @@ impl Way {
             method: Some(asked.method.to_owned()),
             path: Some(shown(asked.path)),
             decision: decision.to_owned(),
-            rule: rule.clone(),
+            rule: rule.to_owned(),
             reason: reason.to_owned(),
             address: None,
         };
-        self.write(destination, event).await?;
-        judged.map(drop)
+        self.write(exec, destination, event).await
     }
 
     /// What a connection's TLS is looked into with, if it has to be.
@@ -170,7 +250,7 @@ impl Way {
     }
 
     /// Writes down a request that could not be read as a destination.
-    pub async fn record_malformed(&self, protocol: Protocol, method: Option<String>, denial: &Denial) {
+    pub async fn record_malformed(&self, client: Client, protocol: Protocol, method: Option<String>, denial: &Denial) {
         let event = Event::EgressJudged {
             host: denial.host.clone(),
             port: denial.port,
@@ -182,9 +262,10 @@ impl Way {
             reason: denial.reason.clone(),
             address: None,
         };
+        let exec = self.attribution.exec_of(client).await;
         self.refusals.turn().await;
         // It is refused either way.
-        if let Err(error) = self.recorder.record(event).await {
+        if let Err(error) = self.recorder.record(exec, event).await {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "a refusal is missing in the record"
@@ -193,9 +274,10 @@ impl Way {
     }
 
     /// Writes down that a live connection was ended by a judgement.
-    pub async fn record_end(&self, route: &Route, denial: &Denial) {
+    pub async fn record_end(&self, route: &Route, exec: Option<ExecId>, denial: &Denial) {
+        let Denial { rule, reason, .. } = denial;
         if let Err(denial) = self
-            .record_judgement(route.destination(), "deny", &denial.rule, &denial.reason, Some(route))
+            .record_judgement(exec, route.destination(), "deny", rule, reason, Some(route))
             .await
         {
             tracing::error!(
@@ -207,6 +289,7 @@ impl Way {
 
     async fn record_judgement(
         &self,
+        exec: Option<ExecId>,
         destination: &Destination,
         decision: &str,
         rule: &str,
@@ -226,11 +309,12 @@ impl Way {
                 .and_then(|route| route.addresses().first())
                 .map(ToString::to_string),
         };
-        self.write(destination, event).await
+        self.write(exec, destination, event).await
     }
 
-    async fn write(&self, destination: &Destination, event: Event) -> Result<(), Denial> {
-        self.recorder.record(event).await.map_err(|error| {
+    /// Writes down what must stand in the record before it takes effect.
+    pub async fn write(&self, exec: Option<ExecId>, destination: &Destination, event: Event) -> Result<(), Denial> {
+        self.recorder.record(exec, event).await.map_err(|error| {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "a connection is refused for want of a record"

@@ -20,7 +20,7 @@ use crate::egress::{
     Asker, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy, ProxyHandle,
     RecordError, Recorder,
 };
-use crate::id::{ApprovalId, TaskId};
+use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::path::SandboxPath;
 use crate::policy::rules::Protocol as RuleProtocol;
 use crate::policy::{Answer, Digest, Policy};
@@ -173,7 +173,7 @@ struct ToJournal {
 }
 
 impl Recorder for ToJournal {
-    fn record(&self, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
+    fn record(&self, exec: Option<ExecId>, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
         if let Event::EgressJudged {
             host,
             port,
@@ -188,7 +188,7 @@ impl Recorder for ToJournal {
         }
         let entry = Entry {
             task: Some(self.task),
-            exec: None,
+            exec,
             event,
         };
         Box::pin(async move {
@@ -231,6 +231,7 @@ impl Asker for ToDesk {
             destination,
             rule,
             reason,
+            exec,
         } = question;
         let about = format!("network access to {}:{}", destination.host, destination.port);
         let key = format!("{}:{}:{:?}", destination.host, destination.port, destination.protocol);
@@ -244,7 +245,7 @@ impl Asker for ToDesk {
         let asked = Asked {
             id: ApprovalId::new(),
             task: self.task,
-            exec: None,
+            exec,
             about,
             facts,
             reason,

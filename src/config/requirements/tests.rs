@@ -408,7 +408,7 @@ upstream = "http://proxy.example:3128"
     );
     assert_eq!(
         violations(&place, "network = { hosts = [{ host = \"evil.example\" }] }"),
-        "task.toml:2:32: network.allow: \"evil.example\" is not allowed, only \"*.example.org\" (/etc/requirements.toml:3:9)"
+        "task.toml:2:31: network.allow: \"evil.example\" is not allowed, only \"*.example.org\" (/etc/requirements.toml:3:9)"
     );
     assert_eq!(
         place.config().egress.upstream.unwrap().value,

@@ -15,10 +15,10 @@ use super::websocket::Upgraded;
 use crate::egress::account::Account;
 use crate::egress::body::{Carried, Failure};
 use crate::egress::front::http::{plain, refusal, strip, unreachable, whole_chain};
-use crate::egress::gate::{Denial, DenialKind, Destination};
+use crate::egress::gate::{Denial, DenialKind, Destination, Route};
 use crate::egress::host::Authority;
 use crate::egress::request::Asked;
-use crate::egress::way::Way;
+use crate::egress::way::{Way, Who};
 
 pub(super) type Reply = Response<UnsyncBoxBody<Bytes, Failure>>;
 
@@ -27,6 +27,8 @@ const TRAILERS: HeaderValue = HeaderValue::from_static("trailers");
 /// One client's connection and the one to the server that belongs to it.
 pub(super) struct Session {
     destination: Destination,
+    /// By which the connection was let through.
+    rule: String,
     upstream: Upstream,
     account: Arc<Account>,
     way: Arc<Way>,
@@ -34,9 +36,10 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub fn new(destination: Destination, upstream: Upstream, account: Arc<Account>, way: Arc<Way>) -> Self {
+    pub fn new(route: &Route, upstream: Upstream, account: Arc<Account>, way: Arc<Way>) -> Self {
         Self {
-            destination,
+            destination: route.destination().clone(),
+            rule: route.rule().to_owned(),
             upstream,
             account,
             way,
@@ -50,23 +53,24 @@ impl Session {
     }
 
     pub async fn answer(&self, request: Request<Incoming>) -> Reply {
+        let who = Who::Exec(self.account.exec());
+        let asked = Asked {
+            method: request.method().as_str(),
+            path: request.uri().path_and_query().map_or("/", |path| path.as_str()),
+            headers: request.headers(),
+        };
         if let Err(denial) = self.agree(&request) {
-            let method = Some(request.method().to_string());
-            self.way
-                .record_malformed(self.destination.protocol, method, &denial)
-                .await;
+            self.way.refuse_request(who, &self.destination, asked, &denial).await;
             let mut reply = refusal(&denial);
             // Of several hosts that share a certificate, this connection is for one (RFC 9110, 15.5.20).
             *reply.status_mut() = StatusCode::MISDIRECTED_REQUEST;
             return boxed(reply);
         }
-        let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-        let asked = Asked {
-            method: request.method().as_str(),
-            path,
-            headers: request.headers(),
-        };
-        if let Err(denial) = self.way.admit_request(&self.destination, asked).await {
+        let admitted = self
+            .way
+            .admit_request(who, &self.destination, asked, Some(&self.rule))
+            .await;
+        if let Err(denial) = admitted {
             return boxed(refusal(&denial));
         }
         self.forward(request).await

@@ -83,12 +83,7 @@ pub(in crate::egress) async fn serve(
         Ok(Err(error)) => return Err(format!("no TLS with the client: {error}")),
         Err(_) => return Err("the client's TLS handshake took too long".to_owned()),
     };
-    let session = Arc::new(Session::new(
-        route.destination().clone(),
-        upstream,
-        account.clone(),
-        way.clone(),
-    ));
+    let session = Arc::new(Session::new(route, upstream, account.clone(), way.clone()));
     let service = {
         let session = session.clone();
         hyper::service::service_fn(move |request: Request<Incoming>| {

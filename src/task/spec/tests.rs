@@ -368,7 +368,7 @@ task.toml:6:16: network.hosts[0].paths[1]: "/a/../b" {odd}
 task.toml:6:27: network.hosts[0].paths[2]: "/%2e" {odd}
 task.toml:6:35: network.hosts[0].paths[3]: "/a*b" {odd}
 task.toml:6:43: network.hosts[0].paths[4]: "//a" {odd}
-task.toml:7:1: network.hosts[0].path: no such key (did you mean "paths"?)
+task.toml:7:1: network.hosts[0].path: unknown key (did you mean "paths"?)
 task.toml:8:1: network.hosts[1].host: the key is missing (expected a host or a pattern of hosts)
 task.toml:9:11: network.hosts[1].methods: "readonly" is not one of "all", "read-only", nor a list of methods
 task.toml:10:9: network.hosts[1].paths: an empty list would allow nothing (leave the key out for all)
