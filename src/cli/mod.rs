@@ -9,6 +9,7 @@ pub mod exec;
 pub mod exit;
 pub mod flags;
 pub mod image;
+pub mod journal;
 pub mod plan;
 mod pump;
 pub mod rules;

@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::{Config, Egress, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
-use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, read_file};
+use super::{AgentEvents, Config, Egress, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
+use crate::audit::otlp::Signal;
+use crate::audit::redact::Redactor;
+use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, Word, read_file};
 use crate::sys::path::open_file_without_symlinks;
-use crate::task::spec::{TaskSpec, expand_home, read_spec};
+use crate::task::limits::Bytes;
+use crate::task::spec::{self, TaskSpec, expand_home, read_spec};
 
 /// The lowest layer, and the page that explains every key.
 pub(super) const DEFAULT: &str = include_str!("../../config/default.toml");
@@ -20,9 +24,51 @@ pub(super) const BUILT_IN: &str = "built-in default.toml";
 struct Layer {
     trusted_folders: Vec<Sited<String>>,
     task: TaskSpec,
-    sync: Option<Sited<Sync>>,
     egress: Egress,
+    journal: JournalLayer,
     otlp: Vec<Otlp>,
+}
+
+#[derive(Debug, Default)]
+struct JournalLayer {
+    sync: Option<Sited<Sync>>,
+    rotate_size: Option<Sited<Bytes>>,
+    rotate_age: Option<Sited<Duration>>,
+    keep: Option<Sited<Duration>>,
+    redact: Vec<Sited<String>>,
+    agent_events: Option<Sited<AgentEvents>>,
+}
+
+impl JournalLayer {
+    fn read(table: &Table<'_>) -> Self {
+        Self {
+            sync: table.word("sync"),
+            rotate_size: table.parsed("rotate_size", spec::size),
+            rotate_age: table.parsed("rotate_age", spec::time),
+            keep: table.parsed("keep", spec::time),
+            redact: table.list("redact", redaction),
+            agent_events: table.word("agent_events"),
+        }
+    }
+
+    /// This layer's values, and below them those of the one below; patterns of both.
+    fn over(self, below: Self) -> Self {
+        Self {
+            sync: self.sync.or(below.sync),
+            rotate_size: self.rotate_size.or(below.rotate_size),
+            rotate_age: self.rotate_age.or(below.rotate_age),
+            keep: self.keep.or(below.keep),
+            redact: below.redact.into_iter().chain(self.redact).collect(),
+            agent_events: self.agent_events.or(below.agent_events),
+        }
+    }
+}
+
+pub(super) fn redaction(pattern: &str) -> Result<String, String> {
+    match Redactor::new([pattern]) {
+        Ok(_) => Ok(pattern.to_owned()),
+        Err(errors) => Err(errors[0].to_string()),
+    }
 }
 
 pub(super) fn built_in(state: &Path) -> Config {
@@ -93,6 +139,7 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
         // The task is filled in admission, once it is known what its spec says.
         demands.fill(&mut TaskSpec::default(), &mut config.journal);
         demands.fill_egress(&mut config.egress);
+        config.journal.redact.extend(demands.redact.iter().cloned());
     }
     Ok(config)
 }
@@ -101,16 +148,16 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
 fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
     let mut task = TaskSpec::default();
     let mut trusted_folders = Vec::new();
-    let mut sync = None;
     let mut egress = Egress::default();
+    let mut journal = JournalLayer::default();
     let mut otlp = Vec::new();
     for layer in layers {
         task = layer.task.over(task);
         trusted_folders.extend(layer.trusted_folders);
-        sync = layer.sync.or(sync);
         egress.extra_roots.extend(layer.egress.extra_roots);
         egress.cache.extend(layer.egress.cache);
         egress.upstream = layer.egress.upstream.or(egress.upstream);
+        journal = layer.journal.over(journal);
         if !layer.otlp.is_empty() {
             otlp = layer.otlp;
         }
@@ -119,7 +166,14 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
         task,
         trusted_folders,
         journal: Journal {
-            sync: sync.expect("the built-in configuration says when to sync"),
+            sync: journal.sync.expect("the built-in configuration says when to sync"),
+            rotate_size: journal.rotate_size,
+            rotate_age: journal.rotate_age,
+            keep: journal.keep,
+            redact: journal.redact,
+            agent_events: journal
+                .agent_events
+                .expect("the built-in configuration says what is recorded of events"),
         },
         egress,
         otlp,
@@ -190,14 +244,16 @@ impl Layer {
             if let Some(version) = root.value("version") {
                 version.integer(1..=1);
             }
-            let journal = root.table("journal");
             Layer {
                 trusted_folders: root.list("trusted_folders", |text| trusted_folder(text, home)),
                 task: root.table("task").map(|table| task(&table)).unwrap_or_default(),
-                sync: journal.and_then(|table| table.word("sync")),
                 egress: root
                     .table("egress")
                     .map(|table| egress(&table, home))
+                    .unwrap_or_default(),
+                journal: root
+                    .table("journal")
+                    .map(|table| JournalLayer::read(&table))
                     .unwrap_or_default(),
                 otlp: root
                     .tables("otlp")
@@ -259,10 +315,38 @@ fn otlp(table: &Table<'_>, home: Option<&Path>) -> Option<Otlp> {
             headers.insert(name.value.to_ascii_lowercase(), text);
         }
     }
-    Some(Otlp {
+    let file = |key| {
+        table.parsed(key, |text| {
+            let path = expand_home(text, home)?;
+            match path.is_absolute() {
+                true => Ok(path),
+                false => Err(format!("\"{text}\" is not absolute")),
+            }
+        })
+    };
+    let otlp = Otlp {
+        protocol: table.word("protocol"),
+        compression: table.word("compression"),
+        signals: table.list("signals", Signal::read),
+        ca: file("ca"),
+        client_certificate: file("client_certificate"),
+        client_key: file("client_key"),
         endpoint: endpoint?,
         headers,
-    })
+    };
+    let half = match (&otlp.client_certificate, &otlp.client_key) {
+        (Some(certificate), None) => Some((&certificate.origin, "client_certificate")),
+        (None, Some(key)) => Some((&key.origin, "client_key")),
+        (Some(_), Some(_)) | (None, None) => None,
+    };
+    if let Some((origin, key)) = half {
+        table.fault(
+            origin,
+            key,
+            "a client certificate needs its key, and the key its certificate",
+        );
+    }
+    Some(otlp)
 }
 
 pub(super) fn endpoint(text: &str) -> Result<String, String> {

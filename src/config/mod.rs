@@ -19,10 +19,13 @@ mod show;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use crate::audit::otlp::{Compression, OtlpConfig, Protocol, Signal};
 use crate::document::{Fault, Faults, Origin, Sited, Word};
 use crate::policy::Digest;
 use crate::sys::user::myself;
+use crate::task::limits::Bytes;
 use crate::task::spec::TaskSpec;
 use requirements::ConfigAsked;
 
@@ -64,6 +67,32 @@ fn is_built_in(origin: &Origin) -> bool {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Journal {
     pub sync: Sited<Sync>,
+    /// The size from which on old records are moved into archives.
+    pub rotate_size: Option<Sited<Bytes>>,
+    /// The age at which they are.
+    pub rotate_age: Option<Sited<Duration>>,
+    /// How old archives become before they are removed; none: they stay.
+    pub keep: Option<Sited<Duration>>,
+    /// What is taken out of records, beside the built-in rules; of all layers together.
+    pub redact: Vec<Sited<String>>,
+    pub agent_events: Sited<AgentEvents>,
+}
+
+/// What of the events that a harness tells is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AgentEvents {
+    Full,
+    /// Their names and the tool calls that they belong to, not what was said.
+    Names,
+    None,
+}
+
+impl Word for AgentEvents {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("full", AgentEvents::Full),
+        ("names", AgentEvents::Names),
+        ("none", AgentEvents::None),
+    ];
 }
 
 /// How the ways out of all tasks reach the world.
@@ -95,6 +124,55 @@ impl Word for Sync {
 pub struct Otlp {
     pub endpoint: Sited<String>,
     pub headers: BTreeMap<String, Sited<HeaderValue>>,
+    pub protocol: Option<Sited<Protocol>>,
+    pub compression: Option<Sited<Compression>>,
+    /// None: all.
+    pub signals: Vec<Sited<Signal>>,
+    /// Files in PEM: who is trusted instead of the machine's authorities, and who we are.
+    pub ca: Option<Sited<PathBuf>>,
+    pub client_certificate: Option<Sited<PathBuf>>,
+    pub client_key: Option<Sited<PathBuf>>,
+}
+
+impl Otlp {
+    /// As the exporter takes it.
+    pub fn collector(&self) -> OtlpConfig {
+        let file = |path: &Option<Sited<PathBuf>>| path.as_ref().map(|path| path.value.clone());
+        let mut config = OtlpConfig::new(&self.endpoint.value);
+        let headers = self.headers.iter();
+        config.headers = headers
+            .map(|(name, value)| (name.clone(), value.value.expose().to_owned()))
+            .collect();
+        if let Some(protocol) = &self.protocol {
+            config.protocol = protocol.value;
+        }
+        if let Some(compression) = &self.compression {
+            config.compression = compression.value;
+        }
+        if !self.signals.is_empty() {
+            config.signals = self.signals.iter().map(|signal| signal.value).collect();
+        }
+        config.ca = file(&self.ca);
+        config.client_certificate = file(&self.client_certificate);
+        config.client_key = file(&self.client_key);
+        config
+    }
+}
+
+impl Word for Protocol {
+    const WORDS: &'static [(&'static str, Self)] = &[("grpc", Protocol::Grpc), ("http", Protocol::HttpProtobuf)];
+}
+
+impl Word for Compression {
+    const WORDS: &'static [(&'static str, Self)] = &[("none", Compression::None), ("gzip", Compression::Gzip)];
+}
+
+impl Word for Signal {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("logs", Signal::Logs),
+        ("traces", Signal::Traces),
+        ("metrics", Signal::Metrics),
+    ];
 }
 
 /// The value of a header: often a token, so it never prints.

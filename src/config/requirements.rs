@@ -10,7 +10,7 @@ mod trust;
 use std::path::Path;
 use std::time::Duration;
 
-use super::Sync;
+use super::{AgentEvents, Sync};
 use crate::document::{Faults, Sited};
 use crate::task::limits::Bytes;
 use crate::task::spec::HostSpec;
@@ -54,6 +54,11 @@ pub struct Requirements {
     pub unmatched: Option<Sited<Vec<Unmatched>>>,
     pub reviewers: Option<Sited<Vec<Reviewer>>>,
     pub sync: Option<Sited<Sync>>,
+    /// Added to what the configuration takes out of records.
+    pub redact: Vec<Sited<String>>,
+    pub agent_events: Option<Sited<Vec<AgentEvents>>>,
+    /// Archives of records are kept at least so long.
+    pub keep: Option<Sited<Duration>>,
     pub endpoints: Option<Sited<Vec<String>>>,
     pub endpoint_required: Option<Sited<bool>>,
     pub identity_users: Option<Sited<Vec<String>>>,

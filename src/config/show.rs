@@ -23,6 +23,11 @@ impl Config {
         list.each("trusted_folders", &self.trusted_folders);
         list.task("task.", &self.task);
         list.word("journal.sync", Some(&self.journal.sync));
+        list.size("journal.rotate_size", self.journal.rotate_size.as_ref());
+        list.time("journal.rotate_age", self.journal.rotate_age.as_ref());
+        list.time("journal.keep", self.journal.keep.as_ref());
+        list.each("journal.redact", &self.journal.redact);
+        list.word("journal.agent_events", Some(&self.journal.agent_events));
         list.each("egress.extra_roots", &self.egress.extra_roots);
         list.text("egress.upstream", self.egress.upstream.as_ref());
         list.each("egress.cache", &self.egress.cache);
@@ -30,6 +35,18 @@ impl Config {
             list.one(&format!("otlp[{n}].endpoint"), Some(&otlp.endpoint), |text| json!(text));
             for (name, value) in &otlp.headers {
                 list.one(&format!("otlp[{n}].headers.{name}"), Some(value), |_| json!("(hidden)"));
+            }
+            list.word(&format!("otlp[{n}].protocol"), otlp.protocol.as_ref());
+            list.word(&format!("otlp[{n}].compression"), otlp.compression.as_ref());
+            for (m, signal) in otlp.signals.iter().enumerate() {
+                list.word(&format!("otlp[{n}].signals[{m}]"), Some(signal));
+            }
+            for (key, file) in [
+                ("ca", &otlp.ca),
+                ("client_certificate", &otlp.client_certificate),
+                ("client_key", &otlp.client_key),
+            ] {
+                list.one(&format!("otlp[{n}].{key}"), file.as_ref(), |path| json!(path));
             }
         }
         for demands in &self.requirements {
@@ -127,6 +144,9 @@ impl Listing {
         self.words("requirements.gate.unmatched", demands.unmatched.as_ref());
         self.words("requirements.gate.reviewers", demands.reviewers.as_ref());
         self.word("requirements.journal.sync", demands.sync.as_ref());
+        self.each("requirements.journal.redact", &demands.redact);
+        self.words("requirements.journal.agent_events", demands.agent_events.as_ref());
+        self.time("requirements.journal.keep", demands.keep.as_ref());
         self.texts("requirements.otlp.endpoints", demands.endpoints.as_ref());
         self.one(
             "requirements.otlp.required",

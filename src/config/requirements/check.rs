@@ -47,6 +47,9 @@ impl Requirements {
         cap(&mut spec.limits.exec_time, &self.exec_time);
         cap(&mut spec.limits.output, &self.output);
         cap(&mut spec.gate.approval_time, &self.approval_time);
+        let mut events = Some(journal.agent_events.clone());
+        fill(&mut events, &self.agent_events);
+        journal.agent_events = events.expect("it was filled above");
         // A pattern is no image: only a plain name can take the place of "host".
         let plain = |images: &Sited<Vec<String>>| {
             let names = images
@@ -279,6 +282,20 @@ impl Requirements {
                 allowed,
                 &demanded.origin,
             );
+        }
+        found.word(
+            "journal.agent_events",
+            &Some(asked.journal.agent_events.clone()),
+            &self.agent_events,
+        );
+        if let (Some(keep), Some(least)) = (&asked.journal.keep, &self.keep)
+            && keep.value < least.value
+        {
+            let what = format!(
+                "archives are kept for {:?} only, at least {:?} is demanded ({})",
+                keep.value, least.value, least.origin
+            );
+            found.push(&keep.origin, "journal.keep", what);
         }
         if let Some(allowed) = &self.endpoints {
             for otlp in asked.otlp {

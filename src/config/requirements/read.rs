@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Requirements;
-use crate::config::layers::{endpoint, upstream};
+use crate::config::layers::{endpoint, redaction, upstream};
 use crate::document::{Document, Faults, Sited, Table, Value, Word};
 use crate::task::spec;
 
@@ -54,6 +54,9 @@ pub(super) fn from_toml(text: &str, file: &str) -> Result<Requirements, Faults> 
         }
         if let Some(table) = root.table("journal") {
             demands.sync = table.word("sync");
+            demands.redact = table.list("redact", redaction);
+            demands.agent_events = words(&table, "agent_events");
+            demands.keep = table.parsed("keep", spec::time);
         }
         if let Some(table) = root.table("otlp") {
             demands.endpoints = texts(&table, "endpoints", endpoint);
