@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use super::task::Live;
 use super::{TaskHandle, image_name, recovery, runtime_name, way_out};
-use crate::approval::{Ask, Desk};
+use crate::approval::{Approvers, Desk};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
 use crate::config::AgentEvents;
@@ -20,7 +20,7 @@ use crate::egress::tls::InspectionError;
 use crate::exec::pipeline::Context;
 use crate::image::{Image, ImageKind};
 use crate::path::HostPath;
-use crate::policy::Policy;
+use crate::policy::{InForce, Policy};
 use crate::sandbox::launcher::{LaunchError, Launcher};
 use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
@@ -141,7 +141,7 @@ impl Supervisor {
         task: Task,
         image: Image,
         policy: Policy,
-        ask: Arc<dyn Ask>,
+        approvers: impl Into<Approvers>,
     ) -> Result<TaskHandle, StartError> {
         let begun = Instant::now();
         let id = task.id;
@@ -213,7 +213,8 @@ impl Supervisor {
             Ok(started) => started,
             Err(error) => return Err(failed(error).await),
         };
-        let desk = Arc::new(Desk::new(ask, self.journal.clone(), task.gate.approval_time));
+        let desk = Desk::new(&task, image.digest.as_deref(), approvers.into(), self.journal.clone());
+        let policy = Arc::new(InForce::new(policy));
         let refused = way_out::Refused::default();
         let proxy = match gate {
             None => None,
