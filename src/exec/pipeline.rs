@@ -21,6 +21,7 @@ use super::{Control, ExecEnd, ExecEvent, ExecRequest};
 use crate::approval::{Asked, Desk};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Entry, Event, ExecFinished, ExecOutcome, env_names};
+use crate::crash;
 use crate::id::{ApprovalId, TaskId};
 use crate::policy::{Basis, Judgement, Permit, Policy, Question, Refusal};
 use crate::sandbox::oci::{Sandbox, SandboxError};
@@ -131,6 +132,7 @@ async fn steps(
     }));
     judged.await?;
     started.await?;
+    crash::point("exec: recorded, not started");
 
     let basis = permit.basis().clone();
     let ended = start_and_wait(context, request, permit, inputs, log, on).await;
@@ -138,11 +140,13 @@ async fn steps(
         Ok(ended) => (ended, None),
         Err(error) => (Ended::lost(&error.to_string()), Some(error)),
     };
+    crash::point("exec: over, not recorded");
     let finished = finished(context, request, basis, end);
     context
         .journal
         .append(entry(Event::ExecFinished(Box::new(finished.clone()))))
         .await?;
+    crash::point("exec: its end is recorded, not told");
     match failure {
         None => Ok(ExecEnd::Finished(Box::new(finished))),
         Some(error) => Err(error.into()),

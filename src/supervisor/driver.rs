@@ -13,6 +13,7 @@ use crate::approval::{Ask, Desk};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
 use crate::config::AgentEvents;
+use crate::crash;
 use crate::egress::gate::GateError;
 use crate::egress::host::HostError;
 use crate::exec::pipeline::Context;
@@ -144,6 +145,7 @@ impl Supervisor {
             path: folder.clone(),
             source,
         })?;
+        crash::point("task: its folder is made");
         let admitted = Event::TaskAdmitted {
             name: task.name.clone(),
             purpose: task.purpose.clone(),
@@ -163,6 +165,7 @@ impl Supervisor {
                     source: io::Error::other(error),
                 })??
             };
+            crash::point("task: protected names are held");
             let plan = plan(&task, &image).with_protected(&guard.protected);
             let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
                 path: folder.clone(),
@@ -194,6 +197,7 @@ impl Supervisor {
             Ok(started) => started,
             Err(error) => return Err(failed(error).await),
         };
+        crash::point("task: its sandbox is made");
         let desk = Arc::new(Desk::new(ask, self.journal.clone(), task.gate.approval_time));
         let refused = way_out::Refused::default();
         let proxy = match gate {
@@ -250,6 +254,7 @@ impl Supervisor {
             plan_digest,
             requirements_digest: self.requirements_digest.clone(),
         };
+        crash::point("task: started");
         let live = Live::new(task, context, image, refused, self.agent_events);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
         tokio::spawn(live.clone().drive(proxy, guard, lock, folder.clone()));
