@@ -342,6 +342,9 @@ impl Usage {
 pub struct Identity {
     pub uid: u32,
     pub user: String,
+    /// What a token says of them, where the admin's requirements name its issuer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<crate::task::Login>,
 }
 
 /// One control of a sandbox and how far it was really enforced.

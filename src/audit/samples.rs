@@ -94,6 +94,7 @@ pub(super) fn of_each_kind() -> Vec<Entry> {
     let identity = Identity {
         uid: 1000,
         user: "ada".into(),
+        login: None,
     };
     let argv = vec!["/usr/bin/make".to_owned(), "deploy".to_owned()];
     let (task, exec, approval) = (TaskId::new(), ExecId::new(), ApprovalId::new());

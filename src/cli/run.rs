@@ -90,6 +90,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let identity = Identity {
         uid: surroundings.uid,
         user: surroundings.user.clone(),
+        login: None,
     };
     let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal.clone(), identity)?
         .under(config.requirements_digest.map(|digest| digest.to_string()))
@@ -125,6 +126,7 @@ fn record_refusal(name: Option<String>, error: anyhow::Error) -> anyhow::Error {
         identity: Identity {
             uid: surroundings.uid,
             user: surroundings.user.clone(),
+            login: None,
         },
     };
     let recorded = Journal::open(

@@ -23,3 +23,4 @@ pub mod probe;
 pub mod protect;
 pub mod seccomp;
 mod setup;
+mod ssh;

@@ -151,7 +151,10 @@ impl Supervisor {
             purpose: task.purpose.clone(),
             task_spec: serde_json::to_value(&task).unwrap_or_default(),
             requirements_digest: self.requirements_digest.clone(),
-            identity: self.identity.clone(),
+            identity: Identity {
+                login: task.login.clone(),
+                ..self.identity.clone()
+            },
             traceparent: self.traceparent.clone(),
         };
         let started = async {
