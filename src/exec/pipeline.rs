@@ -22,6 +22,7 @@ use super::{Control, ExecEnd, ExecEvent, ExecRequest};
 use crate::approval::{Asked, Desk, Subject};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Entry, Event, ExecFinished, ExecOutcome, env_names};
+use crate::crash;
 use crate::egress::EgressBytes;
 use crate::id::{ApprovalId, TaskId};
 use crate::policy::amend::{About, Amendment};
@@ -137,6 +138,7 @@ async fn steps(
     }));
     judged.await?;
     started.await?;
+    crash::point("exec: recorded, not started");
 
     let basis = permit.basis().clone();
     let moved = context.traffic.as_ref().map(|traffic| traffic.begin(request.id));
@@ -145,6 +147,7 @@ async fn steps(
         Ok(ended) => (ended, None),
         Err(error) => (Ended::lost(&error.to_string()), Some(error)),
     };
+    crash::point("exec: over, not recorded");
     // Without a way out nothing went out.
     let moved = moved.map_or(Some(EgressBytes::default()), |moved| moved.sum());
     let finished = finished(context, request, basis, end, moved);
@@ -152,6 +155,7 @@ async fn steps(
         .journal
         .append(entry(Event::ExecFinished(Box::new(finished.clone()))))
         .await?;
+    crash::point("exec: its end is recorded, not told");
     match failure {
         None => Ok(ExecEnd::Finished(Box::new(finished))),
         Some(error) => Err(error.into()),

@@ -16,6 +16,7 @@ use super::pipeline::Inputs;
 use super::stream::Log;
 use super::{Control, ExecEvent, ExecRequest, Stream, usage};
 use crate::audit::record::{ExecOutcome, Usage};
+use crate::crash;
 use crate::policy::{Digest, Permit, Stdin, TtySize};
 use crate::sandbox::oci::{Sandbox, SandboxError, Slot, Started, Stdio};
 use crate::sys::{packet, process};
@@ -165,6 +166,7 @@ pub async fn run(
         }
     };
     let Started { mut slot, permit: _ } = started;
+    crash::point("exec: asked of the slot");
     // While the slot is at its work, so that nobody waits for it.
     let stalled = slot.stall();
     // Nothing else comes before: the slot answers at once.
@@ -177,6 +179,7 @@ pub async fn run(
     let report = match report {
         Some(report) => (report, None, Streamed::default(), Streamed::default()),
         None => {
+            crash::point("exec: runs");
             let event = ExecEvent::Started;
             on(&event);
             log.append(event).await;

@@ -14,6 +14,7 @@ use crate::approval::{Approvers, Desk};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
 use crate::config::AgentEvents;
+use crate::crash;
 use crate::egress::gate::GateError;
 use crate::egress::host::HostError;
 use crate::egress::tls::InspectionError;
@@ -156,6 +157,7 @@ impl Supervisor {
             path: folder.clone(),
             source,
         })?;
+        crash::point("task: its folder is made");
         let admitted = Event::TaskAdmitted {
             name: task.name.clone(),
             purpose: task.purpose.clone(),
@@ -179,6 +181,7 @@ impl Supervisor {
                     source: io::Error::other(error),
                 })??
             };
+            crash::point("task: protected names are held");
             let plan = plan_with(&task, &image, inside.env)
                 .with_files(inside.files)
                 .with_protected(&guard.protected);
@@ -213,6 +216,7 @@ impl Supervisor {
             Ok(started) => started,
             Err(error) => return Err(failed(error).await),
         };
+        crash::point("task: its sandbox is made");
         let desk = Desk::new(&task, image.digest.as_deref(), approvers.into(), self.journal.clone());
         let policy = Arc::new(InForce::new(policy));
         let refused = way_out::Refused::default();
@@ -272,6 +276,7 @@ impl Supervisor {
             plan_digest,
             requirements_digest: self.requirements_digest.clone(),
         };
+        crash::point("task: started");
         let live = Live::new(task, context, image, refused, self.agent_events);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
         tokio::spawn(live.clone().drive(proxy, guard, lock, folder.clone()));

@@ -24,6 +24,9 @@ use rustix::process::Pid;
 /// The folder of ours in every tree.
 const FOLDER: &str = "belljar";
 
+/// The kernel charges memory in pieces of up to this much, and kills when one no longer fits.
+const CHARGE_BYTES: u64 = 1 << 20;
+
 /// The period of the CPU quota.
 const CPU_PERIOD_MICROS: u64 = 100_000;
 
@@ -113,8 +116,8 @@ pub struct Counters {
     pub oom_kills: Option<u64>,
     /// How often more memory was asked for than the folder's own limit has.
     pub memory_limit_hits: Option<u64>,
-    /// How often that ended in a kill, where the kernel counts it (version 2).
-    pub memory_limit_ooms: Option<u64>,
+    /// Whether the limit was run into so that something had to be killed; version 1 tells only whether it was run into.
+    pub memory_limit_reached: Option<bool>,
     pub throttled_micros: Option<u64>,
 }
 
@@ -516,7 +519,15 @@ impl TaskCgroup {
             let number = |name: &str| fs::read_to_string(folder.join(name)).ok();
             match kind {
                 TreeKind::Memory => {
-                    counters.memory_limit_hits = number("memory.failcnt").and_then(|text| text.trim().parse().ok());
+                    let bytes = |name: &str| number(name).and_then(|text| text.trim().parse::<u64>().ok());
+                    let hits = ["memory.failcnt", "memory.memsw.failcnt"].map(bytes);
+                    counters.memory_limit_hits = hits[0].map(|hits_alone| hits_alone + hits[1].unwrap_or(0));
+                    // Where memory and memory with swap have the same limit, Linux 6 counts no hit: the peak tells it.
+                    let (peak, limit) = (bytes("memory.max_usage_in_bytes"), bytes("memory.limit_in_bytes"));
+                    let at_limit = peak
+                        .zip(limit)
+                        .is_some_and(|(peak, limit)| peak + CHARGE_BYTES >= limit);
+                    counters.memory_limit_reached = Some(at_limit || counters.memory_limit_hits > Some(0));
                 }
                 TreeKind::Cpu => {
                     let nanoseconds = number("cpu.stat").and_then(|text| keyed(&text, "throttled_time"));
@@ -525,7 +536,7 @@ impl TaskCgroup {
                 TreeKind::Unified => {
                     let events = number("memory.events").unwrap_or_default();
                     counters.memory_limit_hits = keyed(&events, "max");
-                    counters.memory_limit_ooms = keyed(&events, "oom");
+                    counters.memory_limit_reached = keyed(&events, "oom").map(|ooms| ooms > 0);
                     counters.throttled_micros = number("cpu.stat").and_then(|text| keyed(&text, "throttled_usec"));
                 }
                 TreeKind::Pids | TreeKind::Cpuacct | TreeKind::Blkio | TreeKind::UnifiedOnly => {}
