@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, lowest first. A module may use those of its own layer and below.
 const LAYERS: &[&[&str]] = &[
-    &["id", "path", "document", "task", "policy"],
+    &["id", "path", "document", "crash", "task", "policy"],
     &["audit"],
     &["sys", "secret", "config", "approval", "image", "sandbox", "egress"],
     &["exec"],
@@ -48,11 +48,13 @@ const DOORS: &[(&str, &[&str])] = &[
     ("ipnet", &["egress/"]),
     ("keyring_core", &["secret/keyring.rs"]),
     ("libc", &["sys/"]),
+    ("moka", &["egress/tls/"]),
     // Beside sys: the names of host and user, for audit lies below sys.
     ("nix", &["sys/", "audit/"]),
     ("oci_spec", &["sandbox/", "image/"]),
     ("opentelemetry_proto", &["audit/otlp", "telemetry.rs"]),
     ("psl", &["egress/"]),
+    ("rcgen", &["egress/tls/"]),
     ("ring", &["config/identity/token.rs"]),
     ("reqwest", &["approval/reviewer/model.rs", "config/bundle/fetch.rs"]),
     ("rusqlite", &["audit/"]),
@@ -61,6 +63,7 @@ const DOORS: &[(&str, &[&str])] = &[
         "rustix",
         &[
             "sys/",
+            "crash.rs",
             "sandbox/",
             "image/",
             "exec/run.rs",
@@ -68,11 +71,12 @@ const DOORS: &[(&str, &[&str])] = &[
             "cli/terminal.rs",
         ],
     ),
+    ("rustls_platform_verifier", &["egress/tls/", "audit/otlp"]),
     ("seccompiler", &["sandbox/seccomp.rs", "sys/"]),
     ("secrecy", &["secret/"]),
     ("starlark", &["policy/"]),
     ("tar", &["image/"]),
-    ("tempfile", &["image/", "egress/programs.rs"]),
+    ("tempfile", &["image/", "egress/programs.rs", "egress/tls/testing.rs"]),
     ("tokio_tungstenite", &["api/client"]),
     ("toml", &["document.rs"]),
     ("tonic", &["audit/otlp", "telemetry.rs"]),

@@ -1,5 +1,6 @@
 //! Starting: the supervisor of this process, and one task.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -14,8 +15,10 @@ use crate::approval::{Approvers, Desk};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
 use crate::config::AgentEvents;
+use crate::crash;
 use crate::egress::gate::GateError;
 use crate::egress::host::HostError;
+use crate::egress::tls::InspectionError;
 use crate::exec::pipeline::Context;
 use crate::image::{Image, ImageKind};
 use crate::path::HostPath;
@@ -56,6 +59,8 @@ pub enum StartError {
     Gate(#[from] GateError),
     #[error("could not open the way out")]
     Proxy { source: io::Error },
+    #[error("the task's TLS cannot be looked into")]
+    Inspection(#[from] InspectionError),
 }
 
 /// All that tasks of this process share.
@@ -65,6 +70,7 @@ pub struct Supervisor {
     state: PathBuf,
     identity: Identity,
     requirements_digest: Option<String>,
+    way_out: way_out::Settings,
     agent_events: AgentEvents,
     traceparent: Option<String>,
     pub cgroups: Arc<Cgroups>,
@@ -99,6 +105,7 @@ impl Supervisor {
             state: state.to_owned(),
             identity,
             requirements_digest: None,
+            way_out: way_out::Settings::default(),
             agent_events: AgentEvents::Full,
             traceparent: None,
             cgroups,
@@ -124,6 +131,12 @@ impl Supervisor {
         }
     }
 
+    /// Says how ways out reach the world.
+    #[must_use]
+    pub fn reaching(self, way_out: way_out::Settings) -> Supervisor {
+        Supervisor { way_out, ..self }
+    }
+
     /// Starts a task: its sandbox is there and records say so when this returns. Its commands come through the handle.
     pub async fn start_task(
         &self,
@@ -145,6 +158,7 @@ impl Supervisor {
             path: folder.clone(),
             source,
         })?;
+        crash::point("task: its folder is made");
         let admitted = Event::TaskAdmitted {
             name: task.name.clone(),
             purpose: task.purpose.clone(),
@@ -158,6 +172,7 @@ impl Supervisor {
         };
         let started = async {
             self.journal.append(entry(admitted)).await?;
+            let inside = way_out::prepare(&task.network, &self.way_out).await?;
             let guard = {
                 let (state, roots) = (self.state.clone(), task.roots.clone());
                 // A walk over the roots, and a few files made.
@@ -167,7 +182,10 @@ impl Supervisor {
                     source: io::Error::other(error),
                 })??
             };
-            let plan = plan(&task, &image).with_protected(&guard.protected);
+            crash::point("task: protected names are held");
+            let plan = plan_with(&task, &image, inside.env)
+                .with_files(inside.files)
+                .with_protected(&guard.protected);
             let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
                 path: folder.clone(),
                 source: io::Error::other(error),
@@ -175,6 +193,7 @@ impl Supervisor {
             Ok::<_, StartError>((
                 Sandbox::start(&self.machinery, plan, place, &task.runtime).await?,
                 guard,
+                inside.inspection,
             ))
         };
         let failed = async |error: StartError| {
@@ -194,10 +213,11 @@ impl Supervisor {
             let _ = fs::remove_dir_all(&folder);
             error
         };
-        let (sandbox, guard) = match started.await {
+        let (sandbox, guard, inspection) = match started.await {
             Ok(started) => started,
             Err(error) => return Err(failed(error).await),
         };
+        crash::point("task: its sandbox is made");
         let mut approvers = approvers.into();
         let policy = Arc::new(InForce::new(policy));
         let rules = approvers
@@ -209,24 +229,30 @@ impl Supervisor {
             desk.remember_rules_in(rules.clone());
         }
         let refused = way_out::Refused::default();
-        let proxy = match gate {
-            None => None,
+        let (proxy, traffic) = match gate {
+            None => (None, None),
             Some(gate) => {
+                let asker = way_out::ToDesk {
+                    task: task.id,
+                    desk: desk.clone(),
+                    policy: policy.clone(),
+                    journal: self.journal.clone(),
+                };
                 let opened = way_out::open(
                     &sandbox,
                     gate,
                     &task,
                     self.journal.clone(),
-                    desk.clone(),
-                    policy.clone(),
+                    Arc::new(asker),
                     refused.clone(),
+                    inspection,
                 );
                 match opened.await {
-                    Ok(proxy) => {
+                    Ok((proxy, traffic)) => {
                         if let Some(rules) = &rules {
                             rules.reload_on(proxy.reloader());
                         }
-                        Some(proxy)
+                        (Some(proxy), Some(traffic))
                     }
                     Err(error) => {
                         sandbox.destroy().await;
@@ -263,12 +289,14 @@ impl Supervisor {
             policy,
             desk,
             sandbox,
+            traffic,
             exec_time: task.limits.exec_time,
             output: task.limits.output.0,
             image_digest: image.digest.clone(),
             plan_digest,
             requirements_digest: self.requirements_digest.clone(),
         };
+        crash::point("task: started");
         let live = Live::new(task, context, image, refused, self.agent_events);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
         tokio::spawn(live.clone().drive(proxy, guard, lock, folder.clone()));
@@ -278,13 +306,12 @@ impl Supervisor {
 
 /// The isolation that a task of this process gets.
 pub fn plan(task: &Task, image: &Image) -> Plan {
+    plan_with(task, image, way_out::env(&task.network))
+}
+
+fn plan_with(task: &Task, image: &Image, way_out: BTreeMap<String, String>) -> Plan {
     let (uid, gid) = process::own_ids();
-    Plan::of(
-        task,
-        root_source(image),
-        CallerIds { uid, gid },
-        way_out::env(&task.network),
-    )
+    Plan::of(task, root_source(image), CallerIds { uid, gid }, way_out)
 }
 
 fn root_source(image: &Image) -> RootSource<'_> {

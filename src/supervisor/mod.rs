@@ -13,7 +13,7 @@ mod driver;
 mod recovery;
 mod rule_book;
 mod task;
-mod way_out;
+pub mod way_out;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

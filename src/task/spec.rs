@@ -6,6 +6,7 @@
 //! The keys, with their defaults and reasons, stand in `config/default.toml`; the same tables serve there as defaults.
 
 mod flags;
+mod hosts;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,10 +16,12 @@ use schemars::{JsonSchema, Schema};
 
 use super::limits::{Bytes, parse_time};
 use super::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User, WhoApproves};
-use crate::document::{Document, Faults, Origin, Sited, Table, Value, read_file};
+use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, read_file};
 use crate::path::SandboxPath;
 
 pub use flags::Overrides;
+pub use hosts::HostSpec;
+pub(crate) use hosts::{host_rules, hosts};
 
 /// The one version of the format.
 const VERSION: i64 = 1;
@@ -130,6 +133,9 @@ pub struct NetworkSpec {
     #[schemars(default)]
     pub deny: Vec<Sited<String>>,
     pub unknown: Option<Sited<Unknown>>,
+    /// Hosts that are allowed for some requests only; their traffic is looked into.
+    #[schemars(default)]
+    pub hosts: Vec<HostSpec>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, JsonSchema)]
@@ -151,6 +157,21 @@ impl TaskSpec {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<TaskSpec, Faults> {
         Self::from_toml(&read_file(path)?, &path.display().to_string())
+    }
+
+    /// Reads what can be read of a file, with all that is wrong in it: for a caller that goes on to look for more.
+    pub fn read_all(path: &Path) -> (TaskSpec, Vec<Fault>) {
+        let text = match read_file(path) {
+            Ok(text) => text,
+            Err(faults) => return (TaskSpec::default(), faults.into_vec()),
+        };
+        match Document::parse(&text, &path.display().to_string()) {
+            Err(faults) => (TaskSpec::default(), faults.into_vec()),
+            Ok(document) => document.read_all(|root| {
+                version(root);
+                read_spec(root)
+            }),
+        }
     }
 
     /// Reads a text; `file` is the name under which faults are reported.
@@ -202,6 +223,7 @@ impl TaskSpec {
                 allow: joined(below.network.allow, self.network.allow),
                 deny: joined(below.network.deny, self.network.deny),
                 unknown: self.network.unknown.or(below.network.unknown),
+                hosts: joined(below.network.hosts, self.network.hosts),
             },
             gate: GateSpec {
                 rules: joined(below.gate.rules, self.gate.rules),
@@ -377,6 +399,7 @@ fn network(table: &Table<'_>) -> NetworkSpec {
         allow: table.list("allow", host_pattern),
         deny: table.list("deny", host_pattern),
         unknown: table.word("unknown"),
+        hosts: hosts(table),
     }
 }
 
