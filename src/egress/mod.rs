@@ -49,7 +49,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use account::EgressBytes;
+pub use account::{ByteCounts, EgressBytes};
 pub use ask::{Asker, EgressQuestion, NobodyToAsk};
 pub use client::{Attribution, Client, Unattributed};
 pub use gate::{Denial, Destination, Gate, NetworkRule, OwnAddresses, Protocol};
@@ -201,6 +201,11 @@ impl ProxyHandle {
     /// Bytes over all connections so far.
     pub fn bytes(&self) -> EgressBytes {
         self.way.totals.bytes()
+    }
+
+    /// What each exec sent and received.
+    pub fn counts(&self) -> ByteCounts {
+        ByteCounts(self.way.totals.clone())
     }
 
     /// Puts another policy in force: for new connections at once, and live ones that it forbids are ended.

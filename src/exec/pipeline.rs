@@ -22,6 +22,7 @@ use crate::approval::{Asked, Desk, Subject};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Entry, Event, ExecFinished, ExecOutcome, env_names};
 use crate::crash;
+use crate::egress::ByteCounts;
 use crate::id::{ApprovalId, TaskId};
 use crate::policy::amend::{About, Amendment};
 use crate::policy::{Basis, Decision, InForce, Judgement, Permit, Question, Refusal};
@@ -40,6 +41,8 @@ pub struct Context {
     pub image_digest: Option<String>,
     pub plan_digest: String,
     pub requirements_digest: Option<String>,
+    /// What went through the task's proxy, where it has one.
+    pub network: Option<ByteCounts>,
 }
 
 /// What a caller can do to an exec while it runs.
@@ -265,6 +268,11 @@ fn refused(request: &ExecRequest, refusal: &Refusal) -> Event {
 
 fn finished(context: &Context, request: &ExecRequest, basis: Basis, end: Ended) -> ExecFinished {
     let command = &request.command;
+    let network = context
+        .network
+        .as_ref()
+        .map(|counts| counts.take(request.id))
+        .unwrap_or_default();
     ExecFinished {
         argv: command.argv.clone(),
         cwd: command.cwd.to_string(),
@@ -275,8 +283,8 @@ fn finished(context: &Context, request: &ExecRequest, basis: Basis, end: Ended) 
         error: end.error,
         wall_seconds: end.wall.as_secs_f64(),
         usage: end.usage,
-        network_bytes_sent: 0,
-        network_bytes_received: 0,
+        network_bytes_sent: network.sent,
+        network_bytes_received: network.received,
         stdout_bytes: end.stdout.bytes,
         stderr_bytes: end.stderr.bytes,
         stdout_digest: end.stdout.digest,

@@ -274,6 +274,7 @@ impl Supervisor {
             image_digest: image.digest.clone(),
             plan_digest,
             requirements_digest: self.requirements_digest.clone(),
+            network: proxy.as_ref().map(|proxy| proxy.counts()),
         };
         crash::point("task: started");
         let live = Live::new(task, context, image, refused, self.agent_events);
