@@ -1,9 +1,9 @@
 //! What is known about one connection while it lives, and the record of its end.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use tokio::sync::mpsc::OwnedPermit;
@@ -19,14 +19,15 @@ pub struct EgressBytes {
     pub received: u64,
 }
 
+/// Counts bytes in both directions, while connections live.
 #[derive(Debug, Default)]
-struct Sums {
+pub struct Totals {
     sent: AtomicU64,
     received: AtomicU64,
 }
 
-impl Sums {
-    fn bytes(&self) -> EgressBytes {
+impl Totals {
+    pub fn bytes(&self) -> EgressBytes {
         EgressBytes {
             sent: self.sent.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
@@ -34,36 +35,18 @@ impl Sums {
     }
 }
 
-#[derive(Debug, Default)]
-pub(super) struct Totals {
-    all: Sums,
-    /// Of execs that have not ended, as far as their connections are known to be theirs.
-    execs: Mutex<HashMap<ExecId, Arc<Sums>>>,
+/// Where the bytes of one connection are counted beside its own account.
+pub(super) struct Counts {
+    pub of_task: Arc<Totals>,
+    pub of_exec: Option<Arc<Totals>>,
 }
 
-impl Totals {
-    pub fn bytes(&self) -> EgressBytes {
-        self.all.bytes()
-    }
-
-    fn of(&self, exec: ExecId) -> Arc<Sums> {
-        self.lock().entry(exec).or_default().clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<ExecId, Arc<Sums>>> {
-        self.execs.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What the execs of a task sent and received, for whoever records their ends.
-#[derive(Debug, Clone)]
-pub struct ByteCounts(pub(super) Arc<Totals>);
-
-impl ByteCounts {
-    /// The bytes of an exec's connections until now, which is its end: afterwards they are forgotten.
-    pub fn take(&self, exec: ExecId) -> EgressBytes {
-        let taken = self.0.lock().remove(&exec);
-        taken.map(|sums| sums.bytes()).unwrap_or_default()
+impl Counts {
+    fn each(&self, direction: impl Fn(&Totals) -> &AtomicU64, bytes: usize) {
+        let both = [Some(&self.of_task), self.of_exec.as_ref()];
+        for totals in both.into_iter().flatten() {
+            direction(totals).fetch_add(bytes as u64, Ordering::Relaxed);
+        }
     }
 }
 
@@ -88,13 +71,12 @@ pub(super) struct Account {
     started: Instant,
     sent: AtomicU64,
     received: AtomicU64,
-    totals: Arc<Totals>,
-    of_exec: Option<Arc<Sums>>,
+    counts: Counts,
     place: Option<OwnedPermit<End>>,
 }
 
 impl Account {
-    pub fn new(route: &Route, exec: Option<ExecId>, totals: Arc<Totals>, place: OwnedPermit<End>) -> Self {
+    pub fn new(route: &Route, exec: Option<ExecId>, totals: Counts, place: OwnedPermit<End>) -> Self {
         let destination = route.destination();
         Self {
             exec,
@@ -109,8 +91,7 @@ impl Account {
             started: Instant::now(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
-            of_exec: exec.map(|exec| totals.of(exec)),
-            totals,
+            counts: totals,
             place: Some(place),
         }
     }
@@ -137,18 +118,12 @@ impl Account {
 
     pub fn add_sent(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.totals.all.sent.fetch_add(bytes as u64, Ordering::Relaxed);
-        if let Some(sums) = &self.of_exec {
-            sums.sent.fetch_add(bytes as u64, Ordering::Relaxed);
-        }
+        self.counts.each(|totals| &totals.sent, bytes);
     }
 
     pub fn add_received(&self, bytes: usize) {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.totals.all.received.fetch_add(bytes as u64, Ordering::Relaxed);
-        if let Some(sums) = &self.of_exec {
-            sums.received.fetch_add(bytes as u64, Ordering::Relaxed);
-        }
+        self.counts.each(|totals| &totals.received, bytes);
     }
 
     /// Bytes in both directions so far: what has not grown is idle.

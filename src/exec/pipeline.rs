@@ -17,12 +17,13 @@ use tokio::sync::mpsc;
 
 use super::run::{self, Ended, Limits};
 use super::stream::Log;
+use super::traffic::Traffic;
 use super::{Control, ExecEnd, ExecEvent, ExecRequest};
 use crate::approval::{Asked, Desk, Subject};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Entry, Event, ExecFinished, ExecOutcome, env_names};
 use crate::crash;
-use crate::egress::ByteCounts;
+use crate::egress::EgressBytes;
 use crate::id::{ApprovalId, TaskId};
 use crate::policy::amend::{About, Amendment};
 use crate::policy::{Basis, Decision, InForce, Judgement, Permit, Question, Refusal};
@@ -35,14 +36,14 @@ pub struct Context {
     pub policy: Arc<InForce>,
     pub desk: Arc<Desk>,
     pub sandbox: Arc<Sandbox>,
+    /// What goes through the way out; none where there is none.
+    pub traffic: Option<Arc<Traffic>>,
     pub exec_time: Option<Duration>,
     /// Of stdout and stderr together, in bytes.
     pub output: u64,
     pub image_digest: Option<String>,
     pub plan_digest: String,
     pub requirements_digest: Option<String>,
-    /// What went through the task's proxy, where it has one.
-    pub network: Option<ByteCounts>,
 }
 
 /// What a caller can do to an exec while it runs.
@@ -140,13 +141,16 @@ async fn steps(
     crash::point("exec: recorded, not started");
 
     let basis = permit.basis().clone();
+    let moved = context.traffic.as_ref().map(|traffic| traffic.begin(request.id));
     let ended = start_and_wait(context, request, permit, inputs, log, on).await;
     let (end, failure) = match ended {
         Ok(ended) => (ended, None),
         Err(error) => (Ended::lost(&error.to_string()), Some(error)),
     };
     crash::point("exec: over, not recorded");
-    let finished = finished(context, request, basis, end);
+    // Without a way out nothing went out.
+    let moved = moved.map_or(Some(EgressBytes::default()), |moved| moved.sum());
+    let finished = finished(context, request, basis, end, moved);
     context
         .journal
         .append(entry(Event::ExecFinished(Box::new(finished.clone()))))
@@ -266,13 +270,14 @@ fn refused(request: &ExecRequest, refusal: &Refusal) -> Event {
     }
 }
 
-fn finished(context: &Context, request: &ExecRequest, basis: Basis, end: Ended) -> ExecFinished {
+fn finished(
+    context: &Context,
+    request: &ExecRequest,
+    basis: Basis,
+    end: Ended,
+    moved: Option<EgressBytes>,
+) -> ExecFinished {
     let command = &request.command;
-    let network = context
-        .network
-        .as_ref()
-        .map(|counts| counts.take(request.id))
-        .unwrap_or_default();
     ExecFinished {
         argv: command.argv.clone(),
         cwd: command.cwd.to_string(),
@@ -283,8 +288,8 @@ fn finished(context: &Context, request: &ExecRequest, basis: Basis, end: Ended) 
         error: end.error,
         wall_seconds: end.wall.as_secs_f64(),
         usage: end.usage,
-        network_bytes_sent: network.sent,
-        network_bytes_received: network.received,
+        network_bytes_sent: moved.map(|bytes| bytes.sent),
+        network_bytes_received: moved.map(|bytes| bytes.received),
         stdout_bytes: end.stdout.bytes,
         stderr_bytes: end.stderr.bytes,
         stdout_digest: end.stdout.digest,

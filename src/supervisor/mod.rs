@@ -12,6 +12,7 @@
 mod driver;
 mod limits;
 mod recovery;
+mod rule_book;
 mod task;
 pub mod way_out;
 

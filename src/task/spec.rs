@@ -15,8 +15,8 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema};
 
 use super::limits::{Bytes, parse_time};
-use super::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User};
-use crate::document::{Document, Faults, Origin, Sited, Table, Value, read_file};
+use super::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User, WhoApproves};
+use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, read_file};
 use crate::path::SandboxPath;
 
 pub use flags::Overrides;
@@ -147,6 +147,8 @@ pub struct GateSpec {
     /// For commands that no rule matches.
     pub unmatched: Option<Sited<Unmatched>>,
     pub reviewer: Option<Sited<Reviewer>>,
+    /// Whose yes counts: a person's alone, or that of the program that drives the task too.
+    pub approvers: Option<Sited<WhoApproves>>,
     #[schemars(with = "Option<String>")]
     pub approval_time: Option<Sited<Duration>>,
 }
@@ -155,6 +157,21 @@ impl TaskSpec {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<TaskSpec, Faults> {
         Self::from_toml(&read_file(path)?, &path.display().to_string())
+    }
+
+    /// Reads what can be read of a file, with all that is wrong in it: for a caller that goes on to look for more.
+    pub fn read_all(path: &Path) -> (TaskSpec, Vec<Fault>) {
+        let text = match read_file(path) {
+            Ok(text) => text,
+            Err(faults) => return (TaskSpec::default(), faults.into_vec()),
+        };
+        match Document::parse(&text, &path.display().to_string()) {
+            Err(faults) => (TaskSpec::default(), faults.into_vec()),
+            Ok(document) => document.read_all(|root| {
+                version(root);
+                read_spec(root)
+            }),
+        }
     }
 
     /// Reads a text; `file` is the name under which faults are reported.
@@ -212,6 +229,7 @@ impl TaskSpec {
                 rules: joined(below.gate.rules, self.gate.rules),
                 unmatched: self.gate.unmatched.or(below.gate.unmatched),
                 reviewer: self.gate.reviewer.or(below.gate.reviewer),
+                approvers: self.gate.approvers.or(below.gate.approvers),
                 approval_time: self.gate.approval_time.or(below.gate.approval_time),
             },
         }
@@ -390,6 +408,7 @@ fn gate(table: &Table<'_>) -> GateSpec {
         rules: table.list("rules", host_path),
         unmatched: table.word("unmatched"),
         reviewer: table.word("reviewer"),
+        approvers: table.word("approvers"),
         approval_time: table.parsed("approval_time", time),
     }
 }
