@@ -265,14 +265,18 @@ impl Live {
 
     /// Tells commands inside what they may use and have used, for as long as the task lives.
     async fn tell_limits(&self) -> Infallible {
-        loop {
+        let tell = || {
             let counters = self.context.sandbox.counters().map(|(_, counters)| counters);
             let text = limits::text(&self.task.limits, counters.as_ref(), self.begun.elapsed());
             self.context.sandbox.tell_limits(text);
+        };
+        loop {
+            tell();
+            tokio::time::sleep(limits::PAUSE).await;
             if lock(&self.execs).running == 0 {
+                tell();
                 self.busy.notified().await;
             }
-            tokio::time::sleep(limits::PAUSE).await;
         }
     }
 
