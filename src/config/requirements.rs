@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::Sync;
 use crate::document::{Faults, Sited};
 use crate::task::limits::Bytes;
-use crate::task::{Backend, GitMode, NetworkMode, Reviewer, RulesText, Unknown, Unmatched, User};
+use crate::task::{Backend, GitMode, Guarantee, NetworkMode, Reviewer, RulesText, Unknown, Unmatched, User};
 
 pub(super) use check::{Asked, ConfigAsked, fits};
 pub(super) use trust::load;
@@ -25,6 +25,7 @@ pub struct Requirements {
     pub runtimes: Option<Sited<Vec<String>>>,
     pub images: Option<Sited<Vec<String>>>,
     pub users: Option<Sited<Vec<User>>>,
+    pub accept_partial: Option<Sited<Vec<Guarantee>>>,
     pub writable: Option<Sited<Vec<String>>>,
     pub readable: Option<Sited<Vec<String>>>,
     pub denied: Option<Sited<Vec<String>>>,
