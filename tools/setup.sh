@@ -30,6 +30,9 @@ test)
     need runc runc "tests hold our launcher to what runc does with the same bundle"
     need newuidmap uidmap "tests run as an ordinary user with a range of ids too"
     need busybox busybox-static "a root file system of one program, for tests"
+    need git git "tests work in repositories, and see what git outside makes of them"
+    need docker-registry docker-registry "images are pulled from a real registry, on loopback"
+    need skopeo skopeo "fills that registry"
     need python3 python3 "small clients inside test sandboxes"
     python3 -c 'import ensurepip' 2>/dev/null || { packages+=(python3-venv) && reasons+=("  python3-venv: holds the collector that the tests export to"); }
     ;;
