@@ -92,6 +92,10 @@ const ATTACKS: &[(&str, &str)] = &[
         "echo x > .claude/settings.local.json",
     ),
     ("rename .claude", "mv .claude c"),
+    (
+        "make .belljar/config.toml",
+        "mkdir -p .belljar && echo x > .belljar/config.toml",
+    ),
     ("make .codex", "mkdir .codex/x"),
     ("replace .codex by a symlink", "rmdir .codex; ln -s /tmp .codex"),
     ("make .mcp.json", "echo '{}' > .mcp.json"),
