@@ -18,9 +18,11 @@ use belljar::audit::record::Event;
 use belljar::egress::dial::Dialler;
 use belljar::egress::gate::{Clearance, Route};
 use belljar::egress::resolve::{ResolveError, Resolver};
+use belljar::egress::room::Room;
 use belljar::egress::{
-    Gate, Limits, Listeners, NobodyToAsk, OwnAddresses, Parts, Proxy, ProxyHandle, RecordError, Recorder,
+    Gate, Limits, Listeners, NobodyToAsk, OwnAddresses, Parts, Proxy, ProxyHandle, RecordError, Recorder, Unattributed,
 };
+use belljar::id::ExecId;
 use belljar::task::{Network, NetworkMode, Unknown};
 use futures_util::future::BoxFuture;
 
@@ -183,9 +185,11 @@ async fn start_belljar(server: SocketAddr, folder: &Path) -> io::Result<(ProxyHa
         gate: Arc::new(gate),
         recorder: Arc::new(FileRecorder(Mutex::new(File::create(folder.join("records.jsonl"))?))),
         asker: Arc::new(NobodyToAsk),
+        attribution: Arc::new(Unattributed),
         resolver: Arc::new(OnePublicAddress),
         dialler: Arc::new(ToLoopback(server)),
         limits: Limits::default(),
+        room: Room::of_process(),
     };
     Ok((Proxy::start(listeners, parts)?, address))
 }
@@ -193,7 +197,7 @@ async fn start_belljar(server: SocketAddr, folder: &Path) -> io::Result<(ProxyHa
 struct FileRecorder(Mutex<File>);
 
 impl Recorder for FileRecorder {
-    fn record(&self, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
+    fn record(&self, _: Option<ExecId>, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
         Box::pin(async move {
             let mut line = serde_json::to_vec(&event).map_err(|error| RecordError(Box::new(error)))?;
             line.push(b'\n');

@@ -11,6 +11,7 @@
 //! | [`policy`] | MAY it: rules, the shell splitter, the judgement |
 //! | [`audit`] | WHAT happened: records, the journal, OTLP |
 //! | [`sys`] | the kernel, wrapped: the only unsafe code on the host side |
+//! | [`secret`] | where secret values are kept |
 //! | [`config`] | who may set what: layers, requirements, `TaskSpec` to `Task` |
 //! | [`approval`] | asking a person or a reviewer |
 //! | [`image`] | where a root file system comes from |
@@ -33,6 +34,7 @@ pub mod image;
 pub mod path;
 pub mod policy;
 pub mod sandbox;
+pub mod secret;
 pub mod supervisor;
 pub mod sys;
 pub mod task;

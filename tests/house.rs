@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: &[&[&str]] = &[
     &["id", "path", "document", "task", "policy"],
     &["audit"],
-    &["sys", "config", "approval", "image", "sandbox", "egress"],
+    &["sys", "secret", "config", "approval", "image", "sandbox", "egress"],
     &["exec"],
     &["supervisor"],
     &["api", "cli", "telemetry"],
@@ -27,7 +27,16 @@ const DOORS: &[(&str, &[&str])] = &[
     // Beside the edge: what starlark wants of a file loader.
     ("anyhow", &["cli/", "main.rs", "policy/rules/load.rs"]),
     ("axum", &["api/"]),
-    ("base64", &["api/messages.rs", "egress/", "image/pull"]),
+    (
+        "base64",
+        &[
+            "api/messages.rs",
+            "config/bundle/envelope.rs",
+            "config/identity/token.rs",
+            "egress/",
+            "image/pull",
+        ],
+    ),
     ("bollard", &["sandbox/docker.rs"]),
     ("clap", &["cli/", "main.rs"]),
     ("comfy_table", &["cli/"]),
@@ -38,6 +47,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("idna", &["egress/"]),
     ("indicatif", &["cli/"]),
     ("ipnet", &["egress/"]),
+    ("keyring_core", &["secret/keyring.rs"]),
     ("libc", &["sys/"]),
     // Beside sys: the names of host and user, for audit lies below sys.
     ("nix", &["sys/", "audit/"]),
@@ -45,6 +55,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("oci_spec", &["sandbox/", "image/"]),
     ("opentelemetry_proto", &["audit/otlp", "telemetry.rs"]),
     ("psl", &["egress/"]),
+    ("ring", &["config/identity/token.rs"]),
     ("rusqlite", &["audit/"]),
     // Safe calls on a descriptor at hand; what makes or passes descriptors is in sys.
     (
@@ -59,12 +70,14 @@ const DOORS: &[(&str, &[&str])] = &[
         ],
     ),
     ("seccompiler", &["sandbox/seccomp.rs", "sys/"]),
+    ("secrecy", &["image/pull", "secret/"]),
     ("starlark", &["policy/"]),
     ("tar", &["image/"]),
     ("tempfile", &["image/", "egress/programs.rs"]),
     ("tokio_tungstenite", &["api/client.rs"]),
     ("toml", &["document.rs"]),
     ("tonic", &["audit/otlp", "telemetry.rs"]),
+    ("zbus_secret_service_keyring_store", &["secret/keyring.rs"]),
     ("zstd", &["image/", "audit/journal/retain.rs"]),
 ];
 

@@ -34,6 +34,17 @@ test)
     need docker-registry docker-registry "images are pulled from a real registry, on loopback"
     need skopeo skopeo "fills that registry"
     need python3 python3 "small clients inside test sandboxes"
+    need dbus-run-session dbus-daemon "a session bus of the test's own, for the keyring"
+    need gnome-keyring-daemon gnome-keyring "a real Secret Service, for keyring:NAME"
+    need ip iproute2 "links the network namespaces that tests make"
+    need openssl openssl "makes the certificates of test servers"
+    need curl curl "goes out through the proxy in tests, as do the next"
+    need wget wget "the same"
+    need git git "the same"
+    need pip3 python3-pip "the same"
+    need ssh openssh-client "the same"
+    need sshd openssh-server "is what ssh reaches in tests"
+    need pgrep procps "looks for processes that a sandbox left"
     python3 -c 'import ensurepip' 2>/dev/null || { packages+=(python3-venv) && reasons+=("  python3-venv: holds the collector that the tests export to"); }
     ;;
 bench)

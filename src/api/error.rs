@@ -80,6 +80,10 @@ impl From<StdinClosed> for ApiError {
 
 impl From<NotRecorded> for ApiError {
     fn from(error: NotRecorded) -> Self {
-        Self::new(ErrorCode::Internal, error.to_string())
+        let code = match error {
+            NotRecorded::Journal(_) => ErrorCode::Internal,
+            NotRecorded::SwitchedOff => ErrorCode::Forbidden,
+        };
+        Self::new(code, error.to_string())
     }
 }

@@ -61,6 +61,11 @@ pub enum Event {
         execs: u64,
         refused: u64,
         usage: Usage,
+        /// Bytes through the proxy.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        network_bytes_sent: Option<u64>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        network_bytes_received: Option<u64>,
         left_files: Vec<String>,
     },
     #[serde(rename = "sandbox.enforced")]
@@ -134,6 +139,10 @@ pub enum Event {
         #[serde(rename = "server_port")]
         port: u16,
         protocol: String,
+        method: Option<String>,
+        /// `allow`, and by what; records of belljar 0.1 before that was told lack it.
+        decision: Option<String>,
+        rule: Option<String>,
         address: Option<String>,
         bytes_sent: u64,
         bytes_received: u64,
@@ -184,6 +193,14 @@ pub enum Event {
         /// The file that has them now, beside the journal, and its digest.
         archive: Option<String>,
         archive_digest: Option<String>,
+    },
+    /// A file with records that were taken out earlier is removed; the `journal.pruned` that names it says which records it has.
+    #[serde(rename = "journal.archive_removed")]
+    JournalArchiveRemoved {
+        archive: String,
+        archive_digest: String,
+        /// `age`.
+        reason: String,
     },
     #[serde(rename = "journal.checkpoint")]
     JournalCheckpoint {
@@ -265,6 +282,32 @@ pub struct Usage {
     /// The greatest number of processes and threads at once.
     pub pids_peak: Option<u64>,
     pub oom_kills: Option<u64>,
+    /// Whose limit of memory the kernel killed for: `task`, or `above` for one of the machine or of a cgroup over the task's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oom_limit: Option<OomLimit>,
+    /// How often more memory was asked for than the limit has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_limit_hits: Option<u64>,
+    /// Time for which work stood still because the quota of CPU time was used up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_throttled_seconds: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure: Option<Pressure>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OomLimit {
+    Task,
+    Above,
+}
+
+/// For how long something had to wait for each resource; see Linux `Documentation/accounting/psi.rst`, "some".
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Pressure {
+    pub cpu_seconds: f64,
+    pub memory_seconds: f64,
+    pub io_seconds: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
@@ -287,6 +330,10 @@ impl Usage {
         io_write_bytes: None,
         pids_peak: None,
         oom_kills: None,
+        oom_limit: None,
+        memory_limit_hits: None,
+        cpu_throttled_seconds: None,
+        pressure: None,
     };
 }
 
@@ -295,6 +342,9 @@ impl Usage {
 pub struct Identity {
     pub uid: u32,
     pub user: String,
+    /// What a token says of them, where the admin's requirements name its issuer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<crate::task::Login>,
 }
 
 /// One control of a sandbox and how far it was really enforced.
@@ -338,6 +388,7 @@ impl Event {
             Event::ConfigLoaded { .. } => "config.loaded",
             Event::JournalOpened { .. } => "journal.opened",
             Event::JournalPruned { .. } => "journal.pruned",
+            Event::JournalArchiveRemoved { .. } => "journal.archive_removed",
             Event::JournalCheckpoint { .. } => "journal.checkpoint",
         }
     }

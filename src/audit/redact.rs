@@ -13,11 +13,15 @@ use std::sync::{Arc, RwLock};
 use serde_json::Value;
 
 use super::record::{Entry, Event};
+use crate::policy::Digest;
 
 mod shapes;
 
 /// What stands in a record instead of a secret.
 pub const MARK: &str = "[redacted]";
+
+/// How much of one event's body is kept: prompts of some ten thousand words. The record travels to collectors that take 4 MiB.
+const BODY_LIMIT: usize = 64 << 10;
 
 /// Built-in rules, and what was added to them. Clones share what [`Redactor::hide`] was given.
 #[derive(Clone, Default)]
@@ -169,12 +173,14 @@ impl Redactor {
                 self.string(name);
                 self.option(call_id);
                 self.value(body);
+                within_limit(body);
             }
             Event::SecretUsed { host, .. } => self.string(host),
             Event::RuleAdded { rule, .. } => self.string(rule),
             Event::ConfigLoaded { .. }
             | Event::JournalOpened { .. }
             | Event::JournalPruned { .. }
+            | Event::JournalArchiveRemoved { .. }
             | Event::JournalCheckpoint { .. } => {}
         }
     }
@@ -292,6 +298,20 @@ impl Pattern {
                 hidden.push(start..end);
             }
         }
+    }
+}
+
+/// Keeps the beginning of what a harness said at too great length, and says how much it was. Cut after cleaning: half a secret
+/// would no longer be known as one.
+fn within_limit(body: &mut Value) {
+    let text = body.to_string();
+    if text.len() > BODY_LIMIT {
+        *body = serde_json::json!({
+            "cut": true,
+            "bytes": text.len(),
+            "digest": Digest::of_bytes(text.as_bytes()).to_string(),
+            "beginning": text[..text.floor_char_boundary(BODY_LIMIT)],
+        });
     }
 }
 
@@ -429,6 +449,36 @@ mod tests {
         );
         let errors = Redactor::new(["abc", "a*", "abc*d*"]).unwrap_err();
         assert_eq!(errors.len(), 3);
+    }
+
+    #[test]
+    fn a_long_event_is_cut_after_its_secrets_are_gone() {
+        let secret = "ghp_abcdefghijklmnopqrstuvwxyz0123456789";
+        // The border of what is kept goes through the secret.
+        let prompt = format!("{} {secret} {}", "x".repeat(BODY_LIMIT - 30), "y".repeat(1000));
+        let mut entry = Entry {
+            task: None,
+            exec: None,
+            event: Event::AgentEvent {
+                name: "prompt".into(),
+                call_id: None,
+                body: serde_json::json!({"text": prompt}),
+            },
+        };
+        Redactor::default().clean(&mut entry);
+        let Event::AgentEvent { body, .. } = entry.event else {
+            panic!("it is another event")
+        };
+        let beginning = body["beginning"].as_str().unwrap();
+        assert!(beginning.len() <= BODY_LIMIT && beginning.contains("x [redacted] yy"));
+        assert!(!body.to_string().contains("ghp_"));
+        assert_eq!(
+            (
+                body["cut"].as_bool(),
+                body["bytes"].as_u64().unwrap() > BODY_LIMIT as u64
+            ),
+            (Some(true), true)
+        );
     }
 
     #[test]

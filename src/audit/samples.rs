@@ -3,7 +3,8 @@
 use serde_json::json;
 
 use super::record::{
-    Control, Enforced, Entry, Event, ExecFinished, ExecOutcome, Identity, TaskOutcome, Usage, UsageSource,
+    Control, Enforced, Entry, Event, ExecFinished, ExecOutcome, Identity, OomLimit, Pressure, TaskOutcome, Usage,
+    UsageSource,
 };
 use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::policy::{Approver, ApproverKind, Decision, RuleMatch};
@@ -48,7 +49,15 @@ pub(super) fn usage() -> Usage {
         io_read_bytes: Some(1 << 20),
         io_write_bytes: Some(4096),
         pids_peak: Some(3),
-        oom_kills: Some(0),
+        oom_kills: Some(1),
+        oom_limit: Some(OomLimit::Task),
+        memory_limit_hits: Some(4),
+        cpu_throttled_seconds: Some(0.5),
+        pressure: Some(Pressure {
+            cpu_seconds: 0.25,
+            memory_seconds: 0.125,
+            io_seconds: 0.0625,
+        }),
     }
 }
 
@@ -85,6 +94,7 @@ pub(super) fn of_each_kind() -> Vec<Entry> {
     let identity = Identity {
         uid: 1000,
         user: "ada".into(),
+        login: None,
     };
     let argv = vec!["/usr/bin/make".to_owned(), "deploy".to_owned()];
     let (task, exec, approval) = (TaskId::new(), ExecId::new(), ApprovalId::new());
@@ -212,6 +222,9 @@ pub(super) fn of_each_kind() -> Vec<Entry> {
             host: "example.org".into(),
             port: 443,
             protocol: "https_connect".into(),
+            method: Some("CONNECT".into()),
+            decision: Some("allow".into()),
+            rule: Some("network.allow example.org".into()),
             address: Some("192.0.2.7".into()),
             bytes_sent: 100,
             bytes_received: 2000,
@@ -231,6 +244,8 @@ pub(super) fn of_each_kind() -> Vec<Entry> {
             execs: 1,
             refused: 1,
             usage: usage(),
+            network_bytes_sent: Some(100),
+            network_bytes_received: Some(2000),
             left_files: vec!["/workspace/core".into()],
         }),
         of_none(Event::JournalPruned {
@@ -240,6 +255,11 @@ pub(super) fn of_each_kind() -> Vec<Entry> {
             reason: "age".into(),
             archive: Some("journal-00000000000000000001.jsonl.zst".into()),
             archive_digest: Some("sha256:08".into()),
+        }),
+        of_none(Event::JournalArchiveRemoved {
+            archive: "journal-00000000000000000001.jsonl.zst".into(),
+            archive_digest: "sha256:08".into(),
+            reason: "age".into(),
         }),
         of_none(Event::JournalCheckpoint {
             journal: "019abcde-0000-7000-8000-000000000000".into(),

@@ -1,11 +1,13 @@
 //! The proof: walks the whole chain and says exactly where it breaks.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
 
-use super::journal::{GENESIS, JournalError, Reader, Seq, Stored, chain};
+use super::journal::{GENESIS, JournalError, Reader, Seq, Stored, chain, is_archive};
 use super::key::{Checkpoint, KeyError, PublicKey};
+use crate::policy::Digest;
 
 /// What is known from elsewhere, against which a journal can be proved; nothing is needed to prove its chain.
 #[derive(Debug, Clone, Default)]
@@ -26,6 +28,8 @@ pub struct Verified {
     /// The hash of the last record, in hex: whoever keeps it can tell later that nothing before it was changed or cut off.
     pub head: String,
     pub checkpoints: u64,
+    /// Files with records that were taken out, which are there and unchanged.
+    pub archives: u64,
     /// Records after the last checkpoint: the chain holds them together, but no signature speaks for them yet.
     pub unsigned: u64,
 }
@@ -63,6 +67,14 @@ struct Envelope<'a> {
 struct Pruned {
     last_seq: Seq,
     last_hash: String,
+    archive: Option<String>,
+    archive_digest: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct ArchiveRemoved {
+    archive: String,
+    archive_digest: String,
 }
 
 /// The fields of a checkpoint's record.
@@ -87,6 +99,7 @@ pub fn verify(folder: &Path, known: &Known) -> Result<Verified, VerifyError> {
         gone: None,
         checkpoints: 0,
         signed: 0,
+        archives: BTreeMap::new(),
         broken: None,
     };
     let read = reader.each("1 ORDER BY seq", &[], |record| match walk.step(&record) {
@@ -115,12 +128,14 @@ pub fn verify(folder: &Path, known: &Known) -> Result<Verified, VerifyError> {
         .into());
     }
     is_the_tail_there(&reader, &walk)?;
+    are_the_archives_there(folder, &walk)?;
     Ok(Verified {
         records: walk.seq + 1 - walk.first,
         first_seq: walk.first,
         last_seq: walk.seq,
         head: hex(&walk.prev),
         checkpoints: walk.checkpoints,
+        archives: walk.archives.len() as u64,
         unsigned: walk.seq - walk.signed,
     })
 }
@@ -136,6 +151,8 @@ struct Walk<'a> {
     checkpoints: u64,
     /// The last record that a checkpoint speaks for.
     signed: Seq,
+    /// The archives that must be there, by name: the record that says so, and the digest.
+    archives: BTreeMap<String, (Seq, String)>,
     broken: Option<Broken>,
 }
 
@@ -163,6 +180,7 @@ impl Walk<'_> {
         match record.kind.as_str() {
             "journal.checkpoint" => self.checkpoint(record)?,
             "journal.pruned" => self.pruned(record)?,
+            "journal.archive_removed" => self.archive_removed(record)?,
             _ => {}
         }
         if let Some((seq, head)) = &self.known.head
@@ -183,6 +201,24 @@ impl Walk<'_> {
             .map_err(|error| format!("it does not say what was taken out: {error}"))?;
         if pruned.last_seq + 1 == self.first && self.gone.is_some_and(|gone| hex(&gone) == pruned.last_hash) {
             self.gone = None;
+        }
+        if let (Some(archive), Some(digest)) = (pruned.archive, pruned.archive_digest) {
+            self.archives.insert(archive, (record.seq, digest));
+        }
+        Ok(())
+    }
+
+    fn archive_removed(&mut self, record: &Stored) -> Result<(), String> {
+        let removed: ArchiveRemoved = serde_json::from_str(&record.json)
+            .map_err(|error| format!("it does not say which archive was removed: {error}"))?;
+        // One whose own record was taken out since is not known here.
+        if let Some((_, digest)) = self.archives.remove(&removed.archive)
+            && digest != removed.archive_digest
+        {
+            return Err(format!(
+                "the archive {} was changed before it was removed",
+                removed.archive
+            ));
         }
         Ok(())
     }
@@ -265,6 +301,29 @@ fn is_the_tail_there(reader: &Reader, walk: &Walk<'_>) -> Result<(), VerifyError
         return cut(format!(
             "it is missing: the journal ends before record {named}, which was written"
         ));
+    }
+    Ok(())
+}
+
+/// Records that were taken out are in files beside the journal, as long as no record says that those were removed.
+fn are_the_archives_there(folder: &Path, walk: &Walk<'_>) -> Result<(), VerifyError> {
+    for (name, (seq, digest)) in &walk.archives {
+        let broken = |why: String| VerifyError::from(Broken { seq: *seq, why });
+        if !is_archive(name) {
+            return Err(broken(format!(
+                "it names an archive \"{name}\", which is no name of one"
+            )));
+        }
+        let bytes = std::fs::read(folder.join(name)).map_err(|error| {
+            broken(format!(
+                "the archive {name}, which has the records that it speaks of, cannot be read: {error}"
+            ))
+        })?;
+        if Digest::of_bytes(&bytes).to_string() != *digest {
+            return Err(broken(format!(
+                "the archive {name} was changed: it does not have the digest that was recorded"
+            )));
+        }
     }
     Ok(())
 }

@@ -129,7 +129,7 @@ fn check(
     let findings = wait_for(async {
         let mut findings = Vec::new();
         for host in hosts {
-            findings.push(judge(&gate, host, None, &addresses).await);
+            findings.push(judge(&gate, host, &addresses).await);
         }
         findings
     })?;
@@ -179,9 +179,9 @@ fn fixed(pairs: &[String]) -> anyhow::Result<FixedResolver> {
     Ok(resolver)
 }
 
-async fn judge(gate: &Gate, text: &str, method: Option<String>, addresses: &Addresses) -> Finding {
+async fn judge(gate: &Gate, text: &str, addresses: &Addresses) -> Finding {
     match Authority::parse_lenient(text, DEFAULT_PORT) {
-        Ok(authority) => judge_authority(gate, authority, method, addresses).await,
+        Ok(authority) => judge_authority(gate, authority, None, addresses).await,
         Err(error) => unreadable(&error, DEFAULT_PORT),
     }
 }
@@ -270,7 +270,6 @@ fn unreadable(error: &HostError, port: u16) -> Finding {
 /// One line of a batch. Other keys are passed over, so that a case can carry what is expected of it.
 #[derive(Debug, Deserialize)]
 struct BatchCase {
-    id: Value,
     #[serde(default)]
     allow: Vec<String>,
     #[serde(default)]
@@ -292,6 +291,14 @@ struct BatchAnswer<'a> {
     host: Option<&'a str>,
 }
 
+/// The answer to a line that is no case: a no, and why.
+#[derive(Debug, Serialize)]
+struct BatchFault<'a> {
+    #[serde(flatten)]
+    answer: BatchAnswer<'a>,
+    error: String,
+}
+
 fn check_batch(file: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
     let input: Box<dyn BufRead> = if file == Path::new("-") {
         Box::new(std::io::stdin().lock())
@@ -299,38 +306,49 @@ fn check_batch(file: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
         let file = std::fs::File::open(file).with_context(|| format!("the batch {}", file.display()))?;
         Box::new(std::io::BufReader::new(file))
     };
-    let mut faults = Vec::new();
-    for (number, line) in input.lines().enumerate() {
+    let mut faults = 0;
+    for (number, line) in input.split(b'\n').enumerate() {
         let line = line?;
-        if line.trim().is_empty() {
+        if line.trim_ascii().is_empty() {
             continue;
         }
-        let judged = serde_json::from_str(&line)
-            .map_err(anyhow::Error::new)
-            .and_then(|case: BatchCase| {
-                let finding = wait_for(judge_case(&case))??;
-                Ok((case, finding))
-            });
-        let (case, finding) = match judged {
-            Ok(judged) => judged,
-            Err(error) => {
-                faults.push(format!("{}:{}: {error:#}", file.display(), number + 1));
-                continue;
+        let read: Result<Value, _> = serde_json::from_slice(&line);
+        let id = read.as_ref().map_or(Value::Null, |case| case["id"].clone());
+        let judged = read.map_err(anyhow::Error::new).and_then(|case| {
+            if id.is_null() {
+                bail!("the case has no id");
             }
-        };
-        let answer = BatchAnswer {
-            id: &case.id,
-            decision: finding.decision,
-            reason: &finding.reason,
-            host: finding.host.as_deref(),
-        };
-        serde_json::to_writer(&mut *out, &answer)?;
+            wait_for(judge_case(&BatchCase::deserialize(case)?))?
+        });
+        match judged {
+            Ok(finding) => serde_json::to_writer(
+                &mut *out,
+                &BatchAnswer {
+                    id: &id,
+                    decision: finding.decision,
+                    reason: &finding.reason,
+                    host: finding.host.as_deref(),
+                },
+            )?,
+            Err(error) => {
+                faults += 1;
+                let answer = BatchAnswer {
+                    id: &id,
+                    decision: "deny",
+                    reason: "the case cannot be read",
+                    host: None,
+                };
+                let error = format!("{}:{}: {error:#}", file.display(), number + 1);
+                serde_json::to_writer(&mut *out, &BatchFault { answer, error })?;
+            }
+        }
         writeln!(out)?;
     }
-    if !faults.is_empty() {
-        bail!("{}", faults.join("\n"));
+    match faults {
+        0 => Ok(()),
+        1 => bail!("one line of {} is no case", file.display()),
+        _ => bail!("{faults} lines of {} are no cases", file.display()),
     }
-    Ok(())
 }
 
 /// Runs a future to its end on a thread of its own: the caller may itself be within a runtime, where blocking is forbidden.
@@ -392,145 +410,4 @@ fn batch_answers(answers: &BTreeMap<String, Value>) -> anyhow::Result<FixedResol
 }
 
 #[cfg(test)]
-mod tests {
-    use clap::Parser;
-
-    use super::*;
-
-    #[derive(Parser)]
-    struct Cli {
-        #[command(flatten)]
-        egress: EgressArgs,
-    }
-
-    fn belljar(args: &[&str]) -> anyhow::Result<String> {
-        let args = ["egress", "check"].iter().chain(args);
-        let cli = Cli::try_parse_from(args)?;
-        let mut out = Vec::new();
-        let spec = |path: &Path| {
-            assert!(path.ends_with("task.toml"));
-            Ok(Network {
-                mode: NetworkMode::Proxy,
-                allow: vec!["*.example.com".to_owned()],
-                deny: vec!["evil.example.com".to_owned()],
-                unknown: Unknown::Ask,
-            })
-        };
-        run(cli.egress, &mut out, spec)?;
-        Ok(String::from_utf8(out)?)
-    }
-
-    #[test]
-    fn each_host_is_answered_with_its_reason() {
-        let out = belljar(&[
-            "--allow",
-            "*.example.com",
-            "--deny",
-            "evil.example.com",
-            "--resolve",
-            "www.example.com=93.184.216.34",
-            "--resolve",
-            "inner.example.com=10.0.0.1",
-            "https://WWW.example.com/x",
-            "inner.example.com",
-            "gone.example.com",
-            "evil.example.com",
-            "other.org:8443",
-            "0x7f.1",
-        ])
-        .unwrap();
-        insta::assert_snapshot!(out, @r"
-        allow www.example.com:443  the allow list has *.example.com  [network.allow *.example.com]
-        deny  inner.example.com:443  inner.example.com is 10.0.0.1, which is private (10.0.0.0/8)  [local]
-        deny  gone.example.com:443  gone.example.com: the name does not resolve  [resolve]
-        deny  evil.example.com:443  the deny list has evil.example.com  [network.deny evil.example.com]
-        deny  other.org:8443  other.org:8443 is not in the allow list  [unknown]
-        deny  127.0.0.1:443  an address must be written in its usual form: 127.0.0.1  [malformed]
-        ");
-    }
-
-    #[test]
-    fn a_spec_gives_the_lists_and_flags_add_to_them() {
-        let folder = tempfile::tempdir().unwrap();
-        let spec = folder.path().join("task.toml");
-        std::fs::write(&spec, "").unwrap();
-        let spec = spec.to_str().unwrap();
-        let out = belljar(&[
-            "--json",
-            "--deny",
-            "b.example.com",
-            spec,
-            "b.example.com",
-            "other.org",
-            "evil.example.com",
-        ])
-        .unwrap();
-        let findings: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-        let decisions: Vec<_> = findings
-            .iter()
-            .map(|finding| finding["decision"].as_str().unwrap())
-            .collect();
-        assert_eq!(decisions, ["deny", "ask", "deny"]);
-    }
-
-    #[test]
-    fn faulty_arguments_are_all_told() {
-        assert!(belljar(&[]).unwrap_err().to_string().contains("no host to check"));
-        let error = belljar(&["--allow", "a*b.com", "--deny", "*", "x.org"])
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("network.allow[0]") && error.contains("network.deny[0]"),
-            "{error}"
-        );
-        let error = belljar(&["--resolve", "a", "--resolve", "1.1.1.1=b", "x.org"])
-            .unwrap_err()
-            .to_string();
-        assert_eq!(error.lines().count(), 2, "{error}");
-    }
-
-    #[test]
-    fn a_batch_is_answered_line_by_line() {
-        let folder = tempfile::tempdir().unwrap();
-        let batch = folder.path().join("cases.jsonl");
-        let cases = r#"{"id": 1, "allow": ["*.example.com"], "deny": [], "host": "Www.Example.com.", "port": 443, "dns": {"www.example.com": ["93.184.216.34"]}}
-{"id": "b", "allow": ["www.example.com"], "deny": [], "host": "www.example.com", "port": 80, "method": "GET", "dns": {"www.example.com": ["10.0.0.1"]}}
-{"id": "c", "allow": ["www.example.com"], "deny": [], "host": "www.example.com", "port": 80, "dns": {"www.example.com": "NXDOMAIN"}}
-{"id": "d", "allow": [], "deny": [], "host": "www.example.com", "port": 80}
-{"id": "e", "allow": [], "deny": [], "host": "www.example.com", "port": 80, "unknown": "ask"}
-
-{"id": "f", "allow": ["*"], "deny": [], "host": "0x7f000001", "port": 80}
-{"id": "g", "allow": ["a*b"], "deny": [], "host": "a.com", "port": 80}
-{"id": "h", "allow": ["*"], "deny": [], "host": "a@b.com", "port": 80}
-{"id": "i", "allow": ["*"], "deny": [], "host": "b.com", "port": 80}
-"#;
-        std::fs::write(&batch, cases).unwrap();
-        let out = belljar(&["--batch", batch.to_str().unwrap()]).unwrap();
-        insta::assert_snapshot!(out, @r#"
-        {"id":1,"decision":"allow","reason":"the allow list has *.example.com","host":"www.example.com"}
-        {"id":"b","decision":"deny","reason":"www.example.com is 10.0.0.1, which is private (10.0.0.0/8)","host":"www.example.com"}
-        {"id":"c","decision":"deny","reason":"www.example.com: the name does not resolve","host":"www.example.com"}
-        {"id":"d","decision":"deny","reason":"www.example.com is not in the allow list","host":"www.example.com"}
-        {"id":"e","decision":"ask","reason":"www.example.com is not in the allow list","host":"www.example.com"}
-        {"id":"f","decision":"deny","reason":"an address must be written in its usual form: 127.0.0.1","host":"127.0.0.1"}
-        {"id":"g","decision":"deny","reason":"the network lists have 1 fault: network.allow[0] \"a*b\": a star stands alone, or in front as \"*.\" or \"**.\"","host":"a.com"}
-        {"id":"h","decision":"deny","reason":"a user or password stands before the host","host":null}
-        {"id":"i","decision":"allow","reason":"the allow list has *; its addresses are judged when it is resolved","host":"b.com"}
-        "#);
-    }
-
-    #[test]
-    fn bad_lines_of_a_batch_are_told_by_number_and_the_others_answered() {
-        let folder = tempfile::tempdir().unwrap();
-        let batch = folder.path().join("cases.jsonl");
-        let cases = "\n{\"id\": 1, \"hosts\": \"a.com\"}\nx\n{\"id\": 2, \"host\": \"a.com\"}\n";
-        std::fs::write(&batch, cases).unwrap();
-        let cli = Cli::try_parse_from(["egress", "check", "--batch", batch.to_str().unwrap()]).unwrap();
-        let mut out = Vec::new();
-        let error = run(cli.egress, &mut out, |_| unreachable!()).unwrap_err().to_string();
-        let told: Vec<_> = error.lines().collect();
-        assert!(told[0].contains("cases.jsonl:2: missing field `host`"), "{error}");
-        assert!(told[1].contains("cases.jsonl:3: "), "{error}");
-        assert_eq!(String::from_utf8(out).unwrap().lines().count(), 1);
-    }
-}
+mod tests;

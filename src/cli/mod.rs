@@ -9,10 +9,12 @@ pub mod exec;
 pub mod exit;
 pub mod flags;
 pub mod image;
+pub mod journal;
 pub mod plan;
 mod pump;
 pub mod rules;
 pub mod run;
+mod secret;
 pub mod table;
 pub mod task;
 pub mod terminal;
@@ -54,6 +56,9 @@ enum Command {
     /// Shows and checks the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
+    /// Keeps secrets in the keyring of the OS
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
     /// Builds, pulls, imports, lists and removes images
     #[command(subcommand)]
     Image(image::ImageCommand),
@@ -71,6 +76,7 @@ impl Cli {
             Command::Rules(args) => rules::run(args),
             Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
             Command::Config(command) => config::run(command),
+            Command::Secret(command) => secret::run(command, &mut io::stdout()),
             Command::Image(command) => image::run(command, &state_folder()),
             Command::Audit(args) => audit::run(args, &state_folder(), &mut io::stdout()),
             Command::Plan(args) => plan::run(*args),

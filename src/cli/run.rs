@@ -5,7 +5,7 @@
 //! over lines of JSON.
 
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,13 +15,12 @@ use super::ask::AtTerminal;
 use super::flags::{Ready, TaskArgs};
 use super::pump::{self, Form, Manner};
 use super::unpacking::UnpackingLine;
-use super::{exec, exit, table, terminal};
+use super::{exec, exit, journal, table, terminal};
 use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
 use crate::api::{Server, stdio};
 use crate::approval::{Ask, Nobody};
-use crate::audit::journal::{Journal, JournalError, JournalOptions};
-use crate::audit::key::SigningKey;
-use crate::audit::otlp::{Exporter, ExporterHandle, OtlpConfig};
+use crate::audit::journal::{Journal, JournalOptions};
+use crate::audit::otlp::ExporterHandle;
 use crate::audit::record::{Entry, Event, Identity};
 use crate::config::{Config, Rejection, Surroundings};
 use crate::image::{self, Image, Store};
@@ -84,48 +83,35 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         .recursive(true)
         .mode(0o700)
         .create(&config.state)?;
-    let options = JournalOptions {
-        sync: journal_sync(&config),
-        key: Some(SigningKey::load_or_make(&config.state.join(super::audit::KEY))?),
-        ..JournalOptions::default()
-    };
-    let folder = journal_folder(&config.state);
-    let journal = open_journal(&folder, &options)?;
-    let exporter = start_exporter(&folder, &config, manner.otlp.as_deref())?;
+    let collectors = journal::collectors(&config, manner.otlp.as_deref())?;
+    let journal = journal::open(&config)?;
+    let exporter = journal::start_exporter(&journal, &collectors)?;
+    let housekeeping = journal::Housekeeping::of(&journal, &config, &collectors);
     let identity = Identity {
         uid: surroundings.uid,
         user: surroundings.user.clone(),
+        login: None,
     };
     let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal.clone(), identity)?
-        .under(config.requirements_digest.map(|digest| digest.to_string()));
+        .under(config.requirements_digest.map(|digest| digest.to_string()))
+        .recording_events(config.journal.agent_events.value)
+        .within_trace(std::env::var("TRACEPARENT").ok());
     let ask = whom_to_ask(&task, &manner, &surroundings.user);
     let command = task.command.clone();
     let image = unpack(&task.image, &config, manner.quiet).await?;
     let handle = supervisor.start_task(task, image, policy, ask).await?;
     let folder = handle.folder().to_owned();
-    let code = drive(handle, &folder, command, &manner).await;
+    let code = tokio::select! {
+        code = drive(handle, &folder, command, &manner) => code,
+        never = housekeeping.go_on() => match never {},
+    };
     // Signed and sent with the rest, so that a tail that is cut off later shows.
     journal.checkpoint().await?;
     if let Some(exporter) = exporter {
         flush(exporter, &manner).await;
     }
+    housekeeping.once().await;
     code
-}
-
-/// Opens the journal. Two tasks that begin at once may both find it new, and SQLite does not wait for the change to write-ahead mode:
-/// the later one tries again, for at most two seconds.
-fn open_journal(folder: &Path, options: &JournalOptions) -> anyhow::Result<Journal> {
-    for _ in 0..100 {
-        match Journal::open(folder, options.clone()) {
-            Err(JournalError::Open { .. }) => std::thread::sleep(Duration::from_millis(20)),
-            opened => return Ok(opened?),
-        }
-    }
-    Ok(Journal::open(folder, options.clone())?)
-}
-
-fn journal_folder(state: &Path) -> PathBuf {
-    state.join("journal")
 }
 
 /// Puts a task that asked for more than the requirements allow into the record. Faults of a spec are no refusals, and are only told.
@@ -140,16 +126,20 @@ fn record_refusal(name: Option<String>, error: anyhow::Error) -> anyhow::Error {
         identity: Identity {
             uid: surroundings.uid,
             user: surroundings.user.clone(),
+            login: None,
         },
     };
-    let recorded =
-        Journal::open(&journal_folder(&surroundings.state_folder()), JournalOptions::default()).and_then(|journal| {
-            journal.append_blocking(Entry {
-                task: None,
-                exec: None,
-                event,
-            })
-        });
+    let recorded = Journal::open(
+        &journal::folder(&surroundings.state_folder()),
+        JournalOptions::default(),
+    )
+    .and_then(|journal| {
+        journal.append_blocking(Entry {
+            task: None,
+            exec: None,
+            event,
+        })
+    });
     match recorded {
         Ok(_) => error,
         Err(failure) => error.context(format!("the refusal could not be recorded ({failure})")),
@@ -162,32 +152,6 @@ async fn unpack(image: &ImageRef, config: &Config, quiet: bool) -> anyhow::Resul
     let image = image.clone();
     let progress = UnpackingLine::new(quiet);
     Ok(tokio::task::spawn_blocking(move || image::resolve(&image, &store, &progress)).await??)
-}
-
-/// Sends records to the collectors of the configuration, of OpenTelemetry's own variables, and of the flag.
-fn start_exporter(folder: &Path, config: &Config, flag: Option<&str>) -> anyhow::Result<Option<ExporterHandle>> {
-    let mut collectors: Vec<_> = config
-        .otlp
-        .iter()
-        .map(|otlp| {
-            let headers = otlp
-                .headers
-                .iter()
-                .map(|(name, value)| (name.clone(), value.value.expose().to_owned()));
-            OtlpConfig {
-                headers: headers.collect(),
-                ..OtlpConfig::new(&otlp.endpoint.value)
-            }
-        })
-        .collect();
-    collectors.extend(OtlpConfig::from_variables(|name| std::env::var(name).ok())?);
-    collectors.extend(flag.map(OtlpConfig::new));
-    let endpoints = collectors.iter().map(|collector| collector.endpoint.as_str());
-    config.check_endpoints(endpoints)?;
-    if collectors.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(Exporter::start(folder, collectors)?))
 }
 
 /// Gives the collectors a moment to take what there is; the rest is sent by the next start.
@@ -206,13 +170,6 @@ async fn flush(exporter: ExporterHandle, manner: &RunManner) {
         );
     }
     exporter.shutdown();
-}
-
-fn journal_sync(config: &Config) -> crate::audit::journal::Sync {
-    match config.journal.sync.value {
-        crate::config::Sync::Group => crate::audit::journal::Sync::Batch,
-        crate::config::Sync::Each => crate::audit::journal::Sync::Each,
-    }
 }
 
 /// The person at this terminal, where there is one whose streams do not belong to a harness.
@@ -301,7 +258,8 @@ fn command_request(argv: Vec<String>, manner: &RunManner) -> ExecStart {
         tty: manner.tty.then(terminal::size),
         reason: manner.reason.clone(),
         call_id: None,
-        traceparent: std::env::var("TRACEPARENT").ok(),
+        // The task's own trace is the caller's.
+        traceparent: None,
         timeout_seconds: None,
         detach: false,
     }

@@ -5,10 +5,11 @@ use std::io::{self, IsTerminal as _, Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::termios::{self, OptionalActions, QueueSelector, Termios};
+use rustix::termios::{self, LocalModes, OptionalActions, QueueSelector, Termios};
 
 use crate::approval::Asked;
 use crate::policy::{Answer, Scope, TtySize};
+use crate::secret::SecretString;
 
 /// Whether a running command has the terminal's input: then no question can be answered there.
 static HELD: AtomicBool = AtomicBool::new(false);
@@ -61,6 +62,33 @@ impl Drop for RawMode {
         // Nothing can be done about a terminal that is gone.
         let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.before);
     }
+}
+
+/// Asks for a line on stdin, a terminal, without showing what is typed.
+pub fn read_hidden(prompt: &str) -> io::Result<SecretString> {
+    /// Puts the old mode back, also where reading fails.
+    struct Shown(Termios);
+    impl Drop for Shown {
+        fn drop(&mut self) {
+            let _ = termios::tcsetattr(io::stdin(), OptionalActions::Now, &self.0);
+        }
+    }
+    let stdin = io::stdin();
+    let shown = Shown(termios::tcgetattr(&stdin)?);
+    let mut hidden = shown.0.clone();
+    hidden.local_modes.remove(LocalModes::ECHO);
+    termios::tcsetattr(&stdin, OptionalActions::Flush, &hidden)?;
+    let mut err = io::stderr();
+    write!(err, "{prompt}")?;
+    err.flush()?;
+    let mut line = String::with_capacity(crate::secret::LENGTH_LIMIT);
+    let read = stdin.read_line(&mut line);
+    writeln!(err)?;
+    read?;
+    if line.ends_with('\n') {
+        line.pop();
+    }
+    Ok(line.into())
 }
 
 /// The size of the terminal, or the usual one where there is none.

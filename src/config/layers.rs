@@ -3,11 +3,16 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::{Config, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
-use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, read_file};
+use super::{AgentEvents, Config, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
+use crate::audit::otlp::Signal;
+use crate::audit::redact::Redactor;
+use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, Word, read_file};
 use crate::sys::path::open_file_without_symlinks;
-use crate::task::spec::{TaskSpec, expand_home, read_spec};
+use crate::task::SecretSource;
+use crate::task::limits::Bytes;
+use crate::task::spec::{self, TaskSpec, expand_home, read_spec};
 
 /// The lowest layer, and the page that explains every key.
 pub(super) const DEFAULT: &str = include_str!("../../config/default.toml");
@@ -20,8 +25,51 @@ pub(super) const BUILT_IN: &str = "built-in default.toml";
 struct Layer {
     trusted_folders: Vec<Sited<String>>,
     task: TaskSpec,
-    sync: Option<Sited<Sync>>,
+    journal: JournalLayer,
     otlp: Vec<Otlp>,
+    token: Option<Sited<SecretSource>>,
+}
+
+#[derive(Debug, Default)]
+struct JournalLayer {
+    sync: Option<Sited<Sync>>,
+    rotate_size: Option<Sited<Bytes>>,
+    rotate_age: Option<Sited<Duration>>,
+    keep: Option<Sited<Duration>>,
+    redact: Vec<Sited<String>>,
+    agent_events: Option<Sited<AgentEvents>>,
+}
+
+impl JournalLayer {
+    fn read(table: &Table<'_>) -> Self {
+        Self {
+            sync: table.word("sync"),
+            rotate_size: table.parsed("rotate_size", spec::size),
+            rotate_age: table.parsed("rotate_age", spec::time),
+            keep: table.parsed("keep", spec::time),
+            redact: table.list("redact", redaction),
+            agent_events: table.word("agent_events"),
+        }
+    }
+
+    /// This layer's values, and below them those of the one below; patterns of both.
+    fn over(self, below: Self) -> Self {
+        Self {
+            sync: self.sync.or(below.sync),
+            rotate_size: self.rotate_size.or(below.rotate_size),
+            rotate_age: self.rotate_age.or(below.rotate_age),
+            keep: self.keep.or(below.keep),
+            redact: below.redact.into_iter().chain(self.redact).collect(),
+            agent_events: self.agent_events.or(below.agent_events),
+        }
+    }
+}
+
+pub(super) fn redaction(pattern: &str) -> Result<String, String> {
+    match Redactor::new([pattern]) {
+        Ok(_) => Ok(pattern.to_owned()),
+        Err(errors) => Err(errors[0].to_string()),
+    }
 }
 
 pub(super) fn built_in(state: &Path) -> Config {
@@ -35,7 +83,13 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
     let mut layers = vec![Layer::from_toml(DEFAULT, BUILT_IN, None).expect("the built-in configuration was tested")];
     let mut files = Vec::new();
     let mut faults: Vec<Fault> = Vec::new();
-    let demands = requirements::load(&surroundings.etc, surroundings.root).unwrap_or_else(|found| {
+    let demands = requirements::load(&requirements::Sources {
+        etc: &surroundings.etc,
+        owner: surroundings.root,
+        state: &surroundings.state_folder(),
+        fetch: &surroundings.fetch,
+    })
+    .unwrap_or_else(|found| {
         faults.extend(found.into_vec());
         Default::default()
     });
@@ -84,6 +138,7 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
         folders,
         files,
         requirements: demands.requirements,
+        bundles: demands.bundles,
         requirements_digest: demands.digest,
         untrusted,
         ..merged(layers, surroundings.state_folder())
@@ -91,6 +146,7 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
     for demands in &config.requirements {
         // The task is filled in admission, once it is known what its spec says.
         demands.fill(&mut TaskSpec::default(), &mut config.journal);
+        config.journal.redact.extend(demands.redact.iter().cloned());
     }
     Ok(config)
 }
@@ -99,12 +155,14 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
 fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
     let mut task = TaskSpec::default();
     let mut trusted_folders = Vec::new();
-    let mut sync = None;
+    let mut journal = JournalLayer::default();
     let mut otlp = Vec::new();
+    let mut token = None;
     for layer in layers {
         task = layer.task.over(task);
         trusted_folders.extend(layer.trusted_folders);
-        sync = layer.sync.or(sync);
+        token = layer.token.or(token);
+        journal = layer.journal.over(journal);
         if !layer.otlp.is_empty() {
             otlp = layer.otlp;
         }
@@ -113,13 +171,22 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
         task,
         trusted_folders,
         journal: Journal {
-            sync: sync.expect("the built-in configuration says when to sync"),
+            sync: journal.sync.expect("the built-in configuration says when to sync"),
+            rotate_size: journal.rotate_size,
+            rotate_age: journal.rotate_age,
+            keep: journal.keep,
+            redact: journal.redact,
+            agent_events: journal
+                .agent_events
+                .expect("the built-in configuration says what is recorded of events"),
         },
         otlp,
+        token,
         state,
         folders: Vec::new(),
         files: Vec::new(),
         requirements: Vec::new(),
+        bundles: Vec::new(),
         requirements_digest: None,
         untrusted: None,
     }
@@ -160,7 +227,7 @@ fn project_layer(file: &Path) -> Result<Layer, Faults> {
         if let Some(version) = root.value("version") {
             version.integer(1..=1);
         }
-        for key in ["trusted_folders", "journal", "otlp"] {
+        for key in ["trusted_folders", "journal", "otlp", "identity"] {
             if let Some(value) = root.value(key) {
                 value.fault("only the system's and the user's configuration may say this");
             }
@@ -183,16 +250,21 @@ impl Layer {
             if let Some(version) = root.value("version") {
                 version.integer(1..=1);
             }
-            let journal = root.table("journal");
             Layer {
                 trusted_folders: root.list("trusted_folders", |text| trusted_folder(text, home)),
                 task: root.table("task").map(|table| task(&table)).unwrap_or_default(),
-                sync: journal.and_then(|table| table.word("sync")),
+                journal: root
+                    .table("journal")
+                    .map(|table| JournalLayer::read(&table))
+                    .unwrap_or_default(),
                 otlp: root
                     .tables("otlp")
                     .iter()
                     .filter_map(|table| otlp(table, home))
                     .collect(),
+                token: root
+                    .table("identity")
+                    .and_then(|table| table.parsed("token", |text| token(text, home))),
             }
         })
     }
@@ -203,6 +275,13 @@ fn trusted_folder(text: &str, home: Option<&Path>) -> Result<String, String> {
     match path.is_absolute() {
         true => Ok(path.display().to_string()),
         false => Err(format!("\"{text}\" is not absolute")),
+    }
+}
+
+fn token(text: &str, home: Option<&Path>) -> Result<SecretSource, String> {
+    match text.strip_prefix("file:") {
+        Some(path) => format!("file:{}", expand_home(path, home)?.display()).parse(),
+        None => text.parse(),
     }
 }
 
@@ -229,10 +308,38 @@ fn otlp(table: &Table<'_>, home: Option<&Path>) -> Option<Otlp> {
             headers.insert(name.value.to_ascii_lowercase(), text);
         }
     }
-    Some(Otlp {
+    let file = |key| {
+        table.parsed(key, |text| {
+            let path = expand_home(text, home)?;
+            match path.is_absolute() {
+                true => Ok(path),
+                false => Err(format!("\"{text}\" is not absolute")),
+            }
+        })
+    };
+    let otlp = Otlp {
+        protocol: table.word("protocol"),
+        compression: table.word("compression"),
+        signals: table.list("signals", Signal::read),
+        ca: file("ca"),
+        client_certificate: file("client_certificate"),
+        client_key: file("client_key"),
         endpoint: endpoint?,
         headers,
-    })
+    };
+    let half = match (&otlp.client_certificate, &otlp.client_key) {
+        (Some(certificate), None) => Some((&certificate.origin, "client_certificate")),
+        (None, Some(key)) => Some((&key.origin, "client_key")),
+        (Some(_), Some(_)) | (None, None) => None,
+    };
+    if let Some((origin, key)) = half {
+        table.fault(
+            origin,
+            key,
+            "a client certificate needs its key, and the key its certificate",
+        );
+    }
+    Some(otlp)
 }
 
 pub(super) fn endpoint(text: &str) -> Result<String, String> {

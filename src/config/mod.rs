@@ -7,27 +7,36 @@
 //!            /etc/belljar/requirements.toml, requirements.d/*.toml ── hold all of it: refused, never clamped
 //! ```
 //!
+//! Requirements may also come signed from a URL, see [`bundle`]; who asks is [`identity`]'s to say.
+//!
 //! Called by the command line and the API before anything is bound, created or started. Plain reading of files; loading rules
 //! and images is left to `policy` and `image`.
 
 mod admit;
+pub mod bundle;
 mod codex;
+pub mod identity;
 mod layers;
 mod requirements;
+pub mod schema;
 mod show;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use crate::audit::otlp::{Compression, OtlpConfig, Protocol, Signal};
 use crate::document::{Fault, Faults, Origin, Sited, Word};
 use crate::policy::Digest;
 use crate::sys::user::myself;
+use crate::task::limits::Bytes;
 use crate::task::spec::TaskSpec;
+use crate::task::{Login, SecretSource};
 use requirements::ConfigAsked;
 
 pub use admit::{Caller, Rejection, admit};
-pub use requirements::Requirements;
+pub use requirements::{BundleSeen, Requirements};
 pub use show::Setting;
 
 /// Fixed: if a variable or flag moved it, requirements would be a wish. Tests that need another one mount it.
@@ -41,6 +50,8 @@ pub struct Config {
     pub trusted_folders: Vec<Sited<String>>,
     pub journal: Journal,
     pub otlp: Vec<Otlp>,
+    /// Where the token is that says who asks.
+    pub token: Option<Sited<SecretSource>>,
     /// Where belljar keeps its state.
     pub state: PathBuf,
     /// The folders of configuration, which no sandbox may write to.
@@ -51,6 +62,8 @@ pub struct Config {
     pub untrusted: Option<PathBuf>,
     /// What the admin demands, a file each.
     pub requirements: Vec<Requirements>,
+    /// The bundles that they name.
+    pub bundles: Vec<BundleSeen>,
     /// Over all that was read of them; none where there are none.
     pub requirements_digest: Option<Digest>,
 }
@@ -63,10 +76,38 @@ fn is_built_in(origin: &Origin) -> bool {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Journal {
     pub sync: Sited<Sync>,
+    /// The size from which on old records are moved into archives.
+    pub rotate_size: Option<Sited<Bytes>>,
+    /// The age at which they are.
+    pub rotate_age: Option<Sited<Duration>>,
+    /// How old archives become before they are removed; none: they stay.
+    pub keep: Option<Sited<Duration>>,
+    /// What is taken out of records, beside the built-in rules; of all layers together.
+    pub redact: Vec<Sited<String>>,
+    pub agent_events: Sited<AgentEvents>,
+}
+
+/// What of the events that a harness tells is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, schemars::JsonSchema)]
+#[schemars(rename_all = "snake_case")]
+pub enum AgentEvents {
+    Full,
+    /// Their names and the tool calls that they belong to, not what was said.
+    Names,
+    None,
+}
+
+impl Word for AgentEvents {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("full", AgentEvents::Full),
+        ("names", AgentEvents::Names),
+        ("none", AgentEvents::None),
+    ];
 }
 
 /// When the journal is sure that the disk has what it wrote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, schemars::JsonSchema)]
+#[schemars(rename_all = "snake_case")]
 pub enum Sync {
     /// Every 50 ms.
     Group,
@@ -83,6 +124,55 @@ impl Word for Sync {
 pub struct Otlp {
     pub endpoint: Sited<String>,
     pub headers: BTreeMap<String, Sited<HeaderValue>>,
+    pub protocol: Option<Sited<Protocol>>,
+    pub compression: Option<Sited<Compression>>,
+    /// None: all.
+    pub signals: Vec<Sited<Signal>>,
+    /// Files in PEM: who is trusted instead of the machine's authorities, and who we are.
+    pub ca: Option<Sited<PathBuf>>,
+    pub client_certificate: Option<Sited<PathBuf>>,
+    pub client_key: Option<Sited<PathBuf>>,
+}
+
+impl Otlp {
+    /// As the exporter takes it.
+    pub fn collector(&self) -> OtlpConfig {
+        let file = |path: &Option<Sited<PathBuf>>| path.as_ref().map(|path| path.value.clone());
+        let mut config = OtlpConfig::new(&self.endpoint.value);
+        let headers = self.headers.iter();
+        config.headers = headers
+            .map(|(name, value)| (name.clone(), value.value.expose().to_owned()))
+            .collect();
+        if let Some(protocol) = &self.protocol {
+            config.protocol = protocol.value;
+        }
+        if let Some(compression) = &self.compression {
+            config.compression = compression.value;
+        }
+        if !self.signals.is_empty() {
+            config.signals = self.signals.iter().map(|signal| signal.value).collect();
+        }
+        config.ca = file(&self.ca);
+        config.client_certificate = file(&self.client_certificate);
+        config.client_key = file(&self.client_key);
+        config
+    }
+}
+
+impl Word for Protocol {
+    const WORDS: &'static [(&'static str, Self)] = &[("grpc", Protocol::Grpc), ("http", Protocol::HttpProtobuf)];
+}
+
+impl Word for Compression {
+    const WORDS: &'static [(&'static str, Self)] = &[("none", Compression::None), ("gzip", Compression::Gzip)];
+}
+
+impl Word for Signal {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("logs", Signal::Logs),
+        ("traces", Signal::Traces),
+        ("metrics", Signal::Metrics),
+    ];
 }
 
 /// The value of a header: often a token, so it never prints.
@@ -124,6 +214,8 @@ pub struct Surroundings {
     etc: PathBuf,
     /// Who alone may write requirements.
     root: u32,
+    /// How a bundle of requirements is got.
+    fetch: fn(&str) -> Result<Vec<u8>, bundle::FetchError>,
 }
 
 impl Surroundings {
@@ -145,6 +237,7 @@ impl Surroundings {
             project: std::env::current_dir().ok(),
             etc: PathBuf::from(ETC),
             root: 0,
+            fetch: bundle::fetch,
         }
     }
 
@@ -195,10 +288,30 @@ impl Config {
             journal: &self.journal,
             otlp: &self.otlp,
         };
-        self.requirements
+        let config = self
+            .requirements
             .iter()
-            .flat_map(|demands| demands.check_config(&asked))
-            .collect()
+            .flat_map(|demands| demands.check_config(&asked));
+        config.chain(self.login().1).collect()
+    }
+
+    /// Who asks, as their token says, and each way in which that is not what is demanded. Blocking, as reading a secret is.
+    pub(in crate::config) fn login(&self) -> (Option<Login>, Vec<Fault>) {
+        let (mut login, mut violations) = (None, Vec::new());
+        for demands in &self.requirements {
+            let found = demands.check_login(self.token.as_ref(), &mut violations);
+            login = login.or(found);
+        }
+        if let Some(token) = &self.token
+            && !self.requirements.iter().any(|demands| demands.identity_oidc.is_some())
+        {
+            violations.push(Fault {
+                origin: token.origin.clone(),
+                key: "identity.token".to_owned(),
+                what: "no requirements name the issuer to believe (identity.oidc)".to_owned(),
+            });
+        }
+        (login, violations)
     }
 
     /// Whether records may be sent to these receivers, which a flag or a variable of OpenTelemetry's may have named.

@@ -23,12 +23,32 @@ impl Config {
         list.each("trusted_folders", &self.trusted_folders);
         list.task("task.", &self.task);
         list.word("journal.sync", Some(&self.journal.sync));
+        list.size("journal.rotate_size", self.journal.rotate_size.as_ref());
+        list.time("journal.rotate_age", self.journal.rotate_age.as_ref());
+        list.time("journal.keep", self.journal.keep.as_ref());
+        list.each("journal.redact", &self.journal.redact);
+        list.word("journal.agent_events", Some(&self.journal.agent_events));
         for (n, otlp) in self.otlp.iter().enumerate() {
             list.one(&format!("otlp[{n}].endpoint"), Some(&otlp.endpoint), |text| json!(text));
             for (name, value) in &otlp.headers {
                 list.one(&format!("otlp[{n}].headers.{name}"), Some(value), |_| json!("(hidden)"));
             }
+            list.word(&format!("otlp[{n}].protocol"), otlp.protocol.as_ref());
+            list.word(&format!("otlp[{n}].compression"), otlp.compression.as_ref());
+            for (m, signal) in otlp.signals.iter().enumerate() {
+                list.word(&format!("otlp[{n}].signals[{m}]"), Some(signal));
+            }
+            for (key, file) in [
+                ("ca", &otlp.ca),
+                ("client_certificate", &otlp.client_certificate),
+                ("client_key", &otlp.client_key),
+            ] {
+                list.one(&format!("otlp[{n}].{key}"), file.as_ref(), |path| json!(path));
+            }
         }
+        list.one("identity.token", self.token.as_ref(), |source| {
+            json!(source.to_string())
+        });
         for demands in &self.requirements {
             list.demands(demands);
         }
@@ -107,7 +127,13 @@ impl Listing {
         self.each("requirements.gate.rules", &demands.rules);
         self.words("requirements.gate.unmatched", demands.unmatched.as_ref());
         self.words("requirements.gate.reviewers", demands.reviewers.as_ref());
+        self.one("requirements.gate.never_ask", demands.never_ask.as_ref(), |flag| {
+            json!(flag)
+        });
         self.word("requirements.journal.sync", demands.sync.as_ref());
+        self.each("requirements.journal.redact", &demands.redact);
+        self.words("requirements.journal.agent_events", demands.agent_events.as_ref());
+        self.time("requirements.journal.keep", demands.keep.as_ref());
         self.texts("requirements.otlp.endpoints", demands.endpoints.as_ref());
         self.one(
             "requirements.otlp.required",
@@ -116,6 +142,20 @@ impl Listing {
         );
         self.texts("requirements.identity.users", demands.identity_users.as_ref());
         self.texts("requirements.identity.groups", demands.identity_groups.as_ref());
+        self.words("requirements.identity.methods", demands.identity_methods.as_ref());
+        self.texts("requirements.identity.workspaces", demands.identity_workspaces.as_ref());
+        if let Some(oidc) = &demands.identity_oidc {
+            self.text("requirements.identity.oidc.issuer", Some(&oidc.issuer));
+            self.text("requirements.identity.oidc.audience", Some(&oidc.audience));
+            self.text("requirements.identity.oidc.jwks", Some(&oidc.jwks));
+        }
+        if let Some(bundle) = &demands.bundle {
+            self.text("requirements.bundle.url", Some(&bundle.url));
+            for (n, key) in bundle.public_keys.iter().enumerate() {
+                let at = format!("requirements.bundle.public_keys[{n}]");
+                self.one(&at, Some(key), |key| json!(key.to_string()));
+            }
+        }
         self.text("requirements.codex.requirements", demands.codex.as_ref());
     }
 

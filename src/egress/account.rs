@@ -10,6 +10,7 @@ use tokio::sync::mpsc::OwnedPermit;
 
 use super::gate::Route;
 use crate::audit::record::Event;
+use crate::id::ExecId;
 
 /// Bytes over all connections of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -33,12 +34,21 @@ impl Totals {
     }
 }
 
+/// The end of a connection, for the record.
+pub(super) struct End {
+    pub exec: Option<ExecId>,
+    pub event: Event,
+}
+
 /// One allowed connection. When the last holder drops it, however that comes about, its `egress.finished` goes to the record:
 /// the place in the queue was taken before the connection was made.
 pub(super) struct Account {
+    exec: Option<ExecId>,
     host: String,
     port: u16,
     protocol: &'static str,
+    method: Option<String>,
+    rule: String,
     address: OnceLock<SocketAddr>,
     error: OnceLock<String>,
     complete: AtomicBool,
@@ -46,16 +56,19 @@ pub(super) struct Account {
     sent: AtomicU64,
     received: AtomicU64,
     totals: Arc<Totals>,
-    place: Option<OwnedPermit<Event>>,
+    place: Option<OwnedPermit<End>>,
 }
 
 impl Account {
-    pub fn new(route: &Route, totals: Arc<Totals>, place: OwnedPermit<Event>) -> Self {
+    pub fn new(route: &Route, exec: Option<ExecId>, totals: Arc<Totals>, place: OwnedPermit<End>) -> Self {
         let destination = route.destination();
         Self {
+            exec,
             host: destination.host.to_string(),
             port: destination.port,
             protocol: destination.protocol.as_str(),
+            method: destination.method.clone(),
+            rule: route.rule().to_owned(),
             address: OnceLock::new(),
             error: OnceLock::new(),
             complete: AtomicBool::new(false),
@@ -65,6 +78,11 @@ impl Account {
             totals,
             place: Some(place),
         }
+    }
+
+    /// The exec that the connection is put down to.
+    pub fn exec(&self) -> Option<ExecId> {
+        self.exec
     }
 
     /// Notes the address that was really reached.
@@ -105,15 +123,19 @@ impl Drop for Account {
             (None, false) => Some("the connection was cut off".to_owned()),
             (error, _) => error,
         };
-        place.send(Event::EgressFinished {
+        let event = Event::EgressFinished {
             host: std::mem::take(&mut self.host),
             port: self.port,
             protocol: self.protocol.to_owned(),
+            method: self.method.take(),
+            decision: Some("allow".to_owned()),
+            rule: Some(std::mem::take(&mut self.rule)),
             address: self.address.get().map(ToString::to_string),
             bytes_sent: self.sent.load(Ordering::Relaxed),
             bytes_received: self.received.load(Ordering::Relaxed),
             wall_seconds: self.started.elapsed().as_secs_f64(),
             error,
-        });
+        };
+        place.send(End { exec: self.exec, event });
     }
 }

@@ -9,6 +9,7 @@ use futures_util::future::{BoxFuture, Shared, WeakShared};
 
 use super::gate::{Destination, Protocol, Unknown};
 use super::host::Host;
+use crate::id::ExecId;
 use crate::policy::{Answer, Scope};
 
 /// Answers that are remembered; beyond this many hosts a question is put again.
@@ -21,6 +22,8 @@ pub struct EgressQuestion {
     /// `unknown`, or the id of the rule that wants to be asked.
     pub rule: String,
     pub reason: String,
+    /// The exec that asked first, as evidence.
+    pub exec: Option<ExecId>,
 }
 
 /// Puts a question to a person or a reviewer. Dropping the future withdraws the question.
@@ -67,10 +70,10 @@ impl Questions {
     }
 
     /// Waits for the answer to a question, at most as long as the limit says.
-    pub async fn ask(&self, unknown: &Unknown) -> Answer {
+    pub async fn ask(&self, unknown: &Unknown, exec: Option<ExecId>) -> Answer {
         let destination = unknown.destination();
         let key = (destination.host.clone(), destination.port, destination.protocol);
-        let waiting = match self.enter(&key, unknown) {
+        let waiting = match self.enter(&key, unknown, exec) {
             Ok(waiting) => waiting,
             Err(answer) => return answer,
         };
@@ -90,7 +93,7 @@ impl Questions {
     }
 
     /// Joins the open question, or opens it; the error is an answer that needs no question.
-    fn enter(&self, key: &Key, unknown: &Unknown) -> Result<Waiting, Answer> {
+    fn enter(&self, key: &Key, unknown: &Unknown, exec: Option<ExecId>) -> Result<Waiting, Answer> {
         let mut entries = self.lock();
         match entries.get(key) {
             Some(Entry::Answered(answer)) => return Err(answer.clone()),
@@ -117,6 +120,7 @@ impl Questions {
             destination: unknown.destination().clone(),
             rule: unknown.rule().to_owned(),
             reason: unknown.reason().to_owned(),
+            exec,
         };
         let waiting = self.asker.ask(question).shared();
         if let Some(weak) = waiting.downgrade() {

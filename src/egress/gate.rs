@@ -12,13 +12,13 @@
 //! Plain functions without waiting: asking and resolving are left to [`super::way`].
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::address::{self, Reach};
+pub use super::denial::{Denial, DenialKind};
 use super::host::{DomainName, Host};
+pub use super::own::OwnAddresses;
 use super::pattern::{List, Pattern, PatternError};
 use super::resolve::ResolveError;
 use crate::policy::{Answer, Decision};
@@ -44,9 +44,6 @@ const TLS_PORT: u16 = 443;
 
 /// A name may have many addresses; more than this are not looked at, so they are not dialled either.
 const ADDRESSES_MAX: usize = 32;
-
-/// How long the list of the host's own addresses holds before it is read again: interfaces come and go.
-const OWN_MAX_AGE: Duration = Duration::from_secs(5);
 
 /// Where a connection is to go, as asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -146,36 +143,6 @@ enum Origin {
     Approval,
 }
 
-/// A no: which rule, why, and how to go on. Its JSON is what the sandboxed client is told.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Denial {
-    decision: &'static str,
-    pub rule: String,
-    pub reason: String,
-    /// Normalised; empty where it could not be read.
-    pub host: String,
-    pub port: u16,
-    pub how_to_ask: String,
-    #[serde(skip)]
-    pub kind: DenialKind,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DenialKind {
-    /// A deny list or a forbidding rule.
-    Denied,
-    /// Local, private, reserved, or the host itself.
-    Local,
-    /// The name has no address.
-    Unresolved,
-    /// On no list, and nobody said yes.
-    Unknown,
-    /// The request cannot be read in one way only.
-    Malformed,
-    /// A limit was reached, or the record could not be written.
-    Unable,
-}
-
 /// The lists and rules of one task, ready to judge.
 #[derive(Debug)]
 pub struct Gate {
@@ -216,17 +183,6 @@ impl List {
             List::Deny => "network.deny",
         }
     }
-}
-
-/// The addresses of the host's own interfaces.
-#[derive(Debug)]
-pub struct OwnAddresses(Source);
-
-#[derive(Debug)]
-enum Source {
-    System(Mutex<Option<(Instant, Vec<IpAddr>)>>),
-    #[cfg(test)]
-    Fixed(Vec<IpAddr>),
 }
 
 impl Gate {
@@ -393,7 +349,9 @@ impl Gate {
         } = destination;
         let allows = |pattern: &&Pattern| match protocol {
             Protocol::Dns => pattern.allows_on_some_port(host),
-            _ => pattern.allows(host, *port),
+            // A host on the list is not thereby open for datagrams, which nothing looks into: that takes a rule.
+            Protocol::Socks5Udp => false,
+            Protocol::Http | Protocol::HttpsConnect | Protocol::Socks5Tcp => pattern.allows(host, *port),
         };
         if let Some(pattern) = self.allow.iter().find(allows) {
             return Some(Basis {
@@ -585,70 +543,6 @@ impl Route {
     }
 }
 
-impl Denial {
-    pub fn new(destination: &Destination, kind: DenialKind, rule: &str, reason: String) -> Self {
-        Self {
-            decision: "deny",
-            rule: rule.to_owned(),
-            reason,
-            host: destination.host.to_string(),
-            port: destination.port,
-            how_to_ask: kind.how_to_ask(destination),
-            kind,
-        }
-    }
-
-    /// A denial of what could not be read as a destination. `host` is what it would mean to most programs, or empty.
-    pub fn malformed(reason: String, host: Option<String>, port: u16) -> Self {
-        Self {
-            decision: "deny",
-            rule: "malformed".to_owned(),
-            reason,
-            host: host.unwrap_or_default(),
-            port,
-            how_to_ask: "nobody can approve this; send the request in its plain form".to_owned(),
-            kind: DenialKind::Malformed,
-        }
-    }
-
-    /// A denial of what the proxy does for nobody, wherever it was to go.
-    pub fn unserved(reason: &str, host: Option<String>, port: u16) -> Self {
-        Self {
-            rule: "protocol".to_owned(),
-            how_to_ask: "nobody can approve this; connect by TCP through the proxy".to_owned(),
-            ..Self::malformed(reason.to_owned(), host, port)
-        }
-    }
-
-    /// A denial of a connection that nothing was read from, since there are too many.
-    pub fn over_limit() -> Self {
-        Self {
-            rule: "limit".to_owned(),
-            how_to_ask: "close a connection first".to_owned(),
-            kind: DenialKind::Unable,
-            ..Self::malformed("the task has as many connections as it may have".to_owned(), None, 0)
-        }
-    }
-}
-
-impl DenialKind {
-    fn how_to_ask(self, destination: &Destination) -> String {
-        match self {
-            DenialKind::Denied => {
-                "this cannot be approved from here; whoever owns the task's policy can change it".to_owned()
-            }
-            DenialKind::Local => "local and private places cannot be approved; use a public host".to_owned(),
-            DenialKind::Unresolved => "check the name; one that does not resolve cannot be approved".to_owned(),
-            DenialKind::Unknown => format!(
-                "ask the person who runs the task to add \"{}\" to network.allow",
-                destination.place()
-            ),
-            DenialKind::Malformed => "nobody can approve this; send the request in its plain form".to_owned(),
-            DenialKind::Unable => "nothing was decided about this host; try again later".to_owned(),
-        }
-    }
-}
-
 impl Destination {
     /// `host:port`, or the bare host where the port says nothing new.
     pub fn place(&self) -> String {
@@ -679,46 +573,6 @@ impl Protocol {
 impl NetworkRule {
     fn reason(&self, otherwise: &str) -> String {
         self.justification.clone().unwrap_or_else(|| otherwise.to_owned())
-    }
-}
-
-impl OwnAddresses {
-    /// Those of the machine, read from the kernel and again when the list is old.
-    pub fn system() -> Self {
-        Self(Source::System(Mutex::new(None)))
-    }
-
-    #[cfg(test)]
-    pub(crate) fn fixed(addresses: &[&str]) -> Self {
-        Self(Source::Fixed(
-            addresses.iter().map(|text| text.parse().unwrap()).collect(),
-        ))
-    }
-
-    /// Why an address is closed, if it is the host's own or that cannot be told.
-    fn refusal(&self, ip: IpAddr) -> Option<String> {
-        let own = match &self.0 {
-            Source::System(cell) => {
-                let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
-                let old = cell.as_ref().is_none_or(|(read, _)| read.elapsed() > OWN_MAX_AGE);
-                if old {
-                    match address::own_addresses() {
-                        Ok(addresses) => *cell = Some((Instant::now(), addresses)),
-                        Err(_) => {
-                            *cell = None;
-                            return Some(
-                                "not known to be another machine's (the host's own addresses cannot be read)"
-                                    .to_owned(),
-                            );
-                        }
-                    }
-                }
-                cell.as_ref().is_some_and(|(_, addresses)| addresses.contains(&ip))
-            }
-            #[cfg(test)]
-            Source::Fixed(addresses) => addresses.contains(&ip),
-        };
-        own.then(|| "an address of the host itself".to_owned())
     }
 }
 

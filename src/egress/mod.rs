@@ -21,16 +21,20 @@
 mod account;
 pub mod address;
 pub mod ask;
+pub mod client;
+pub mod denial;
 pub mod dial;
 pub mod env;
 mod front;
 pub mod gate;
 pub mod host;
 pub mod limits;
+pub mod own;
 mod pace;
 pub mod path;
 pub mod pattern;
 pub mod resolve;
+pub mod room;
 mod way;
 
 use std::io;
@@ -39,23 +43,23 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 pub use account::EgressBytes;
 pub use ask::{Asker, EgressQuestion, NobodyToAsk};
+pub use client::{Attribution, Client, Unattributed};
 pub use gate::{Denial, Destination, Gate, NetworkRule, OwnAddresses, Protocol};
 pub use limits::Limits;
 pub use way::{RecordError, Recorder};
 
-use account::Totals;
+use account::{End, Totals};
 use ask::Questions;
 use dial::{Dialler, DirectDialler};
 use pace::Pace;
 use resolve::{Resolver, SystemResolver};
+use room::{Full, Room, TaskRoom};
 use way::Way;
-
-use crate::audit::record::Event;
 
 /// How long to wait after an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -82,9 +86,12 @@ pub struct Parts {
     pub gate: Arc<Gate>,
     pub recorder: Arc<dyn Recorder>,
     pub asker: Arc<dyn Asker>,
+    pub attribution: Arc<dyn Attribution>,
     pub resolver: Arc<dyn Resolver>,
     pub dialler: Arc<dyn Dialler>,
     pub limits: Limits,
+    /// For the connections of all tasks together.
+    pub room: Room,
 }
 
 impl Parts {
@@ -94,9 +101,11 @@ impl Parts {
             gate,
             recorder,
             asker,
+            attribution: Arc::new(Unattributed),
             resolver: Arc::new(SystemResolver::default()),
             dialler: Arc::new(DirectDialler),
             limits: Limits::default(),
+            room: Room::of_process(),
         }
     }
 }
@@ -123,9 +132,11 @@ impl Proxy {
             gate,
             recorder,
             asker,
+            attribution,
             resolver,
             dialler,
             limits,
+            room,
         } = parts;
         // All are made before any is served, so that a proxy starts whole or not at all.
         let mut tcp = Vec::new();
@@ -153,6 +164,7 @@ impl Proxy {
             gate: gate_seen,
             recorder: recorder.clone(),
             questions: Questions::new(asker, limits.questions, limits.ask_time),
+            attribution,
             refusals: Pace::new(limits.refusals_at_once, limits.refusals_per_second),
             resolver,
             dialler,
@@ -160,10 +172,10 @@ impl Proxy {
             totals: Arc::new(Totals::default()),
             ends,
         });
-        let slots = Arc::new(Semaphore::new(limits.connections));
+        let room = room.of_task(limits.connections);
         let mut fronts = JoinSet::new();
         for (front, listener) in tcp {
-            fronts.spawn(accept(front, listener, way.clone(), slots.clone()));
+            fronts.spawn(accept(front, listener, way.clone(), room.clone()));
         }
         if let Some(socket) = dns_udp {
             fronts.spawn(answer_datagrams(socket, way.clone()));
@@ -206,26 +218,30 @@ impl ProxyHandle {
 }
 
 /// Accepts until the handle is gone, then ends every connection that it made.
-async fn accept(front: Front, listener: TcpListener, way: Arc<Way>, slots: Arc<Semaphore>) {
+async fn accept(front: Front, listener: TcpListener, way: Arc<Way>, room: TaskRoom) {
     let mut gone = way.gate.clone();
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    let Ok(slot) = slots.clone().try_acquire_owned() else {
-                        turn_away(front, stream).await;
-                        continue;
+                Ok((stream, from)) => {
+                    let place = match room.take() {
+                        Ok(place) => place,
+                        Err(full) => {
+                            turn_away(front, full, stream).await;
+                            continue;
+                        }
                     };
                     let way = way.clone();
                     connections.spawn(async move {
-                        let _slot = slot;
+                        let _place = place;
                         // An answer in small pieces must not wait for the client's acknowledgements.
                         let _ = stream.set_nodelay(true);
+                        let client = Client::tcp(from);
                         match front {
-                            Front::Http => front::http::serve(stream, way).await,
-                            Front::Socks => front::socks::serve(stream, way).await,
-                            Front::Dns => front::dns::serve_tcp(stream, way).await,
+                            Front::Http => front::serve_either(stream, client, way).await,
+                            Front::Socks => front::socks::serve(stream, client, way).await,
+                            Front::Dns => front::dns::serve_tcp(stream, client, way).await,
                         }
                     });
                 }
@@ -255,10 +271,10 @@ async fn answer_datagrams(socket: UdpSocket, way: Arc<Way>) {
 }
 
 /// Tells a client over the limit why, as far as its socket takes it at once.
-async fn turn_away(front: Front, mut stream: TcpStream) {
+async fn turn_away(front: Front, full: Full, mut stream: TcpStream) {
     match front {
         Front::Http => {
-            let answer = front::http::over_limit();
+            let answer = front::http::over_limit(full);
             let _ = tokio::time::timeout(ACCEPT_PAUSE, stream.write_all(answer.as_bytes())).await;
         }
         // Neither has words for it before its greeting.
@@ -266,9 +282,9 @@ async fn turn_away(front: Front, mut stream: TcpStream) {
     }
 }
 
-async fn write_ends(mut ends: mpsc::Receiver<Event>, recorder: Arc<dyn Recorder>) {
-    while let Some(event) = ends.recv().await {
-        if let Err(error) = recorder.record(event).await {
+async fn write_ends(mut ends: mpsc::Receiver<End>, recorder: Arc<dyn Recorder>) {
+    while let Some(End { exec, event }) = ends.recv().await {
+        if let Err(error) = recorder.record(exec, event).await {
             // The next judgement cannot be written either, and is refused for it.
             tracing::error!(
                 error = &error as &dyn std::error::Error,

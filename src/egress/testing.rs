@@ -14,13 +14,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::ask::{Asker, EgressQuestion, NobodyToAsk};
+use super::client::Unattributed;
 use super::dial::Dialler;
 use super::gate::{Clearance, Gate, NetworkRule, OwnAddresses, Route};
 use super::limits::Limits;
 use super::resolve::{ResolveError, Resolver};
+use super::room::Room;
 use super::way::{RecordError, Recorder};
 use super::{Listeners, Parts, Proxy, ProxyHandle};
 use crate::audit::record::Event;
+use crate::id::ExecId;
 use crate::task::{Network, NetworkMode, Unknown};
 
 /// Where names of the tests resolve to.
@@ -42,6 +45,7 @@ pub struct Options<'a> {
     pub unknown: Unknown,
     pub rules: Vec<NetworkRule>,
     pub limits: Limits,
+    pub room: Room,
     pub asker: Arc<dyn Asker>,
     pub recorder: fn(&Event) -> bool,
     /// Further answers by name; one a question, the last for good.
@@ -56,6 +60,7 @@ impl Default for Options<'_> {
             unknown: Unknown::Deny,
             rules: Vec::new(),
             limits: Limits::default(),
+            room: Room::of_process(),
             asker: Arc::new(NobodyToAsk),
             recorder: |_| true,
             answers: &[],
@@ -107,9 +112,11 @@ impl Fixture {
             gate: gate(options.allow, options.deny, options.unknown, options.rules),
             recorder: Arc::new(TestRecorder(seen.clone(), options.recorder)),
             asker: options.asker,
+            attribution: Arc::new(Unattributed),
             resolver: Arc::new(TestResolver(seen.clone(), Mutex::new(answers.collect()))),
             dialler: Arc::new(TestDialler(seen.clone(), server.local_addr().unwrap())),
             limits: options.limits,
+            room: options.room,
         };
         let handle = Proxy::start(listeners, parts).unwrap();
         Self {
@@ -173,7 +180,7 @@ pub async fn read_head(stream: &mut TcpStream) -> String {
 struct TestRecorder(Arc<Seen>, fn(&Event) -> bool);
 
 impl Recorder for TestRecorder {
-    fn record(&self, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
+    fn record(&self, _: Option<ExecId>, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
         Box::pin(async move {
             if !(self.1)(&event) {
                 return Err(RecordError("the disk is full".into()));

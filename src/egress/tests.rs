@@ -8,6 +8,7 @@ use super::front::hello::tests::hello;
 use super::gate::{NetworkRule, Protocol};
 use super::host::Host;
 use super::limits::Limits;
+use super::room::Room;
 use super::testing::{Desk, Fixture, Options, PUBLIC, gate, read_head, tunnel};
 use crate::audit::record::Event;
 use crate::policy::{Answer, Decision, Scope};
@@ -663,6 +664,30 @@ async fn connections_over_the_limit_are_told_so() {
     assert_eq!(json(&answer)["rule"], "limit");
     drop(client);
     fixture.finish().await;
+}
+
+#[tokio::test]
+async fn all_tasks_together_have_as_many_connections_as_the_process_can_hold() {
+    let room = Room::new(1);
+    let options = || Options {
+        room: room.clone(),
+        ..Options::default()
+    };
+    let (first, second) = (Fixture::start(options()).await, Fixture::start(options()).await);
+    let (client, _server) = tunnel(&first, "www.example.com", 443).await;
+    let answer = second.exchange("").await;
+    assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
+    assert_eq!(
+        json(&answer)["reason"],
+        "all tasks together have as many connections as belljar can hold"
+    );
+    drop(client);
+    first.finish().await;
+    let answer = second
+        .exchange("GET http://denied.example.com/ HTTP/1.1\r\nHost: denied.example.com\r\n\r\n")
+        .await;
+    assert!(answer.starts_with("HTTP/1.1 403"), "its end made room: {answer}");
+    second.finish().await;
 }
 
 #[tokio::test]

@@ -8,18 +8,21 @@ use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
-use super::account::{Account, Totals};
+use super::account::{Account, End, Totals};
 use super::ask::Questions;
+use super::client::{Attribution, Client};
 use super::dial::Dialler;
 use super::gate::{Cleared, Denial, DenialKind, Destination, EgressJudgement, Gate, Protocol, Route};
 use super::limits::Limits;
 use super::pace::Pace;
 use super::resolve::Resolver;
 use crate::audit::record::Event;
+use crate::id::ExecId;
 
-/// Writes to the audit journal. Returns when the event is as safe as the journal makes it.
+/// Writes to the audit journal, beside the exec that an event is put down to. Returns when the event is as safe as the journal
+/// makes it.
 pub trait Recorder: Send + Sync {
-    fn record(&self, event: Event) -> BoxFuture<'_, Result<(), RecordError>>;
+    fn record(&self, exec: Option<ExecId>, event: Event) -> BoxFuture<'_, Result<(), RecordError>>;
 }
 
 /// The journal could not be written.
@@ -32,13 +35,29 @@ pub(super) struct Way {
     pub gate: watch::Receiver<Arc<Gate>>,
     pub recorder: Arc<dyn Recorder>,
     pub questions: Questions,
+    pub attribution: Arc<dyn Attribution>,
     pub refusals: Pace,
     pub resolver: Arc<dyn Resolver>,
     pub dialler: Arc<dyn Dialler>,
     pub limits: Limits,
     pub totals: Arc<Totals>,
     /// To the task that writes the ends of connections.
-    pub ends: mpsc::Sender<Event>,
+    pub ends: mpsc::Sender<End>,
+}
+
+/// A request for a way out: where to, and who asks.
+#[derive(Debug, Clone)]
+pub(super) struct Asking {
+    pub destination: Destination,
+    pub client: Client,
+    /// Known once it was looked for.
+    pub exec: Option<ExecId>,
+}
+
+/// A destination that was judged and recorded.
+pub(super) struct Admitted {
+    pub route: Route,
+    pub exec: Option<ExecId>,
 }
 
 /// A connection that was judged, recorded and made.
@@ -61,15 +80,15 @@ pub(super) enum Closed {
 
 impl Way {
     /// The whole way to a connection.
-    pub async fn open(&self, destination: Destination) -> Result<Passage, Closed> {
-        let route = self.admit(destination).await.map_err(Closed::Denied)?;
+    pub async fn open(&self, destination: Destination, client: Client) -> Result<Passage, Closed> {
+        let Admitted { route, exec } = self.admit(destination, client).await.map_err(Closed::Denied)?;
         // A place for the end's record is taken before there is anything to end. The queue is as long as there may be
         // connections, so this waits only while the journal is behind.
         let place = self.ends.clone().reserve_owned().await.map_err(|_| {
             let reason = "the proxy is shutting down".to_owned();
             Closed::Denied(Denial::new(route.destination(), DenialKind::Unable, "shutdown", reason))
         })?;
-        let account = Arc::new(Account::new(&route, self.totals.clone(), place));
+        let account = Arc::new(Account::new(&route, exec, self.totals.clone(), place));
         let dialled = tokio::time::timeout(self.limits.dial_time, self.dialler.dial(&route)).await;
         let error = match dialled {
             Ok(Ok(stream)) => {
@@ -87,35 +106,57 @@ impl Way {
     }
 
     /// Judges and resolves, and writes down what came of it. Also all that a DNS question needs.
-    pub async fn admit(&self, destination: Destination) -> Result<Route, Denial> {
-        match self.judge(&destination).await {
+    pub async fn admit(&self, destination: Destination, client: Client) -> Result<Admitted, Denial> {
+        let mut asking = Asking {
+            destination,
+            client,
+            exec: None,
+        };
+        let judged = self.judge(&mut asking).await;
+        let Asking { destination, exec, .. } = asking;
+        match judged {
             Ok(route) => {
-                self.record_judgement(&destination, "allow", route.rule(), route.reason(), Some(&route))
+                self.record_judgement(exec, &destination, "allow", route.rule(), route.reason(), Some(&route))
                     .await?;
-                Ok(route)
+                Ok(Admitted { route, exec })
             }
             Err(denial) => {
                 self.refusals.turn().await;
-                self.record_judgement(&destination, "deny", &denial.rule, &denial.reason, None)
+                self.record_judgement(exec, &destination, "deny", &denial.rule, &denial.reason, None)
                     .await?;
                 Err(denial)
             }
         }
     }
 
-    async fn judge(&self, destination: &Destination) -> Result<Route, Denial> {
+    async fn judge(&self, asking: &mut Asking) -> Result<Route, Denial> {
         // The gate of this moment judges the whole of it: a reload in between ends the connection by itself.
         let gate = self.gate.borrow().clone();
-        let cleared = match gate.judge(destination) {
-            EgressJudgement::Deny(denial) => return Err(denial),
+        let judged = gate.judge(&asking.destination);
+        // While the client waits its socket is there to be looked at.
+        let looked_for = self.attribution.exec_of(asking.client);
+        let cleared = match judged {
+            EgressJudgement::Deny(denial) => {
+                asking.exec = looked_for.await;
+                return Err(denial);
+            }
             EgressJudgement::Allow(cleared) => cleared,
             EgressJudgement::Ask(unknown) => {
-                self.record_judgement(destination, "ask", unknown.rule(), unknown.reason(), None)
+                asking.exec = looked_for.await;
+                let (exec, destination) = (asking.exec, &asking.destination);
+                self.record_judgement(exec, destination, "ask", unknown.rule(), unknown.reason(), None)
                     .await?;
-                let answer = self.questions.ask(&unknown).await;
-                unknown.answer(answer)?
+                let answer = self.questions.ask(&unknown, exec).await;
+                return self.resolve(&gate, unknown.answer(answer)?).await;
             }
         };
+        // Both are waiting: for a name server, and for the kernel's tables.
+        let (route, exec) = tokio::join!(self.resolve(&gate, cleared), looked_for);
+        asking.exec = exec;
+        route
+    }
+
+    async fn resolve(&self, gate: &Gate, cleared: Cleared) -> Result<Route, Denial> {
         match cleared {
             Cleared::Address(route) => Ok(route),
             Cleared::Name(clearance) => {
@@ -126,7 +167,7 @@ impl Way {
     }
 
     /// Writes down a request that could not be read as a destination.
-    pub async fn record_malformed(&self, protocol: Protocol, method: Option<String>, denial: &Denial) {
+    pub async fn record_malformed(&self, client: Client, protocol: Protocol, method: Option<String>, denial: &Denial) {
         let event = Event::EgressJudged {
             host: denial.host.clone(),
             port: denial.port,
@@ -137,9 +178,10 @@ impl Way {
             reason: denial.reason.clone(),
             address: None,
         };
+        let exec = self.attribution.exec_of(client).await;
         self.refusals.turn().await;
         // It is refused either way.
-        if let Err(error) = self.recorder.record(event).await {
+        if let Err(error) = self.recorder.record(exec, event).await {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "a refusal is missing in the record"
@@ -148,9 +190,10 @@ impl Way {
     }
 
     /// Writes down that a live connection was ended by a judgement.
-    pub async fn record_end(&self, route: &Route, denial: &Denial) {
+    pub async fn record_end(&self, route: &Route, exec: Option<ExecId>, denial: &Denial) {
+        let Denial { rule, reason, .. } = denial;
         if let Err(denial) = self
-            .record_judgement(route.destination(), "deny", &denial.rule, &denial.reason, Some(route))
+            .record_judgement(exec, route.destination(), "deny", rule, reason, Some(route))
             .await
         {
             tracing::error!(
@@ -162,6 +205,7 @@ impl Way {
 
     async fn record_judgement(
         &self,
+        exec: Option<ExecId>,
         destination: &Destination,
         decision: &str,
         rule: &str,
@@ -180,7 +224,7 @@ impl Way {
                 .and_then(|route| route.addresses().first())
                 .map(ToString::to_string),
         };
-        self.recorder.record(event).await.map_err(|error| {
+        self.recorder.record(exec, event).await.map_err(|error| {
             tracing::error!(
                 error = &error as &dyn std::error::Error,
                 "a connection is refused for want of a record"

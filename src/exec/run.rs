@@ -13,11 +13,10 @@ use tokio::time::sleep_until;
 
 use super::pipeline::Inputs;
 use super::stream::Log;
-use super::{Control, ExecEvent, ExecRequest, Stream};
-use crate::audit::record::{ExecOutcome, Usage, UsageSource};
+use super::{Control, ExecEvent, ExecRequest, Stream, usage};
+use crate::audit::record::{ExecOutcome, Usage};
 use crate::policy::{Digest, Permit, Stdin, TtySize};
 use crate::sandbox::oci::{Sandbox, SandboxError, Slot, Started, Stdio};
-use crate::sys::cgroup::{Counters, Version};
 use crate::sys::{packet, process};
 
 /// A pipe that holds this much is read in few, large pieces; see DESIGN: pipes of 1 MiB matter most for streaming.
@@ -34,6 +33,9 @@ const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
 
 /// The same for a command whose leftovers stay: they keep the pipes, and nobody reads those any more.
 const DETACHED_PATIENCE: Duration = Duration::from_millis(50);
+
+/// From this time on it is asked for how long a command had to wait for resources.
+const STALL_FROM: Duration = Duration::from_millis(50);
 
 /// The limits of one exec.
 pub struct Limits {
@@ -158,6 +160,8 @@ pub async fn run(
         }
     };
     let Started { slot, permit: _ } = started;
+    // While the slot is at its work, so that nobody waits for it.
+    let stalled = slot.stall();
     // Nothing else comes before: the slot answers at once.
     let (streams, report) = match slot.link.hear().await {
         Ok(Some((FromSlot::Started { .. }, fds))) => (streams.with_terminal(fds)?, None),
@@ -187,9 +191,17 @@ pub async fn run(
     let (report, cause, stdout, stderr) = report;
     let wall = begun.elapsed();
     let counters = slot.counters();
-    let version = sandbox.cgroup_version();
     let is_dead = matches!(report, Report::Gone | Report::Killed);
-    let ended = conclude(report, cause, counters, version, wall, stdout, stderr);
+    let counted = sandbox.cgroup_version().zip(counters).map(|(version, counters)| {
+        // A short command has no time to wait for anything, and many of them should not pay for the look.
+        let stall = stalled.filter(|_| wall >= STALL_FROM);
+        let stall = stall.and_then(|before| Some(slot.stall()?.since(before)));
+        usage::of_cgroup(version, &counters, stall)
+    });
+    let mut ended = conclude(report, cause, counted, wall, stdout, stderr);
+    if ended.usage.oom_kills.is_some_and(|kills| kills > 0) {
+        ended.usage.oom_limit = sandbox.counters().map(|(_, task)| usage::oom_limit(&task));
+    }
     if is_dead {
         slot.retire();
     } else if request.detach {
@@ -480,13 +492,12 @@ async fn feed_stdin(pipe: Option<OwnedFd>, terminal: Option<&OwnedFd>, mut stdin
 fn conclude(
     report: Report,
     cause: Option<Cause>,
-    counters: Option<Counters>,
-    version: Option<Version>,
+    counted: Option<Usage>,
     wall: Duration,
     stdout: Streamed,
     stderr: Streamed,
 ) -> Ended {
-    let oom_kills = counters.and_then(|counters| counters.oom_kills).unwrap_or(0);
+    let oom_kills = counted.as_ref().and_then(|usage| usage.oom_kills).unwrap_or(0);
     let mut ended = Ended {
         wall,
         stdout,
@@ -541,7 +552,15 @@ fn conclude(
         Some(Cause::OutputLimit) => ended.outcome = ExecOutcome::OutputLimit,
         None => {}
     }
-    ended.usage = usage(counters, version, rusage);
+    ended.usage = match (counted, rusage) {
+        (Some(usage), _) => Usage {
+            // The slot itself is one of them.
+            pids_peak: usage.pids_peak.map(|peak| peak.saturating_sub(1).max(1)),
+            ..usage
+        },
+        (None, Some(rusage)) => usage::of_rusage(&rusage),
+        (None, None) => Usage::NONE,
+    };
     ended
 }
 
@@ -560,36 +579,5 @@ fn not_started(step: Step, errno: i32) -> (i32, String) {
         Step::Cwd => (126, format!("the working folder cannot be entered: {error}")),
         Step::Tty => (126, format!("no terminal can be made: {error}")),
         Step::Message => (126, format!("the command cannot be started as asked: {error}")),
-    }
-}
-
-fn usage(counters: Option<Counters>, version: Option<Version>, rusage: Option<Rusage>) -> Usage {
-    const MICRO: f64 = 1e-6;
-    match (counters, version, rusage) {
-        (Some(counters), Some(version), _) => Usage {
-            source: match version {
-                Version::V1 => UsageSource::CgroupV1,
-                Version::V2 => UsageSource::CgroupV2,
-            },
-            cpu_user_seconds: counters.user_micros as f64 * MICRO,
-            cpu_system_seconds: counters.system_micros as f64 * MICRO,
-            memory_peak_bytes: counters.memory_peak_bytes,
-            io_read_bytes: counters.io_read_bytes,
-            io_write_bytes: counters.io_write_bytes,
-            // The slot itself is one of them.
-            pids_peak: counters.pids_peak.map(|peak| peak.saturating_sub(1).max(1)),
-            oom_kills: counters.oom_kills,
-        },
-        (_, _, Some(rusage)) => Usage {
-            source: UsageSource::Rusage,
-            cpu_user_seconds: rusage.user_micros as f64 * MICRO,
-            cpu_system_seconds: rusage.system_micros as f64 * MICRO,
-            memory_peak_bytes: Some(rusage.max_rss_kib * 1024),
-            io_read_bytes: Some(rusage.blocks_in * 512),
-            io_write_bytes: Some(rusage.blocks_out * 512),
-            pids_peak: None,
-            oom_kills: None,
-        },
-        _ => Usage::NONE,
     }
 }

@@ -19,6 +19,8 @@ pub struct Policy {
     resolve: bool,
     /// Whether any rule says other than allow.
     restricts: bool,
+    /// Whether a question is a no, for nobody may be asked.
+    never_ask: bool,
 }
 
 /// How a command was understood and what the rules say of it. `rules check` prints it and [`Policy::judge`] follows it.
@@ -34,6 +36,9 @@ pub struct Explanation {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub opaque_because: Option<&'static str>,
     pub commands: Vec<SimpleCommand>,
+    /// Whether this would have been a question, if anybody might be asked.
+    #[serde(skip)]
+    pub unasked: bool,
     /// Which of the commands run without a rule that allows them in full.
     #[serde(skip)]
     pub uncovered: Vec<usize>,
@@ -87,7 +92,11 @@ impl Policy {
             name: rules.name.clone(),
             text: rules.text.clone(),
         });
-        Self::load_beside(demanded.collect(), &gate.rules, gate.unmatched)
+        let policy = Self::load_beside(demanded.collect(), &gate.rules, gate.unmatched)?;
+        Ok(Self {
+            never_ask: gate.never_ask,
+            ..policy
+        })
     }
 
     fn load_beside(mut texts: Vec<RuleText>, files: &[HostPath], unmatched: Unmatched) -> Result<Self, RulesError> {
@@ -128,6 +137,7 @@ impl Policy {
             unmatched,
             resolve: true,
             restricts,
+            never_ask: false,
         }
     }
 
@@ -136,6 +146,7 @@ impl Policy {
     pub fn with_managed(self, rules: Vec<ManagedRule>) -> Self {
         Self {
             resolve: self.resolve,
+            never_ask: self.never_ask,
             ..Self::of(self.rules.with_managed(rules), self.unmatched)
         }
     }
@@ -212,8 +223,11 @@ impl Policy {
             Unmatched::Ask => Verdict::Ask,
             Unmatched::Deny => Verdict::Deny,
         };
+        let judgement = ruled.max(rest);
+        let unasked = judgement == Verdict::Ask && self.never_ask;
         Explanation {
-            judgement: ruled.max(rest),
+            judgement: if unasked { Verdict::Deny } else { judgement },
+            unasked,
             matched,
             rules: tally.rules,
             opaque,
@@ -331,6 +345,13 @@ fn changes_folder(command: &SimpleCommand) -> bool {
 impl Explanation {
     /// Why the answer is what it is, for the agent and for whoever is asked.
     pub fn reason(&self) -> String {
+        match self.unasked {
+            true => format!("nobody may be asked, by the requirements; {}", self.cause()),
+            false => self.cause(),
+        }
+    }
+
+    fn cause(&self) -> String {
         let by = |decision: Decision, verb: &str| {
             self.rules.iter().find(|rule| rule.decision == decision).map(|rule| {
                 let file = Path::new(&rule.file)

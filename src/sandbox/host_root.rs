@@ -47,7 +47,7 @@ fn path(path: &str) -> SandboxPath {
     SandboxPath::new(path).expect("these paths are constants or checked before")
 }
 
-fn folder(at: &str, mode: u32) -> Made {
+pub(super) fn folder(at: &str, mode: u32) -> Made {
     Made {
         path: path(at),
         what: What::Folder { mode },
@@ -55,12 +55,20 @@ fn folder(at: &str, mode: u32) -> Made {
     }
 }
 
-fn file(at: &str, content: &str) -> Made {
+pub(super) fn file(at: &str, content: &str) -> Made {
+    with_mode(at, content, 0o644)
+}
+
+pub(super) fn program(at: &str, content: &str) -> Made {
+    with_mode(at, content, 0o755)
+}
+
+fn with_mode(at: &str, content: &str, mode: u32) -> Made {
     Made {
         path: path(at),
         what: What::File {
             content: content.to_owned(),
-            mode: 0o644,
+            mode,
         },
         users: false,
     }

@@ -24,3 +24,4 @@ pub mod probe;
 pub mod protect;
 pub mod seccomp;
 mod setup;
+mod ssh;

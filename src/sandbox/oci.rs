@@ -20,7 +20,7 @@ use super::plan::Plan;
 use super::{outside, seccomp};
 use crate::path::HostPath;
 use crate::policy::{Command, Digest, Permit};
-use crate::sys::cgroup::{Caps, Cgroups, Counters, Leaf, TaskCgroup, Version};
+use crate::sys::cgroup::{Caps, Cgroups, Counters, Leaf, Stall, TaskCgroup, Version};
 use crate::sys::{packet, process};
 use crate::task::Runtime;
 
@@ -328,6 +328,12 @@ impl Sandbox {
         Some((cgroup.version(), cgroup.counters()))
     }
 
+    /// For how long something in the task had to wait for a resource.
+    pub fn stall(&self) -> Option<Stall> {
+        let cgroup = self.cgroup.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
+        cgroup.stall()
+    }
+
     pub fn cgroup_version(&self) -> Option<Version> {
         self.cgroup
             .as_ref()
@@ -468,6 +474,11 @@ pub fn end_and_remove(cgroup: &TaskCgroup) {
 impl Slot {
     pub fn counters(&self) -> Option<Counters> {
         self.leaf.as_ref().map(Leaf::counters)
+    }
+
+    /// For how long something in it had to wait, ever since it was made.
+    pub fn stall(&self) -> Option<Stall> {
+        self.leaf.as_ref()?.stall()
     }
 
     /// Kills the command and all it started, and the slot with them.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::protect::Protected;
-use super::{host_root, seccomp};
+use super::{host_root, seccomp, ssh};
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
 use crate::policy::Digest;
@@ -199,7 +199,11 @@ impl Plan {
                 folders.to_vec()
             }
         };
-        made.extend(host_root::identity(task.id, matches!(source, RootSource::Host)));
+        let host = matches!(source, RootSource::Host);
+        made.extend(host_root::identity(task.id, host));
+        if task.network.mode != NetworkMode::None {
+            made.extend(ssh::made(host));
+        }
         mounts.extend(host_root::kernel_mounts());
         for root in &task.roots {
             let writable = root.access == Access::Write;

@@ -12,6 +12,7 @@ use super::{TaskHandle, image_name, recovery, runtime_name, way_out};
 use crate::approval::{Ask, Desk};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Entry, Event, Identity, TaskOutcome, Usage};
+use crate::config::AgentEvents;
 use crate::egress::gate::GateError;
 use crate::egress::host::HostError;
 use crate::exec::pipeline::Context;
@@ -66,6 +67,8 @@ pub struct Supervisor {
     state: PathBuf,
     identity: Identity,
     requirements_digest: Option<String>,
+    agent_events: AgentEvents,
+    traceparent: Option<String>,
     pub cgroups: Arc<Cgroups>,
 }
 
@@ -98,8 +101,20 @@ impl Supervisor {
             state: state.to_owned(),
             identity,
             requirements_digest: None,
+            agent_events: AgentEvents::Full,
+            traceparent: None,
             cgroups,
         })
+    }
+
+    /// What of a harness's events goes into the journal; without it, all.
+    pub fn recording_events(self, agent_events: AgentEvents) -> Self {
+        Self { agent_events, ..self }
+    }
+
+    /// The W3C trace context in which its tasks are started; their spans belong to it.
+    pub fn within_trace(self, traceparent: Option<String>) -> Self {
+        Self { traceparent, ..self }
     }
 
     /// Names the requirements that tasks are admitted under: their digest stands in the records.
@@ -137,8 +152,11 @@ impl Supervisor {
             purpose: task.purpose.clone(),
             task_spec: serde_json::to_value(&task).unwrap_or_default(),
             requirements_digest: self.requirements_digest.clone(),
-            identity: self.identity.clone(),
-            traceparent: None,
+            identity: Identity {
+                login: task.login.clone(),
+                ..self.identity.clone()
+            },
+            traceparent: self.traceparent.clone(),
         };
         let started = async {
             self.journal.append(entry(admitted)).await?;
@@ -181,6 +199,8 @@ impl Supervisor {
                     execs: 0,
                     refused: 0,
                     usage: Usage::NONE,
+                    network_bytes_sent: None,
+                    network_bytes_received: None,
                     left_files: Vec::new(),
                 },
             };
@@ -247,7 +267,7 @@ impl Supervisor {
             plan_digest,
             requirements_digest: self.requirements_digest.clone(),
         };
-        let live = Live::new(task, context, image, refused);
+        let live = Live::new(task, context, image, refused, self.agent_events);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
         tokio::spawn(live.clone().drive(proxy, guard, lock, folder.clone()));
         Ok(TaskHandle { live, folder })

@@ -135,8 +135,12 @@ pub struct StdinClosed;
 pub struct NotRunning;
 
 #[derive(Debug, thiserror::Error)]
-#[error("the journal cannot be written: {0}")]
-pub struct NotRecorded(pub String);
+pub enum NotRecorded {
+    #[error("the journal cannot be written: {0}")]
+    Journal(String),
+    #[error("the configuration says that events of a harness are not recorded (journal.agent_events)")]
+    SwitchedOff,
+}
 
 /// What only the harness knows: a prompt, a tool call, an answer.
 #[derive(Debug, Clone, PartialEq)]

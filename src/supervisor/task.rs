@@ -14,16 +14,16 @@ use super::{
     AgentEvent, ExecCounts, ExecInfo, ExecState, NotRecorded, NotRunning, StdinClosed, SubmitError, TaskInfo,
     TaskState, TaskSummary,
 };
-use crate::audit::record::{Entry, Event, TaskOutcome, Usage, UsageSource};
+use crate::audit::record::{Entry, Event, TaskOutcome, Usage};
+use crate::config::AgentEvents;
 use crate::egress::ProxyHandle;
 use crate::exec::pipeline::{self, Context, Inputs};
 use crate::exec::stream::{ExecEvents, Log};
-use crate::exec::{Control, ExecEnd, ExecEvent, ExecRequest};
+use crate::exec::{Control, ExecEnd, ExecEvent, ExecRequest, usage};
 use crate::id::ExecId;
 use crate::image::Image;
 use crate::policy::Stdin;
 use crate::sandbox::protect::Guard;
-use crate::sys::cgroup::Version;
 use crate::task::Task;
 
 /// Execs that may run at once in one task: what an agent with many tools needs, and far from what a host cannot bear.
@@ -42,6 +42,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Live {
     pub task: Task,
     pub context: Context,
+    agent_events: AgentEvents,
     created: Timestamp,
     begun: Instant,
     execs: Mutex<Execs>,
@@ -92,10 +93,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Live {
-    pub fn new(task: Task, context: Context, image: Image, refused_egress: Refused) -> Arc<Live> {
+    pub fn new(
+        task: Task,
+        context: Context,
+        image: Image,
+        refused_egress: Refused,
+        agent_events: AgentEvents,
+    ) -> Arc<Live> {
         Arc::new(Live {
             task,
             context,
+            agent_events,
             created: Timestamp::now(),
             begun: Instant::now(),
             execs: Mutex::default(),
@@ -213,6 +221,11 @@ impl Live {
 
     pub async fn record(&self, event: AgentEvent) -> Result<(), NotRecorded> {
         let AgentEvent { name, call_id, body } = event;
+        let body = match self.agent_events {
+            AgentEvents::Full => body,
+            AgentEvents::Names => serde_json::Value::Null,
+            AgentEvents::None => return Err(NotRecorded::SwitchedOff),
+        };
         let entry = Entry {
             task: Some(self.task.id),
             exec: None,
@@ -223,7 +236,7 @@ impl Live {
             .append(entry)
             .await
             .map(drop)
-            .map_err(|error| NotRecorded(error.to_string()))
+            .map_err(|error| NotRecorded::Journal(error.to_string()))
     }
 
     /// Asks the task to end; the first reason stands.
@@ -288,7 +301,11 @@ impl Live {
             }
         };
         let whole = tokio::time::timeout(STOP_PATIENCE, all).await;
-        let counters = self.context.sandbox.counters();
+        let usage = match self.context.sandbox.counters() {
+            Some((version, counters)) => usage::of_cgroup(version, &counters, self.context.sandbox.stall()),
+            None => Usage::NONE,
+        };
+        let network = proxy.as_ref().map(ProxyHandle::bytes);
         if let Some(proxy) = proxy {
             proxy.shutdown().await;
         }
@@ -321,7 +338,9 @@ impl Live {
             wall_seconds,
             execs: execs.len() as u64,
             refused,
-            usage: counters.map_or(Usage::NONE, task_usage),
+            usage,
+            network_bytes_sent: network.map(|bytes| bytes.sent),
+            network_bytes_received: network.map(|bytes| bytes.received),
             left_files,
         };
         let entry = Entry {
@@ -344,22 +363,6 @@ impl Live {
             execs,
             refused_egress: lock(&self.refused_egress).clone(),
         }
-    }
-}
-
-fn task_usage((version, counters): (Version, crate::sys::cgroup::Counters)) -> Usage {
-    Usage {
-        source: match version {
-            Version::V1 => UsageSource::CgroupV1,
-            Version::V2 => UsageSource::CgroupV2,
-        },
-        cpu_user_seconds: counters.user_micros as f64 * 1e-6,
-        cpu_system_seconds: counters.system_micros as f64 * 1e-6,
-        memory_peak_bytes: counters.memory_peak_bytes,
-        io_read_bytes: counters.io_read_bytes,
-        io_write_bytes: counters.io_write_bytes,
-        pids_peak: counters.pids_peak,
-        oom_kills: counters.oom_kills,
     }
 }
 

@@ -18,7 +18,7 @@ use crate::egress::{
     Asker, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy, ProxyHandle,
     RecordError, Recorder,
 };
-use crate::id::{ApprovalId, TaskId};
+use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::policy::rules::Protocol as RuleProtocol;
 use crate::policy::{Answer, Digest, Policy};
 use crate::sandbox::oci::Sandbox;
@@ -109,7 +109,7 @@ struct ToJournal {
 }
 
 impl Recorder for ToJournal {
-    fn record(&self, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
+    fn record(&self, exec: Option<ExecId>, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
         if let Event::EgressJudged {
             host,
             port,
@@ -124,7 +124,7 @@ impl Recorder for ToJournal {
         }
         let entry = Entry {
             task: Some(self.task),
-            exec: None,
+            exec,
             event,
         };
         Box::pin(async move {
@@ -167,6 +167,7 @@ impl Asker for ToDesk {
             destination,
             rule,
             reason,
+            exec,
         } = question;
         let about = format!("network access to {}:{}", destination.host, destination.port);
         let key = format!("{}:{}:{:?}", destination.host, destination.port, destination.protocol);
@@ -180,7 +181,7 @@ impl Asker for ToDesk {
         let asked = Asked {
             id: ApprovalId::new(),
             task: self.task,
-            exec: None,
+            exec,
             about,
             facts,
             reason,

@@ -90,6 +90,48 @@ pub struct Counters {
     pub io_write_bytes: Option<u64>,
     pub pids_peak: Option<u64>,
     pub oom_kills: Option<u64>,
+    /// How often more memory was asked for than the folder's own limit has.
+    pub memory_limit_hits: Option<u64>,
+    /// How often that ended in a kill, where the kernel counts it (version 2).
+    pub memory_limit_ooms: Option<u64>,
+    pub throttled_micros: Option<u64>,
+}
+
+/// For how long something in a folder had to wait for a resource, ever since the folder was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stall {
+    pub cpu_micros: u64,
+    pub memory_micros: u64,
+    pub io_micros: u64,
+}
+
+impl Stall {
+    /// `None` where the kernel has no pressure counters (they are off, or the tree is of version 1).
+    fn read(folder: &Path) -> Option<Stall> {
+        let micros = |name: &str| stall_micros(&fs::read_to_string(folder.join(name)).ok()?);
+        Some(Stall {
+            cpu_micros: micros("cpu.pressure")?,
+            memory_micros: micros("memory.pressure")?,
+            io_micros: micros("io.pressure")?,
+        })
+    }
+
+    pub fn since(self, before: Stall) -> Stall {
+        Stall {
+            cpu_micros: self.cpu_micros.saturating_sub(before.cpu_micros),
+            memory_micros: self.memory_micros.saturating_sub(before.memory_micros),
+            io_micros: self.io_micros.saturating_sub(before.io_micros),
+        }
+    }
+}
+
+/// The total of `some avg10=0.00 avg60=0.00 avg300=0.00 total=12345`.
+fn stall_micros(text: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with("some "))?;
+    line.split(' ')
+        .find_map(|word| word.strip_prefix("total="))?
+        .parse()
+        .ok()
 }
 
 impl Cgroups {
@@ -437,8 +479,8 @@ impl TaskCgroup {
         let unified = self.folders.iter().any(|(kind, _)| *kind == TreeKind::UnifiedOnly);
         for (kind, folder) in &self.folders {
             let counts = match kind {
-                // The quota is the task's; a leaf stays with the guest there.
-                TreeKind::Cpu => false,
+                // The quota is the task's; a leaf stays with the guest there, unless nothing else counts CPU time.
+                TreeKind::Cpu => !unified && folder.join("cpuacct.usage_user").exists(),
                 // The version 2 tree counts CPU time as well, in one file.
                 TreeKind::Cpuacct => !unified,
                 TreeKind::Memory | TreeKind::Pids | TreeKind::Blkio | TreeKind::UnifiedOnly | TreeKind::Unified => true,
@@ -459,8 +501,31 @@ impl TaskCgroup {
             if let Ok(files) = Files::open(*kind, folder) {
                 files.read(&mut counters);
             }
+            // Only the task has limits, so only here they are run into.
+            let number = |name: &str| fs::read_to_string(folder.join(name)).ok();
+            match kind {
+                TreeKind::Memory => {
+                    counters.memory_limit_hits = number("memory.failcnt").and_then(|text| text.trim().parse().ok());
+                }
+                TreeKind::Cpu => {
+                    let nanoseconds = number("cpu.stat").and_then(|text| keyed(&text, "throttled_time"));
+                    counters.throttled_micros = nanoseconds.map(|time| time / 1000);
+                }
+                TreeKind::Unified => {
+                    let events = number("memory.events").unwrap_or_default();
+                    counters.memory_limit_hits = keyed(&events, "max");
+                    counters.memory_limit_ooms = keyed(&events, "oom");
+                    counters.throttled_micros = number("cpu.stat").and_then(|text| keyed(&text, "throttled_usec"));
+                }
+                TreeKind::Pids | TreeKind::Cpuacct | TreeKind::Blkio | TreeKind::UnifiedOnly => {}
+            }
         }
         counters
+    }
+
+    /// For how long something in the task had to wait.
+    pub fn stall(&self) -> Option<Stall> {
+        stall(&self.folders)
     }
 
     /// Kills all that is in the task's folders, wherever they can kill by themselves.
@@ -496,6 +561,12 @@ impl TaskCgroup {
         }
         Ok(())
     }
+}
+
+fn stall(folders: &[(TreeKind, PathBuf)]) -> Option<Stall> {
+    let unified = |kind: &TreeKind| matches!(kind, TreeKind::UnifiedOnly | TreeKind::Unified);
+    let (_, folder) = folders.iter().find(|(kind, _)| unified(kind))?;
+    Stall::read(folder)
 }
 
 fn remove_folder(folder: &Path) -> io::Result<()> {
@@ -567,7 +638,13 @@ impl Leaf {
             io_write_bytes: since(raw.io_write_bytes, base.io_write_bytes),
             pids_peak: raw.pids_peak,
             oom_kills: since(raw.oom_kills, base.oom_kills),
+            ..Counters::default()
         }
+    }
+
+    /// For how long something in the leaf had to wait; not since the last reset, but ever since the leaf was made.
+    pub fn stall(&self) -> Option<Stall> {
+        stall(&self.folders)
     }
 
     /// Whether the next exec can be counted truly in this leaf: peaks can be reset, and nothing is left that would be charged to it.
@@ -654,8 +731,7 @@ impl Files {
                 files.events = read("memory.oom_control");
             }
             TreeKind::Pids => files.pids_peak = read("pids.peak"),
-            TreeKind::Cpu => {}
-            TreeKind::Cpuacct => {
+            TreeKind::Cpu | TreeKind::Cpuacct => {
                 files.cpu = read("cpuacct.usage_user");
                 files.cpu_system = read("cpuacct.usage_sys");
             }
@@ -683,7 +759,7 @@ impl Files {
     fn read(&self, counters: &mut Counters) {
         if let Some(file) = &self.cpu {
             let text = read_text(file).unwrap_or_default();
-            if self.kind == TreeKind::Cpuacct {
+            if matches!(self.kind, TreeKind::Cpu | TreeKind::Cpuacct) {
                 counters.user_micros = text.trim().parse::<u64>().unwrap_or(0) / 1000;
                 counters.system_micros = self.cpu_system.as_ref().and_then(read_number).unwrap_or(0) / 1000;
             } else {

@@ -1,7 +1,7 @@
 //! Opening paths without being led astray by symlinks.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
@@ -41,8 +41,23 @@ pub fn open_file_without_symlinks(path: &Path) -> io::Result<std::fs::File> {
     }
 }
 
+/// Opens a file for reading by way of any symlinks; a pipe or device is opened without waiting for its other side.
+pub fn open_file_without_waiting(path: &Path) -> io::Result<std::fs::File> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    Ok(rustix::fs::open(path, flags, Mode::empty())?.into())
+}
+
 /// What an open descriptor is.
 pub fn kind(fd: &OwnedFd) -> io::Result<Kind> {
+    kind_of(fd.as_fd())
+}
+
+/// What an open file is.
+pub fn kind_of_file(file: &std::fs::File) -> io::Result<Kind> {
+    kind_of(file.as_fd())
+}
+
+fn kind_of(fd: BorrowedFd<'_>) -> io::Result<Kind> {
     Ok(match FileType::from_raw_mode(fstat(fd)?.st_mode) {
         FileType::Directory => Kind::Folder,
         FileType::RegularFile => Kind::File,

@@ -95,6 +95,20 @@ pub fn set_limit(resource: Resource, value: u64) -> io::Result<()> {
     )?)
 }
 
+/// Raises the soft limit of open files to the hard one, and returns what it is then.
+pub fn raise_open_files() -> u64 {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let held = match rustix::process::setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    held.unwrap_or(u64::MAX)
+}
+
 /// Loads a seccomp filter for this thread and all it will start.
 pub fn load_seccomp(program: &[u64]) -> io::Result<()> {
     let program: Vec<seccompiler::sock_filter> = program.iter().map(|word| unpack(*word)).collect();

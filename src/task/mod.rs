@@ -6,6 +6,8 @@ pub mod limits;
 pub mod spec;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use serde::Serialize;
 
@@ -38,6 +40,9 @@ pub struct Task {
     pub accept_partial: Vec<Guarantee>,
     pub network: Network,
     pub gate: Gate,
+    /// What a token says of who asked, where the admin's requirements name its issuer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login: Option<Login>,
     /// Only `config::admit` has one to put here.
     #[serde(skip)]
     pub admitted: Admitted,
@@ -144,6 +149,49 @@ pub enum SecretSource {
     File(HostPath),
 }
 
+/// `keyring:NAME`, `env:NAME` or `file:PATH`, as it is written in a spec.
+impl fmt::Display for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            SecretSource::Keyring(name) => write!(f, "keyring:{name}"),
+            SecretSource::Env(name) => write!(f, "env:{name}"),
+            SecretSource::File(path) => write!(f, "file:{path}"),
+        }
+    }
+}
+
+/// Reads what [`Display`](fmt::Display) writes; the path of a file must be absolute.
+impl FromStr for SecretSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            Some((_, "")) | None => Err(format!("\"{text}\" is not keyring:NAME, env:NAME or file:PATH")),
+            Some((_, name)) if name.contains('\0') => Err("the name of a secret cannot hold a NUL".to_owned()),
+            Some(("keyring", name)) => Ok(SecretSource::Keyring(name.to_owned())),
+            Some(("env", name)) => Ok(SecretSource::Env(name.to_owned())),
+            Some(("file", path)) => Ok(SecretSource::File(
+                HostPath::new(path).map_err(|error| error.to_string())?,
+            )),
+            Some(_) => Err(format!("\"{text}\" is not keyring:NAME, env:NAME or file:PATH")),
+        }
+    }
+}
+
+/// Who asked, as a token says that was checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Login {
+    pub issuer: String,
+    /// The issuer's own name for them, which never changes.
+    pub subject: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+}
+
 /// A folder or file of the host that the sandbox sees.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Root {
@@ -205,6 +253,8 @@ pub struct Gate {
     pub unmatched: Unmatched,
     pub reviewer: Reviewer,
     pub approval_time: std::time::Duration,
+    /// What would be a question is a no: the requirements let nobody be asked.
+    pub never_ask: bool,
 }
 
 /// Rules as text, with the name under which they are reported.

@@ -501,7 +501,7 @@ fn env_value(text: &str) -> Result<String, String> {
     }
 }
 
-fn size(text: &str) -> Result<Bytes, String> {
+pub(crate) fn size(text: &str) -> Result<Bytes, String> {
     text.parse::<Bytes>().map_err(|error| error.to_string())
 }
 

@@ -3,6 +3,7 @@
 mod help;
 mod image;
 mod run;
+mod secret;
 mod task;
 mod terminal;
 

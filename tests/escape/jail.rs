@@ -1,6 +1,7 @@
 //! A task of the built program, driven over lines of JSON, for each test its own.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -61,18 +62,33 @@ pub fn callers() -> Vec<Caller> {
 pub struct Place {
     folder: tempfile::TempDir,
     caller: Caller,
+    /// A process in whose network and mounts the caller works.
+    within: Option<u32>,
 }
 
 impl Place {
     pub fn new(caller: Caller) -> Place {
         let folder = tempfile::tempdir().unwrap();
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-        let place = Place { folder, caller };
+        let place = Place {
+            folder,
+            caller,
+            within: None,
+        };
         place.give(place.path());
         place.make_folder("state");
         place.make_folder("home");
         place.make_folder("work");
         place
+    }
+
+    /// Puts the caller into the network and mount namespaces of a process.
+    #[allow(dead_code, reason = "for the tests of the way out, which share this file")]
+    pub fn within(self, process: u32) -> Place {
+        Place {
+            within: Some(process),
+            ..self
+        }
     }
 
     pub fn path(&self) -> &Path {
@@ -104,15 +120,17 @@ impl Place {
 
     /// A program as the caller would start it, with an environment of its own.
     pub fn command(&self, program: &Path) -> Command {
-        let mut command = if self.switches() {
-            let mut command = Command::new("setpriv");
+        let mut words: Vec<OsString> = Vec::new();
+        if let Some(process) = self.within {
+            words.extend(["nsenter", "-t", &process.to_string(), "-n", "-m", "--"].map(Into::into));
+        }
+        if self.switches() {
             let id = ORDINARY.to_string();
-            command.args(["--reuid", &id, "--regid", &id, "--clear-groups", "--"]);
-            command.arg(program);
-            command
-        } else {
-            Command::new(program)
-        };
+            words.extend(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"].map(Into::into));
+        }
+        words.push(program.into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         command
             .env_clear()
             .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")

@@ -147,6 +147,8 @@ fn task_lost(db: &Connection, start: &Start) -> rusqlite::Result<Event> {
         execs: count("exec.started")?,
         refused: count("exec.refused")?,
         usage: Usage::NONE,
+        network_bytes_sent: None,
+        network_bytes_received: None,
         left_files: Vec::new(),
     })
 }

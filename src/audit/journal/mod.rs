@@ -35,7 +35,8 @@ use super::redact::Redactor;
 use writer::WrittenBy;
 
 pub use read::{Reader, Stored};
-pub use retain::{Removed, Retention};
+pub use retain::Retention;
+pub(crate) use retain::is_archive;
 pub(crate) use store::{FILE, GENESIS, chain, connect_read, connect_write, host_name, nanoseconds};
 
 /// The number of a record: 1 is the journal's first, and none is left out.

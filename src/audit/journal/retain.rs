@@ -1,9 +1,9 @@
-//! Keeping the journal small: old records are moved into an archive, or removed, and the chain itself says so.
+//! Keeping the journal small: old records are moved into archives, old archives are removed, and the chain itself says so.
 //!
 //! Nothing goes that a collector has not yet taken, that belongs to something that has not ended, or that no `journal.pruned` in
 //! the rest accounts for: that record and the removal are one transaction.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,32 +26,53 @@ const PIECE: u64 = 10_000;
 pub struct Retention {
     /// The size of what is kept; when there is more, a fifth of it goes, so that not every call has to do something.
     pub bytes: Option<u64>,
+    /// The age at which records go.
     pub age: Option<Duration>,
-    pub removed: Removed,
+    /// How long the compressed files beside the journal, which have them then, are kept; none: for ever.
+    pub keep: Option<Duration>,
     /// The endpoints that records are sent to: what one of them has not taken stays.
     pub collectors: Vec<String>,
 }
 
-/// What becomes of records that are taken out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Removed {
-    /// A compressed file beside the journal has them, a record a line.
-    #[default]
-    Archived,
-    Deleted,
-}
-
 impl Journal {
-    /// Takes out what need not be kept; returns how many records that were. Blocking: to be called from a thread that may wait.
+    /// Moves what need not be at hand into archives, and removes archives that are too old; returns how many records that were. Blocking: to be called from a thread that may wait.
     pub fn retain(&self, retention: &Retention) -> Result<u64, JournalError> {
         let path = self.folder().join(FILE);
+        // One process at a time: an archive that another one has just made must not be written over.
+        let Some(_alone) = alone(self.folder())? else {
+            return Ok(0);
+        };
         // Synced at its commits: an archive that is on the disk must not meet a journal that still has its records.
         let mut db = connect_write(&path, Sync::Each)?;
         let mut gone = 0;
-        while let Some(piece) = piece(&db, retention).map_err(|source| write_error(&path, source))? {
-            gone += take_out(&mut db, self.folder(), &path, &piece, retention.removed)?;
+        // What is written from here on, such as that records were taken out, stays until the next time.
+        let newest = newest(&db).map_err(|source| write_error(&path, source))?;
+        while let Some(piece) = piece(&db, retention, newest).map_err(|source| write_error(&path, source))? {
+            gone += take_out(&mut db, self.folder(), &path, &piece)?;
+        }
+        if let Some(keep) = retention.keep {
+            remove_archives(&mut db, self.folder(), &path, keep)?;
         }
         Ok(gone)
+    }
+}
+
+fn alone(folder: &Path) -> Result<Option<File>, JournalError> {
+    let path = folder.join("retain.lock");
+    let failed = |source| JournalError::Archive {
+        path: path.clone(),
+        source: Arc::new(source),
+    };
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(failed(error)),
     }
 }
 
@@ -62,12 +83,16 @@ struct Piece {
     reason: &'static str,
 }
 
-fn piece(db: &Connection, retention: &Retention) -> rusqlite::Result<Option<Piece>> {
-    let (first, newest) = db.query_row(
-        "SELECT coalesce(min(seq), 0), coalesce(max(seq), 0) FROM records",
-        [],
-        |row| Ok((seq(row.get(0)?), seq(row.get(1)?))),
-    )?;
+fn newest(db: &Connection) -> rusqlite::Result<Seq> {
+    db.query_row("SELECT coalesce(max(seq), 0) FROM records", [], |row| {
+        Ok(seq(row.get(0)?))
+    })
+}
+
+fn piece(db: &Connection, retention: &Retention, newest: Seq) -> rusqlite::Result<Option<Piece>> {
+    let first = db.query_row("SELECT coalesce(min(seq), 0) FROM records", [], |row| {
+        Ok(seq(row.get(0)?))
+    })?;
     let may_go = may_go(db, retention, newest)?;
     let mut due = None;
     if let Some(age) = retention.age {
@@ -130,18 +155,9 @@ fn beyond_size(db: &Connection, bytes: u64, first: Seq, newest: Seq) -> rusqlite
     Ok(newest.saturating_sub(kept))
 }
 
-fn take_out(
-    db: &mut Connection,
-    folder: &Path,
-    path: &Path,
-    piece: &Piece,
-    removed: Removed,
-) -> Result<u64, JournalError> {
+fn take_out(db: &mut Connection, folder: &Path, path: &Path, piece: &Piece) -> Result<u64, JournalError> {
     let error = |source| write_error(path, source);
-    let archive = match removed {
-        Removed::Archived => Some(archive(db, folder, path, piece)?),
-        Removed::Deleted => None,
-    };
+    let (archive, archive_digest) = archive(db, folder, path, piece)?;
     let step = db
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(error)?;
@@ -157,7 +173,6 @@ fn take_out(
             row.get(0)
         })
         .map_err(error)?;
-    let (archive, archive_digest) = archive.unzip();
     let pruned = Entry {
         task: None,
         exec: None,
@@ -166,8 +181,8 @@ fn take_out(
             last_seq: piece.last,
             last_hash: hex(&last_hash),
             reason: piece.reason.to_owned(),
-            archive,
-            archive_digest,
+            archive: Some(archive),
+            archive_digest: Some(archive_digest),
         },
     };
     store::append(&step, &[Draft::new(&pruned, Timestamp::now())?], &Place::here()).map_err(error)?;
@@ -218,6 +233,62 @@ fn archive(db: &Connection, folder: &Path, path: &Path, piece: &Piece) -> Result
         source: Arc::new(source),
     })?;
     Ok((name, digest.to_string()))
+}
+
+/// Removes archives that were made longer ago than `keep`. First the record says so, then the file goes: one that a crash in between
+/// leaves goes the next time.
+fn remove_archives(db: &mut Connection, folder: &Path, path: &Path, keep: Duration) -> Result<(), JournalError> {
+    let failed = |path: &Path, source| JournalError::Archive {
+        path: path.to_owned(),
+        source: Arc::new(source),
+    };
+    for entry in std::fs::read_dir(folder)
+        .map_err(|source| failed(folder, source))?
+        .flatten()
+    {
+        let file = entry.path();
+        let Some(name) = entry
+            .file_name()
+            .to_str()
+            .filter(|name| is_archive(name))
+            .map(str::to_owned)
+        else {
+            continue;
+        };
+        let age = entry
+            .metadata()
+            .and_then(|about| about.modified())
+            .map(|made| made.elapsed());
+        // A clock that was set back makes an archive too young, never too old.
+        if !matches!(age, Ok(Ok(age)) if age >= keep) {
+            continue;
+        }
+        let bytes = std::fs::read(&file).map_err(|source| failed(&file, source))?;
+        let removed = Entry {
+            task: None,
+            exec: None,
+            event: Event::JournalArchiveRemoved {
+                archive: name,
+                archive_digest: Digest::of_bytes(&bytes).to_string(),
+                reason: "age".to_owned(),
+            },
+        };
+        let error = |source| write_error(path, source);
+        let step = db
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(error)?;
+        store::append(&step, &[Draft::new(&removed, Timestamp::now())?], &Place::here()).map_err(error)?;
+        step.commit().map_err(error)?;
+        std::fs::remove_file(&file).map_err(|source| failed(&file, source))?;
+    }
+    Ok(())
+}
+
+/// `journal-<the number of its first record>.jsonl.zst`
+pub(crate) fn is_archive(name: &str) -> bool {
+    name.strip_prefix("journal-")
+        .and_then(|rest| rest.strip_suffix(".jsonl.zst"))
+        .is_some_and(|number| number.len() == 20 && number.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 fn seq(number: i64) -> Seq {

@@ -546,6 +546,46 @@ fn old_records_are_archived_and_the_chain_says_so() {
 }
 
 #[test]
+fn an_archive_that_is_too_old_goes_and_one_that_goes_by_itself_is_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open(folder.path());
+    let archive = |first: u64| folder.path().join(format!("journal-{first:020}.jsonl.zst"));
+    let rotate = |keep| {
+        journal.append_blocking(note("more")).unwrap();
+        let retention = Retention {
+            age: Some(std::time::Duration::ZERO),
+            keep,
+            ..Retention::default()
+        };
+        journal.retain(&retention).unwrap()
+    };
+    assert_eq!((rotate(None), rotate(None)), (1, 2));
+    assert!(archive(1).exists() && archive(2).exists());
+    assert_eq!(verify(folder.path()).unwrap().archives, 1);
+
+    // The record that speaks of the first archive is in the second.
+    let content = std::fs::read(archive(2)).unwrap();
+    std::fs::write(archive(2), &content[1..]).unwrap();
+    let why = assert_broken_at(folder.path(), 5, "an archive was changed");
+    assert!(why.contains("was changed"), "{why}");
+    std::fs::remove_file(archive(2)).unwrap();
+    let why = assert_broken_at(folder.path(), 5, "an archive was removed");
+    assert!(why.contains("cannot be read"), "{why}");
+    std::fs::write(archive(2), content).unwrap();
+
+    rotate(Some(std::time::Duration::ZERO));
+    assert!(!archive(1).exists() && !archive(2).exists());
+    assert_eq!(
+        kinds(folder.path())
+            .iter()
+            .filter(|kind| *kind == "journal.archive_removed")
+            .count(),
+        3
+    );
+    verify(folder.path()).unwrap();
+}
+
+#[test]
 fn records_that_nobody_says_were_taken_out_are_missed() {
     let folder = tempfile::tempdir().unwrap();
     let journal = open(folder.path());
@@ -568,7 +608,6 @@ fn a_journal_that_is_too_large_becomes_smaller() {
     journal.append_blocking(note("last")).unwrap();
     let retention = Retention {
         bytes: Some(500_000),
-        removed: Removed::Deleted,
         ..Retention::default()
     };
     let gone = journal.retain(&retention).unwrap();

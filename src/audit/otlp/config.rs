@@ -1,13 +1,14 @@
 //! Where to send what; a plain struct, filled by the configuration or by the variables that OpenTelemetry programs share.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use tonic::transport::Uri;
 
 /// One collector.
 #[derive(Clone, PartialEq, Eq)]
 pub struct OtlpConfig {
-    /// `http://host:port`; with [`Protocol::HttpProtobuf`] a path may follow, to which `/v1/logs` and its kin are added.
+    /// `http://host:port`, or `https://…` for TLS; with [`Protocol::HttpProtobuf`] a path may follow, to which `/v1/logs` and its kin are added.
     pub endpoint: String,
     pub protocol: Protocol,
     /// Sent with every request; their values are secrets and are never printed.
@@ -15,6 +16,10 @@ pub struct OtlpConfig {
     pub compression: Compression,
     /// The signals to send.
     pub signals: Vec<Signal>,
+    /// Files in PEM: the authorities that alone are trusted (else the machine's), and our own certificate with its key.
+    pub ca: Option<PathBuf>,
+    pub client_certificate: Option<PathBuf>,
+    pub client_key: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -32,7 +37,8 @@ pub enum Compression {
 }
 
 /// The three things that OTLP carries; each has a cursor of its own, so that one that is not taken holds up no other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, schemars::JsonSchema)]
+#[schemars(rename_all = "snake_case")]
 pub enum Signal {
     Logs,
     Traces,
@@ -54,12 +60,14 @@ impl Signal {
 /// What is wrong with a collector's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    #[error("\"{endpoint}\" is not an endpoint (expected http://host:port)")]
+    #[error("\"{endpoint}\" is not an endpoint (expected http://host:port or https://host:port)")]
     Endpoint { endpoint: String },
-    #[error(
-        "the endpoint \"{endpoint}\" wants TLS, which is not there yet: use http:// to a collector on this machine"
-    )]
-    Tls { endpoint: String },
+    #[error("TLS to \"{endpoint}\" cannot be set up: {why}")]
+    Tls { endpoint: String, why: String },
+    #[error("{} cannot be used: {why}", path.display())]
+    File { path: PathBuf, why: String },
+    #[error("a client certificate needs its key, and the key its certificate")]
+    HalfIdentity,
     #[error("\"{name}\" and its value are not a header")]
     Header { name: String },
     #[error("{variable} is \"{value}\" (expected {expected})")]
@@ -79,10 +87,14 @@ impl OtlpConfig {
             headers: Vec::new(),
             compression: Compression::default(),
             signals: Signal::ALL.to_vec(),
+            ca: None,
+            client_certificate: None,
+            client_key: None,
         }
     }
 
-    /// What `OTEL_EXPORTER_OTLP_ENDPOINT`, `_HEADERS`, `_PROTOCOL` and `_COMPRESSION` say; `None` when there is no endpoint.
+    /// What `OTEL_EXPORTER_OTLP_ENDPOINT` and its kin (`_HEADERS`, `_PROTOCOL`, `_COMPRESSION`, `_CERTIFICATE`,
+    /// `_CLIENT_CERTIFICATE`, `_CLIENT_KEY`) say; `None` when there is no endpoint.
     /// `variable` looks one up.
     ///
     /// Source: the OpenTelemetry specification, "OpenTelemetry Protocol Exporter", except that the protocol is gRPC
@@ -129,6 +141,10 @@ impl OtlpConfig {
                 .headers
                 .push((name.trim().to_owned(), percent_decoded(value.trim())));
         }
+        let file = |name| set(name).map(PathBuf::from);
+        config.ca = file("OTEL_EXPORTER_OTLP_CERTIFICATE");
+        config.client_certificate = file("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE");
+        config.client_key = file("OTEL_EXPORTER_OTLP_CLIENT_KEY");
         config.uri()?;
         Ok(Some(config))
     }
@@ -140,10 +156,7 @@ impl OtlpConfig {
         };
         let uri: Uri = self.endpoint.parse().map_err(|_| bad())?;
         match uri.scheme_str() {
-            Some("http") if uri.host().is_some_and(|host| !host.is_empty()) => Ok(uri),
-            Some("https") => Err(ConfigError::Tls {
-                endpoint: self.endpoint.clone(),
-            }),
+            Some("http" | "https") if uri.host().is_some_and(|host| !host.is_empty()) => Ok(uri),
             Some(_) | None => Err(bad()),
         }
     }
@@ -158,7 +171,9 @@ impl fmt::Debug for OtlpConfig {
             .field("headers", &names)
             .field("compression", &self.compression)
             .field("signals", &self.signals)
-            .finish()
+            .field("ca", &self.ca)
+            .field("client_certificate", &self.client_certificate)
+            .finish_non_exhaustive()
     }
 }
 
@@ -214,7 +229,7 @@ mod tests {
         let endpoint = |endpoint| from(&[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)]).unwrap_err();
         assert!(matches!(endpoint("127.0.0.1:4317"), ConfigError::Endpoint { .. }));
         assert!(matches!(endpoint("http://"), ConfigError::Endpoint { .. }));
-        assert!(matches!(endpoint("https://h:4317"), ConfigError::Tls { .. }));
+        assert!(matches!(endpoint("ftp://h:4317"), ConfigError::Endpoint { .. }));
         let mut config = OtlpConfig::new("http://h:1");
         config.headers.push(("authorization".into(), "Bearer s3cret".into()));
         assert!(!format!("{config:?}").contains("s3cret"));

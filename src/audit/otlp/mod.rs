@@ -15,6 +15,7 @@
 mod config;
 mod convert;
 mod cursor;
+mod dial;
 mod metrics;
 pub mod names;
 mod send;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::http::uri::Scheme;
 use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_client::LogsServiceClient;
 use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
@@ -16,6 +17,7 @@ use tonic::codec::CompressionEncoding;
 use tonic::metadata::{Ascii, MetadataKey, MetadataValue};
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::dial::Dial;
 use super::{Compression, ConfigError, OtlpConfig, Protocol, whole};
 
 /// How long one request may take, connecting included.
@@ -53,7 +55,7 @@ pub(super) enum Transport {
         compression: Compression,
     },
     Http {
-        address: (String, u16),
+        dial: Dial,
         authority: String,
         path: String,
         headers: Vec<(hyper::header::HeaderName, hyper::header::HeaderValue)>,
@@ -65,9 +67,13 @@ impl Transport {
     /// Checks the whole configuration and connects to nothing. Must be called within a runtime.
     pub fn new(config: &OtlpConfig) -> Result<Self, ConfigError> {
         let uri = config.uri()?;
+        let dial = Dial::new(config, &uri)?;
         match config.protocol {
             Protocol::Grpc => Ok(Self::Grpc {
-                channel: Endpoint::from(uri).connect_timeout(DEADLINE).connect_lazy(),
+                channel: Endpoint::from(without_tls(&uri))
+                    .origin(uri)
+                    .connect_timeout(DEADLINE)
+                    .connect_with_connector_lazy(dial),
                 headers: config
                     .headers
                     .iter()
@@ -80,7 +86,7 @@ impl Transport {
                 compression: config.compression,
             }),
             Protocol::HttpProtobuf => Ok(Self::Http {
-                address: address(&uri),
+                dial,
                 authority: uri
                     .authority()
                     .map(|authority| authority.to_string())
@@ -179,7 +185,7 @@ impl Transport {
 
     async fn post(&self, signal: &str, body: Vec<u8>) -> Result<Bytes, SendError> {
         let Transport::Http {
-            address: (host, port),
+            dial,
             authority,
             path,
             headers,
@@ -189,9 +195,7 @@ impl Transport {
             return Err(SendError::Connect("no HTTP endpoint".to_owned()));
         };
         let connect = |error: &dyn std::error::Error| SendError::Connect(whole(error));
-        let stream = tokio::net::TcpStream::connect((host.as_str(), *port))
-            .await
-            .map_err(|error| connect(&error))?;
+        let stream = dial.connect().await.map_err(|error| connect(&error))?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| connect(&error))?;
@@ -243,13 +247,11 @@ impl Transport {
     }
 }
 
-fn address(uri: &Uri) -> (String, u16) {
-    let host = uri
-        .host()
-        .unwrap_or_default()
-        .trim_start_matches('[')
-        .trim_end_matches(']');
-    (host.to_owned(), uri.port_u16().unwrap_or(80))
+/// tonic does not know that the connection it is given has TLS, and refuses one for https.
+fn without_tls(uri: &Uri) -> Uri {
+    let mut parts = uri.clone().into_parts();
+    parts.scheme = Some(Scheme::HTTP);
+    Uri::from_parts(parts).unwrap_or_else(|_| uri.clone())
 }
 
 fn status(status: tonic::Status) -> SendError {

@@ -1,6 +1,7 @@
 //! Against a collector in this process; `real` has those against a real one.
 
 mod real;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -63,14 +64,16 @@ impl Collector {
     }
 
     fn serve(&self, listener: tokio::net::TcpListener) {
-        let server = tonic::transport::Server::builder()
+        tokio::spawn(self.router().serve_with_incoming(TcpIncoming::from(listener)));
+    }
+
+    fn router(&self) -> tonic::transport::server::Router {
+        tonic::transport::Server::builder()
             .add_service(
                 LogsServiceServer::new(self.clone()).accept_compressed(tonic::codec::CompressionEncoding::Gzip),
             )
             .add_service(TraceServiceServer::new(self.clone()))
             .add_service(MetricsServiceServer::new(self.clone()))
-            .serve_with_incoming(TcpIncoming::from(listener));
-        tokio::spawn(server);
     }
 
     fn set(&self, mood: Mood) {
@@ -206,6 +209,7 @@ fn one_task(journal: &Journal, traceparent: Option<&str>, exit_code: i32) -> (Ta
         io_write_bytes: Some(4096),
         pids_peak: Some(3),
         oom_kills: Some(0),
+        ..Usage::NONE
     };
     let of_task = |event| Entry {
         task: Some(task),
@@ -226,6 +230,7 @@ fn one_task(journal: &Journal, traceparent: Option<&str>, exit_code: i32) -> (Ta
             identity: Identity {
                 uid: 1000,
                 user: "ada".into(),
+                login: None,
             },
             traceparent: traceparent.map(str::to_owned),
         }),
@@ -297,6 +302,8 @@ fn one_task(journal: &Journal, traceparent: Option<&str>, exit_code: i32) -> (Ta
             execs: 1,
             refused: 0,
             usage,
+            network_bytes_sent: None,
+            network_bytes_received: None,
             left_files: vec![],
         }),
     ];

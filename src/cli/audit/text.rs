@@ -116,6 +116,7 @@ pub fn summary(kind: &str, value: &Value) -> String {
             &format!("for their {}", word("/reason")),
             &word("/archive"),
         ]),
+        "journal.archive_removed" => spaced(&[&word("/archive"), &format!("for its {}", word("/reason"))]),
         "journal.checkpoint" => spaced(&[&format!("through {}", number("/through_seq")), &word("/hash")]),
         _ => String::new(),
     }

@@ -17,9 +17,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+use crate::egress::client::{Client, Transport};
 use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::Host;
-use crate::egress::way::Way;
+use crate::egress::way::{Admitted, Way};
 
 /// How long clients may keep an answer. Short: each connection is judged anew anyway.
 const TTL_SECONDS: u32 = 30;
@@ -59,7 +60,7 @@ pub(in crate::egress) async fn serve_udp(socket: UdpSocket, way: Arc<Way>) {
         let (socket, way) = (socket.clone(), way.clone());
         answers.spawn(async move {
             let _slot = slot;
-            if let Some(answer) = answer(&question, Transport::Udp, &way).await {
+            if let Some(answer) = answer(&question, Client::udp(from), &way).await {
                 send(&socket, &answer, from).await;
             }
         });
@@ -73,7 +74,7 @@ async fn send(socket: &UdpSocket, answer: &[u8], to: SocketAddr) {
 }
 
 /// Answers one connection's questions, one after the other.
-pub(in crate::egress) async fn serve_tcp(mut stream: TcpStream, way: Arc<Way>) {
+pub(in crate::egress) async fn serve_tcp(mut stream: TcpStream, client: Client, way: Arc<Way>) {
     let mut question = vec![0; QUESTION_MAX];
     loop {
         let read = timeout(way.limits.header_time, async {
@@ -84,7 +85,7 @@ pub(in crate::egress) async fn serve_tcp(mut stream: TcpStream, way: Arc<Way>) {
             stream.read_exact(&mut question[..length]).await
         });
         let Ok(Ok(length)) = read.await else { return };
-        let Some(answer) = answer(&question[..length], Transport::Tcp, &way).await else {
+        let Some(answer) = answer(&question[..length], client, &way).await else {
             return;
         };
         let Ok(length) = u16::try_from(answer.len()) else {
@@ -98,14 +99,8 @@ pub(in crate::egress) async fn serve_tcp(mut stream: TcpStream, way: Arc<Way>) {
     }
 }
 
-#[derive(Clone, Copy)]
-enum Transport {
-    Udp,
-    Tcp,
-}
-
 /// The answer to one question; `None` where not even an error can be addressed.
-async fn answer(bytes: &[u8], transport: Transport, way: &Way) -> Option<Vec<u8>> {
+async fn answer(bytes: &[u8], client: Client, way: &Way) -> Option<Vec<u8>> {
     let Ok(question) = Message::from_vec(bytes) else {
         let id = u16::from_be_bytes(*bytes.first_chunk()?);
         // An answer to an answer would let two servers talk for ever.
@@ -116,8 +111,8 @@ async fn answer(bytes: &[u8], transport: Transport, way: &Way) -> Option<Vec<u8>
     if question.metadata.message_type != MessageType::Query {
         return None;
     }
-    let reply = reply(&question, way).await;
-    let limit = match transport {
+    let reply = reply(&question, client, way).await;
+    let limit = match client.transport {
         Transport::Udp => question.max_payload().min(UDP_MAX),
         Transport::Tcp => u16::MAX,
     };
@@ -128,7 +123,7 @@ async fn answer(bytes: &[u8], transport: Transport, way: &Way) -> Option<Vec<u8>
     reply.truncate().to_vec().ok()
 }
 
-async fn reply(question: &Message, way: &Way) -> Message {
+async fn reply(question: &Message, client: Client, way: &Way) -> Message {
     let mut reply = Message::response(question.metadata.id, question.metadata.op_code);
     reply.metadata.recursion_desired = question.metadata.recursion_desired;
     reply.metadata.recursion_available = true;
@@ -165,7 +160,7 @@ async fn reply(question: &Message, way: &Way) -> Message {
         Ok(host) => host,
         Err(error) => {
             let denial = Denial::malformed(error.to_string(), error.canonical(), 0);
-            way.record_malformed(Protocol::Dns, Some(query.query_type().to_string()), &denial)
+            way.record_malformed(client, Protocol::Dns, Some(query.query_type().to_string()), &denial)
                 .await;
             refuse(&mut reply, ResponseCode::Refused, EDE_BLOCKED, &denial.reason);
             return reply;
@@ -177,8 +172,8 @@ async fn reply(question: &Message, way: &Way) -> Message {
         protocol: Protocol::Dns,
         method: Some(query.query_type().to_string()),
     };
-    match way.admit(destination).await {
-        Ok(route) => {
+    match way.admit(destination, client).await {
+        Ok(Admitted { route, .. }) => {
             let kind = query.query_type();
             let record = |ip: IpAddr| match (ip, kind) {
                 (IpAddr::V4(ip), RecordType::A) => Some(RData::A(A(ip))),

@@ -24,8 +24,10 @@ use tokio::time::timeout;
 
 use super::{linger, tunnel};
 use crate::egress::account::Account;
+use crate::egress::client::Client;
 use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::{Authority, HostError};
+use crate::egress::room;
 use crate::egress::way::{Closed, Passage, Way};
 
 const DECISION: HeaderName = HeaderName::from_static("x-belljar-decision");
@@ -56,13 +58,13 @@ struct Connection {
 }
 
 /// Serves one client until it is done, refused or shut out.
-pub(in crate::egress) async fn serve(stream: TcpStream, way: Arc<Way>) {
+pub(in crate::egress) async fn serve(stream: TcpStream, client: Client, way: Arc<Way>) {
     let (back, returned) = oneshot::channel();
     let connection = Arc::new(Connection::default());
     let io = TokioIo::new(Returning::new(stream, back));
     let service = hyper::service::service_fn(|request| {
         let (way, connection) = (way.clone(), connection.clone());
-        async move { Ok::<_, Infallible>(answer(request, way, connection).await) }
+        async move { Ok::<_, Infallible>(answer(request, client, way, connection).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -78,7 +80,7 @@ pub(in crate::egress) async fn serve(stream: TcpStream, way: Arc<Way>) {
     {
         // hyper has answered 400 or hung up; the attempt is worth a record all the same.
         let denial = Denial::malformed(format!("the request cannot be read: {error}"), None, 0);
-        way.record_malformed(Protocol::Http, None, &denial).await;
+        way.record_malformed(client, Protocol::Http, None, &denial).await;
     }
     let tunnel = connection.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some((upgrade, passage)) = tunnel {
@@ -108,14 +110,14 @@ async fn finish(mut drivers: JoinSet<()>) {
     drivers.shutdown().await;
 }
 
-async fn answer(request: Request<Incoming>, way: Arc<Way>, connection: Arc<Connection>) -> Answer {
+async fn answer(request: Request<Incoming>, client: Client, way: Arc<Way>, connection: Arc<Connection>) -> Answer {
     let tunnel = request.method() == Method::CONNECT;
     let protocol = if tunnel { Protocol::HttpsConnect } else { Protocol::Http };
     let method = request.method().to_string();
     let target = match target(&request) {
         Ok(target) => target,
         Err(denial) => {
-            way.record_malformed(protocol, Some(method), &denial).await;
+            way.record_malformed(client, protocol, Some(method), &denial).await;
             return refusal(&denial);
         }
     };
@@ -125,7 +127,7 @@ async fn answer(request: Request<Incoming>, way: Arc<Way>, connection: Arc<Conne
         protocol,
         method: Some(method),
     };
-    let passage = match way.open(destination).await {
+    let passage = match way.open(destination, client).await {
         Ok(passage) => passage,
         Err(Closed::Denied(denial)) => return refusal(&denial),
         Err(Closed::Unreachable { destination, error }) => return unreachable(&destination, &error),
@@ -215,7 +217,7 @@ async fn forward(
                 _ = driver => {}
                 denial = way.watch_over(&route, &account) => {
                     account.fail(denial.reason.clone());
-                    way.record_end(&route, &denial).await;
+                    way.record_end(&route, account.exec(), &denial).await;
                 }
             }
         };
@@ -345,8 +347,8 @@ fn json(status: StatusCode, body: &impl serde::Serialize) -> Answer {
 }
 
 /// The answer to a client over the limit of connections, written without reading what it wants.
-pub(in crate::egress) fn over_limit() -> String {
-    let denial = Denial::over_limit();
+pub(in crate::egress) fn over_limit(full: room::Full) -> String {
+    let denial = Denial::over_limit(full);
     let body = serde_json::to_string(&denial).unwrap_or_default();
     format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nx-belljar-decision: deny\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",

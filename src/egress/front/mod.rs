@@ -1,11 +1,15 @@
 //! What the sandbox speaks to the proxy, one protocol a file. A front reads, refuses what can be read in two ways, and hands a
 //! destination to [`super::way::Way`]; it decides nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use super::client::Client;
+use super::way::Way;
 
 pub(super) mod dns;
 pub(super) mod hello;
@@ -17,6 +21,17 @@ pub(super) mod tunnel;
 /// connection, and the client would never read why (RFC 9112, 9.6).
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_MAX: usize = 256 * 1024;
+
+/// Serves HTTP or, where the first byte is its version, SOCKS5: some programs are told of one address only, under a name such as
+/// `ALL_PROXY` that does not say which of the two is spoken there.
+pub(super) async fn serve_either(stream: TcpStream, client: Client, way: Arc<Way>) {
+    let mut first = [0];
+    match timeout(way.limits.header_time, stream.peek(&mut first)).await {
+        Ok(Ok(_)) if first == [socks::VERSION] => socks::serve(stream, client, way).await,
+        Ok(Ok(_)) => http::serve(stream, client, way).await,
+        Ok(Err(_)) | Err(_) => {}
+    }
+}
 
 async fn linger(mut stream: TcpStream) {
     let drain = async {

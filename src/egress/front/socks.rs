@@ -11,15 +11,19 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::{linger, tunnel};
+use crate::egress::client::Client;
 use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::{Host, HostError};
 use crate::egress::way::{Closed, Passage, Way};
+
+/// The first byte of all that a client says (RFC 1928, 3).
+pub(super) const VERSION: u8 = 5;
 
 /// The address of our own end is nobody's business in there.
 const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Serves one client until it is done or refused.
-pub(in crate::egress) async fn serve(mut stream: TcpStream, way: Arc<Way>) {
+pub(in crate::egress) async fn serve(mut stream: TcpStream, client: Client, way: Arc<Way>) {
     let greeted = timeout(way.limits.header_time, async {
         Socks5ServerProtocol::accept_no_auth(&mut stream)
             .await?
@@ -31,11 +35,11 @@ pub(in crate::egress) async fn serve(mut stream: TcpStream, way: Arc<Way>) {
         Ok(Err(SocksServerError::Io { .. } | SocksServerError::EOF)) | Err(_) => return,
         Ok(Err(error)) => {
             let denial = Denial::malformed(format!("the SOCKS request cannot be read: {error}"), None, 0);
-            way.record_malformed(Protocol::Socks5Tcp, None, &denial).await;
+            way.record_malformed(client, Protocol::Socks5Tcp, None, &denial).await;
             return linger(stream).await;
         }
     };
-    match open(command, target, &way).await {
+    match open(command, target, client, &way).await {
         Ok(passage) => {
             if protocol.reply_success(NO_ADDRESS).await.is_err() {
                 passage.account.fail("the client was gone before the tunnel began");
@@ -52,7 +56,7 @@ pub(in crate::egress) async fn serve(mut stream: TcpStream, way: Arc<Way>) {
 }
 
 /// The connection that was asked for, or the reply that says why not.
-async fn open(command: Socks5Command, target: TargetAddr, way: &Way) -> Result<Passage, ReplyError> {
+async fn open(command: Socks5Command, target: TargetAddr, client: Client, way: &Way) -> Result<Passage, ReplyError> {
     let (host, port) = match target {
         TargetAddr::Ip(address) => (Ok(Host::from(address.ip())), address.port()),
         TargetAddr::Domain(name, port) => (Host::parse(&name), port),
@@ -68,7 +72,7 @@ async fn open(command: Socks5Command, target: TargetAddr, way: &Way) -> Result<P
                 protocol: Protocol::Socks5Tcp,
                 method: None,
             };
-            return way.open(destination).await.map_err(|closed| reply(&closed));
+            return way.open(destination, client).await.map_err(|closed| reply(&closed));
         }
         (Socks5Command::TCPConnect, host) => {
             let reason = host.map_or_else(|error| error.to_string(), |_| "port 0 is no port".to_owned());
@@ -84,7 +88,7 @@ async fn open(command: Socks5Command, target: TargetAddr, way: &Way) -> Result<P
             (Protocol::Socks5Udp, denial, ReplyError::CommandNotSupported)
         }
     };
-    way.record_malformed(protocol, None, &denial).await;
+    way.record_malformed(client, protocol, None, &denial).await;
     Err(reply)
 }
 

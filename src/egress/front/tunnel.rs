@@ -55,7 +55,7 @@ pub(in crate::egress) async fn run(client: TcpStream, early: Bytes, passage: Pas
         Err(TunnelError::Io(error)) => account.fail(error.to_string()),
         Err(TunnelError::Denied(denial)) => {
             account.fail(denial.reason.clone());
-            way.record_end(&route, &denial).await;
+            way.record_end(&route, account.exec(), &denial).await;
         }
     }
 }

@@ -259,6 +259,21 @@ fn a_changed_policy_ends_what_it_forbids_and_keeps_what_was_approved() {
 }
 
 #[test]
+fn datagrams_are_let_out_by_a_rule_alone() {
+    let datagram = |host| Destination {
+        protocol: Protocol::Socks5Udp,
+        ..to(host, 443)
+    };
+    let rule = NetworkRule {
+        protocol: Protocol::Socks5Udp,
+        ..rule("dns.example.com", Decision::Allow)
+    };
+    let gate = Gate::new(&network(&["*"], &[]), vec![rule], OwnAddresses::fixed(&[])).unwrap();
+    assert_eq!(outcome(&gate, &datagram("dns.example.com"), PUBLIC), Ok("allow"));
+    assert_eq!(outcome(&gate, &datagram("www.example.com"), PUBLIC), Ok("ask"));
+}
+
+#[test]
 fn all_faults_of_the_lists_are_told_at_once() {
     let faulty = network(&["ok.example.com", "a*b.com", ""], &["*"]);
     let error = Gate::new(&faulty, Vec::new(), OwnAddresses::fixed(&[])).unwrap_err();

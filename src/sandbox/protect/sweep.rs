@@ -79,7 +79,7 @@ impl Sweep<'_> {
     }
 
     fn is_new(&self, stat: &Stat) -> bool {
-        stat.st_ctime as i64 * 1_000_000_000 + stat.st_ctime_nsec as i64 >= self.before.begun
+        stat.st_ctime * 1_000_000_000 + stat.st_ctime_nsec as i64 >= self.before.begun
     }
 
     fn folder(&mut self, path: &Path, folders: &mut Vec<PathBuf>) -> io::Result<()> {

@@ -210,14 +210,14 @@ async fn what_is_no_question_gets_an_error_or_nothing() {
     );
     let answer = answer(
         &[1, 2, 0x80, 0, 0, 1, 0, 0, 0, 0, 0, 0, 63],
-        Transport::Udp,
+        Client::udp(fixture.dns_udp),
         fixture.way(),
     )
     .await;
     assert_eq!(answer, None, "an answer is not answered");
     let mut response = question("www.example.com.", RecordType::A);
     response.metadata.message_type = MessageType::Response;
-    let answer = super::answer(&response.to_vec().unwrap(), Transport::Udp, fixture.way()).await;
+    let answer = super::answer(&response.to_vec().unwrap(), Client::udp(fixture.dns_udp), fixture.way()).await;
     assert_eq!(answer, None);
     assert!(fixture.seen.resolved.lock().unwrap().is_empty());
     fixture.finish().await;

@@ -70,6 +70,23 @@ async fn an_allowed_connection_carries_bytes_both_ways() {
 }
 
 #[tokio::test]
+async fn the_port_of_http_takes_socks_too() {
+    let fixture = Fixture::start(Options::default()).await;
+    let mut client = TcpStream::connect(fixture.http).await.unwrap();
+    client.write_all(&[5, 1, 0]).await.unwrap();
+    client.read_exact(&mut [0; 2]).await.unwrap();
+    client
+        .write_all(&by_name(CONNECT, b"denied.example.com", 443))
+        .await
+        .unwrap();
+    let mut reply = [0; 10];
+    client.read_exact(&mut reply).await.unwrap();
+    assert_eq!(reply[1], 2, "not allowed by the rules");
+    let (events, _) = fixture.finish().await;
+    assert_eq!(rules(&events), ["socks5_tcp deny: network.deny denied.example.com"]);
+}
+
+#[tokio::test]
 async fn what_is_not_allowed_gets_a_reply_and_a_record_but_no_connection() {
     let fixture = Fixture::start(Options {
         allow: &["*"],

@@ -1,0 +1,22 @@
+//! The way out of real sandboxes, with an Internet of the tests' own behind it.
+//!
+//! Nothing in belljar knows of these tests: it runs in a network namespace whose one link leads to another one, and there servers
+//! hold a public address, a private one and the names of `outside.example`. So every check of the product holds as it does on any
+//! host, and what these tests see is what an agent would.
+//!
+//! | what | tests |
+//! |---|---|
+//! | attempts to get out past the proxy's policy | `probes` |
+//! | programs that agents use, led by their environment alone | `programs` |
+//! | two tasks side by side, and the end of belljar itself | `tasks` |
+
+#[path = "../escape/jail.rs"]
+#[allow(
+    dead_code,
+    reason = "written for attacks on the box, of which these are another kind"
+)]
+mod jail;
+mod probes;
+mod programs;
+mod tasks;
+mod world;
