@@ -10,7 +10,7 @@ use super::identity::Method;
 use super::{AgentEvents, Sync};
 use crate::audit::otlp::Signal;
 use crate::task::spec::TaskSpec;
-use crate::task::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User};
+use crate::task::{Backend, GitMode, Guarantee, NetworkMode, Reviewer, Unknown, Unmatched, User};
 
 /// What there is a schema of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -156,6 +156,7 @@ struct TaskDemands {
     images: Option<Vec<String>>,
     #[schemars(length(min = 1))]
     users: Option<Vec<User>>,
+    accept_partial: Option<Vec<Guarantee>>,
 }
 
 #[derive(JsonSchema)]
