@@ -111,7 +111,7 @@ pub enum ImageError {
     },
     #[error("\"{reference}\" cannot be pulled")]
     Pull { reference: String, source: pull::PullError },
-    #[error("the image store is in use by a task")]
+    #[error("an image is being taken into the store; try again when that is done")]
     InUse,
     #[error("\"{name}\" is not a name for an image")]
     Name { name: String },

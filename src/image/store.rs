@@ -9,7 +9,8 @@
 //!   names/<hash>.json     a name and the digest that it means
 //!   blobs/<digest>        a layer as a registry gave it, until it is unpacked; <digest>.partial where it broke off
 //!   archives/<hash>.json  an archive as it was seen (device, inode, size, times) and its digest
-//!   lease                 shared by whoever runs an image, exclusive for whoever prunes
+//!   lease                 shared by whoever takes an image in, exclusive for whoever prunes
+//!   leases/<digest>       shared by whoever runs the image, exclusive for whoever prunes it
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,7 +38,7 @@ pub struct Store {
     owner: Owner,
 }
 
-/// Keeps the store from being pruned.
+/// Keeps the store, or one image, from being pruned.
 #[derive(Debug)]
 pub(super) struct Lease(#[expect(dead_code, reason = "the lock is held as long as the file is open")] File);
 
@@ -131,7 +132,8 @@ impl Store {
         }
     }
 
-    /// Removes every image that no name means, and every layer that no image left uses. Refused while tasks run images.
+    /// Removes every image that no name means and no task runs, and every layer that no image left uses. Refused while an image is
+    /// being taken in.
     pub fn prune(&self) -> Result<Pruned, ImageError> {
         let lease = self.lock_file("lease")?;
         match flock(&lease, FlockOperation::NonBlockingLockExclusive) {
@@ -145,6 +147,7 @@ impl Store {
         for file in self.files("images")? {
             match self.load::<Record>(&file)? {
                 Some(record) if kept.contains(&record.digest) => layers.extend(record.layers),
+                Some(record) if !self.is_free(&record.digest)? => layers.extend(record.layers),
                 _ => {
                     fs::remove_file(&file).map_err(|error| self.failed("removing an image", error))?;
                     pruned.images += 1;
@@ -354,7 +357,27 @@ impl Store {
         Ok(copy)
     }
 
-    fn image(&self, record: Record, lease: Lease) -> Result<Image, ImageError> {
+    /// Whether no task runs an image; nobody can begin to while the whole store is held.
+    fn is_free(&self, digest: &str) -> Result<bool, ImageError> {
+        let name = format!("leases/{}", hex(digest));
+        let lease = self.lock_file(&name)?;
+        match flock(&lease, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                let removed = fs::remove_file(self.folder.join(name));
+                removed.map_err(|error| self.failed("removing a lock", error))?;
+                Ok(true)
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(self.failed("locking an image", error.into())),
+        }
+    }
+
+    /// An image for a task. The lease on the store, under which its layers were seen, gives way to one on the image alone.
+    fn image(&self, record: Record, whole: Lease) -> Result<Image, ImageError> {
+        let file = self.lock_file(&format!("leases/{}", hex(&record.digest)))?;
+        flock(&file, FlockOperation::LockShared).map_err(|error| self.failed("locking an image", error.into()))?;
+        drop(whole);
+        let lease = Lease(file);
         let folder = |id: &String| {
             let path = self.folder.join("layers").join(hex(id));
             HostPath::new(&path).map_err(|error| self.failed("naming a layer", io::Error::other(error)))
@@ -425,7 +448,7 @@ impl Store {
     }
 
     fn lock_file(&self, name: &str) -> Result<File, ImageError> {
-        self.make_folder(if name.starts_with("locks/") { "locks" } else { "" })?;
+        self.make_folder(name.split_once('/').map_or("", |(folder, _)| folder))?;
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)

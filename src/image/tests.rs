@@ -466,11 +466,17 @@ fn an_imported_image_has_a_name_until_it_is_removed_and_pruned() {
         .collect();
     assert_eq!(names, ["base:1", "other"]);
     place.store.remove("other").unwrap();
-    assert!(matches!(place.store.prune(), Err(ImageError::InUse)));
+    // Without a name it lives as long as it is run.
+    place.store.remove("base:1").unwrap();
     let base = image.layers[0].clone();
-    drop(image);
     assert_eq!(place.store.prune().unwrap(), Pruned { images: 1, layers: 1 });
     assert!(base.as_path().is_dir());
+    drop(image);
+    let taking_in = place.store.lease().unwrap();
+    assert!(matches!(place.store.prune(), Err(ImageError::InUse)));
+    drop(taking_in);
+    assert_eq!(place.store.prune().unwrap(), Pruned { images: 1, layers: 1 });
+    assert!(!base.as_path().exists());
     let error = resolve(&ImageRef::Named("other".into()), &place.store, &Silent).unwrap_err();
     assert!(error.to_string().starts_with("no image \"other\" in the local store"));
     assert!(matches!(place.store.remove("other"), Err(ImageError::Unknown { .. })));

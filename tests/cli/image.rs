@@ -256,10 +256,9 @@ fn a_docker_save_archive_is_imported_and_not_pruned_while_a_task_runs_it() {
     let mut ready = [0; 6];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut ready).unwrap();
     assert_eq!(call(&state, &["image", "rm", name]).0, 0);
-    let (code, _, said) = call(&state, &["image", "prune"]);
     assert_eq!(
-        (code, said.as_str()),
-        (125, "belljar: the image store is in use by a task\n")
+        call(&state, &["image", "prune", "--json"]).1,
+        "{\"images\":0,\"layers\":0}\n"
     );
     std::io::Write::write_all(child.stdin.as_mut().unwrap(), b"still there\n").unwrap();
     let output = child.wait_with_output().unwrap();
