@@ -83,6 +83,14 @@ const ATTACKS: &[(&str, &str)] = &[
     ),
     ("git remote add", "git remote add evil 'ext::sh -c x'"),
     (
+        "a remote of the old kind",
+        "mkdir -p .git/remotes && echo 'URL: /tmp' > .git/remotes/origin",
+    ),
+    (
+        "a branch of the old kind",
+        "mkdir -p .git/branches && echo /tmp > .git/branches/x",
+    ),
+    (
         "git init over it",
         "mkdir -p t/hooks && echo x > t/hooks/evil && git init -q --template=$PWD/t && test -e .git/hooks/evil",
     ),

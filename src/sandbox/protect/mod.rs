@@ -58,7 +58,7 @@ const FOLDERS: [&str; 16] = [
 ];
 
 /// Files, likewise.
-const FILES: [&str; 23] = [
+const FILES: [&str; 24] = [
     ".bash_login",
     ".bash_logout",
     ".bash_profile",
@@ -70,6 +70,8 @@ const FILES: [&str; 23] = [
     ".gdbinit",
     ".gitconfig",
     ".gitmodules",
+    // Where git-lfs sends what is pushed, and with whose login.
+    ".lfsconfig",
     ".mcp.json",
     ".npmrc",
     ".nvim.lua",
