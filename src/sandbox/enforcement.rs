@@ -67,7 +67,11 @@ impl<'a> Facts<'a> {
                 Some((Enforced::Partial, why.to_owned()))
             }
             Guarantee::Cpus if !can.cpu => Some(self.no_controller("cpu")),
-            Guarantee::Pids if !can.pids => Some(self.no_controller("pids")),
+            Guarantee::Pids if !can.pids => {
+                let (_, why) = self.no_controller("pids");
+                let what = "held by the user's own limit of processes, which kernels before Linux 5.14 count over all of the user's";
+                Some((Enforced::Partial, format!("{what}; {why}")))
+            }
             Guarantee::Namespaces
             | Guarantee::Ids
             | Guarantee::Mounts
@@ -171,12 +175,12 @@ mod tests {
                 ("exec_isolation", Enforced::Partial),
                 ("limit.memory", Enforced::None),
                 ("limit.cpus", Enforced::None),
-                ("limit.pids", Enforced::None),
+                ("limit.pids", Enforced::Partial),
             ]
         );
         assert_eq!(
-            describe(of(&controls, "limit.pids")),
-            "limit.pids can be enforced not at all here: read-only (needed: root, or a delegated cgroup v2)"
+            describe(of(&controls, "limit.cpus")),
+            "limit.cpus can be enforced not at all here: read-only (needed: root, or a delegated cgroup v2)"
         );
     }
 

@@ -130,3 +130,24 @@ fn fifty_execs_at_once_have_streams_of_their_own() {
         jail.end();
     }
 }
+
+#[test]
+fn a_fork_bomb_stays_small_whoever_runs_it() {
+    for caller in callers() {
+        let place = Place::new(caller);
+        let mut jail = place.start("accept_partial = [\"limit.pids\"]\n[limits]\npids = 64\n");
+        let ran = jail.python(
+            "import os\nmade = 0\ntry:\n while made < 300:\n  if os.fork() == 0: os.pause() if hasattr(os, 'pause') else __import__('signal').pause()\n  made += 1\nexcept BlockingIOError: pass\nprint('BLOCKED' if made < 64 else 'EXPOSED', made)",
+        );
+        row("fork bomb", caller, ran.last_line());
+        assert!(
+            ran.last_line().starts_with("BLOCKED"),
+            "{caller:?}: {} {}",
+            ran.stdout,
+            ran.stderr
+        );
+        // What the bomb left is gone with its exec.
+        assert_eq!(jail.sh("echo alive").stdout, "alive\n");
+        jail.end();
+    }
+}

@@ -78,5 +78,5 @@ fn every_guarantee_is_told_and_one_whose_step_fails_is_none() {
         .filter(|control| control.enforced == Enforced::None)
         .map(|control| control.control.as_str())
         .collect();
-    assert_eq!(none, ["seccomp", "sockets", "limit.memory", "limit.cpus", "limit.pids"]);
+    assert_eq!(none, ["seccomp", "sockets", "limit.memory", "limit.cpus"]);
 }
