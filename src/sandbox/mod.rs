@@ -15,6 +15,7 @@
 pub mod bundle;
 pub mod channel;
 pub mod enforcement;
+pub mod holders;
 pub mod host_root;
 pub mod launcher;
 pub mod oci;
