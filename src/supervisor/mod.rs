@@ -11,6 +11,7 @@
 
 mod driver;
 mod recovery;
+mod rule_book;
 mod task;
 pub mod way_out;
 

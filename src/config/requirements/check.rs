@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::Requirements;
+use crate::approval::reviewer::{By, Settings};
 use crate::config::identity::{self, Method};
 use crate::config::{Caller, Egress, Journal, Otlp, Sync, is_built_in};
 use crate::document::{Fault, Origin, Sited, Word};
@@ -29,6 +30,7 @@ pub(in crate::config) struct ConfigAsked<'a> {
     pub journal: &'a Journal,
     pub egress: &'a Egress,
     pub otlp: &'a [Otlp],
+    pub reviewer: Option<&'a Sited<Settings>>,
 }
 
 impl Requirements {
@@ -40,6 +42,7 @@ impl Requirements {
         fill(&mut spec.network.unknown, &self.unknown);
         fill(&mut spec.gate.unmatched, &self.unmatched);
         fill(&mut spec.gate.reviewer, &self.reviewers);
+        fill(&mut spec.gate.approvers, &self.approvers);
         if let (Some(accepted), Some(allowed)) = (&mut spec.accept_partial, &self.accept_partial) {
             accepted.retain(|one| !is_built_in(&one.origin) || allowed.value.contains(&one.value));
         }
@@ -90,6 +93,7 @@ impl Requirements {
         found.word("user", &spec.user, &self.users);
         found.word("gate.unmatched", &spec.gate.unmatched, &self.unmatched);
         found.word("gate.reviewer", &spec.gate.reviewer, &self.reviewers);
+        found.word("gate.approvers", &spec.gate.approvers, &self.approvers);
         if asked.mode == NetworkMode::Proxy {
             found.word("network.unknown", &spec.network.unknown, &self.unknown);
         }
@@ -379,6 +383,19 @@ impl Requirements {
                     );
                 }
             }
+        }
+        if let Some(allowed) = &self.reviewer_endpoints
+            && let Some(reviewer) = asked.reviewer
+            && let By::Model { endpoint, .. } = &reviewer.value.by
+            && !allowed.value.contains(endpoint)
+        {
+            found.note(
+                &reviewer.origin,
+                "reviewer.endpoint",
+                format!("\"{endpoint}\""),
+                &allowed.value,
+                &allowed.origin,
+            );
         }
         if let Some(required) = &self.endpoint_required
             && required.value
