@@ -182,11 +182,8 @@ fn a_task_runs_an_image_of_a_registry_and_pins_its_digest() {
     let images: Value = serde_json::from_str(&run(&["image", "ls", "--json"])).unwrap();
     assert_eq!(images[0]["name"], reference.as_str());
     let records = run(&["audit", "ls", "--json"]);
-    let records = records.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
-    let started = records
-        .filter(|record| record["kind"] == "task.started")
-        .last()
-        .unwrap();
+    let mut records = records.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let started = records.rfind(|record| record["kind"] == "task.started").unwrap();
     assert_eq!(started["image_digest"], images[0]["digest"]);
 
     // The password by flag, a name of one's own, and the very digest.
