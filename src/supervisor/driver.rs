@@ -88,6 +88,8 @@ impl Supervisor {
         journal: Journal,
         identity: Identity,
     ) -> Result<Supervisor, SupervisorError> {
+        // A task holds some fifteen descriptors, and a login gives 1024.
+        process::raise_open_files();
         let launcher = Launcher::start(program)?;
         let cgroups = Arc::new(Cgroups::detect());
         make_private_folder(&recovery::tasks_folder(state)).map_err(|source| SupervisorError::State {
