@@ -1,7 +1,8 @@
 //! What a judgement costs: an argv and a bash script, against the dangerous rules.
 //!
 //! Takes the commands of real agents where they are at hand (`../shared/cases/agent-commands.jsonl`), else the cases of the
-//! tests. Prints one line a measure: name, p50 and p99 in microseconds, and the target for p50.
+//! tests. Prints one line a measure: name, p50 and p99 in microseconds, and the target for p50; then how many of the scripts that
+//! bash accepts are understood, and why the others are not. With `BELLJAR_OPAQUE=N` the first N of those are printed too.
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -25,17 +26,49 @@ fn main() -> anyhow::Result<()> {
     let (scripts, source) = scripts(root)?;
     let argvs: Vec<Command> = scripts
         .iter()
-        .filter_map(|script| shlex::split(script))
+        .filter_map(|(script, _)| shlex::split(script))
         .filter(|argv| (1..12).contains(&argv.len()) && argv.iter().all(|word| word.len() < 200))
         .map(command)
         .collect::<anyhow::Result<_>>()?;
+    understood(
+        &policy,
+        scripts.iter().filter(|(_, right)| *right).map(|(script, _)| script),
+    )?;
     let scripts: Vec<Command> = scripts
         .into_iter()
-        .map(|script| command(vec!["bash".to_owned(), "-lc".to_owned(), script]))
+        .map(|(script, _)| command(vec!["bash".to_owned(), "-lc".to_owned(), script]))
         .collect::<anyhow::Result<_>>()?;
     println!("{source}: {} argvs, {} scripts", argvs.len(), scripts.len());
     measure("judge argv", 2.0, &policy, &argvs);
     measure("judge bash script", 60.0, &policy, &scripts);
+    Ok(())
+}
+
+/// How many scripts are understood, and the reasons of the others by how often they hold.
+fn understood<'s>(policy: &Policy, scripts: impl Iterator<Item = &'s String>) -> anyhow::Result<()> {
+    let show: usize = std::env::var("BELLJAR_OPAQUE").map_or(Ok(0), |text| text.parse())?;
+    let (mut all, mut reasons) = (0, BTreeMap::<&str, Vec<&str>>::new());
+    for script in scripts {
+        all += 1;
+        let found = policy.explain(&command(vec!["bash".to_owned(), "-lc".to_owned(), script.clone()])?);
+        if let Some(reason) = found.opaque_because {
+            reasons.entry(reason).or_default().push(script);
+        }
+    }
+    let opaque: usize = reasons.values().map(Vec::len).sum();
+    println!(
+        "understood {} of {all}: {:.2} %",
+        all - opaque,
+        100.0 * (all - opaque) as f64 / all as f64
+    );
+    let mut reasons: Vec<_> = reasons.into_iter().collect();
+    reasons.sort_by_key(|(_, scripts)| std::cmp::Reverse(scripts.len()));
+    for (reason, scripts) in reasons {
+        println!("  {:>5} {reason}", scripts.len());
+        for script in scripts.iter().take(show) {
+            println!("        {script:?}");
+        }
+    }
     Ok(())
 }
 
@@ -59,15 +92,15 @@ fn measure(name: &str, target: f64, policy: &Policy, commands: &[Command]) {
     );
 }
 
-fn scripts(root: &str) -> anyhow::Result<(Vec<String>, &'static str)> {
+/// Scripts, with whether bash accepts each.
+fn scripts(root: &str) -> anyhow::Result<(Vec<(String, bool)>, &'static str)> {
     for folder in ["../shared", "../../shared"] {
         if let Ok(text) = std::fs::read_to_string(format!("{root}/{folder}/cases/agent-commands.jsonl")) {
             let scripts = text
                 .lines()
                 .filter_map(|line| {
-                    serde_json::from_str::<Value>(line).ok()?["command"]
-                        .as_str()
-                        .map(str::to_owned)
+                    let line = serde_json::from_str::<Value>(line).ok()?;
+                    Some((line["command"].as_str()?.to_owned(), line["bash_n_ok"] == true))
                 })
                 .collect();
             return Ok((scripts, "commands of real agents"));
@@ -77,9 +110,8 @@ fn scripts(root: &str) -> anyhow::Result<(Vec<String>, &'static str)> {
     let scripts = text
         .lines()
         .filter_map(|line| {
-            serde_json::from_str::<Value>(line).ok()?["argv"][2]
-                .as_str()
-                .map(str::to_owned)
+            let line = serde_json::from_str::<Value>(line).ok()?;
+            Some((line["argv"][2].as_str()?.to_owned(), true))
         })
         .collect();
     Ok((scripts, "cases of the tests"))

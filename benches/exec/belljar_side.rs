@@ -35,6 +35,7 @@ pub async fn measure(state: &Path, rounds: Rounds) -> anyhow::Result<Measured> {
     std::fs::create_dir_all(state)?;
     let journal = Journal::open(&state.join("journal"), JournalOptions::default())?;
     let identity = Identity {
+        login: None,
         uid: 0,
         user: "bench".to_owned(),
     };

@@ -125,6 +125,11 @@ impl SigningKey {
     pub fn sign(&self, checkpoint: &Checkpoint<'_>) -> String {
         hex(&self.key.sign(&checkpoint.message()).to_bytes())
     }
+
+    /// The signature of a message of another kind, whose first bytes say which: none may begin as a checkpoint's does.
+    pub fn sign_message(&self, message: &[u8]) -> [u8; 64] {
+        self.key.sign(message).to_bytes()
+    }
 }
 
 impl PublicKey {
@@ -136,6 +141,13 @@ impl PublicKey {
                 .key
                 .verify_strict(&checkpoint.message(), &Signature::from_bytes(&bytes))
                 .is_ok()
+    }
+}
+
+impl PublicKey {
+    /// Whether `signature` is that of a message of another kind by this key.
+    pub fn proves_message(&self, message: &[u8], signature: &[u8]) -> bool {
+        Signature::from_slice(signature).is_ok_and(|signature| self.key.verify_strict(message, &signature).is_ok())
     }
 }
 

@@ -160,7 +160,12 @@ impl Redactor {
                 self.string(about);
                 self.string(reason);
             }
-            Event::ApprovalAnswered { reason, .. } => self.option(reason),
+            Event::ApprovalAnswered { reason, opinion, .. } => {
+                self.option(reason);
+                if let Some(opinion) = opinion {
+                    self.option(&mut opinion.rationale);
+                }
+            }
             Event::EgressJudged { host, reason, .. } => {
                 self.string(host);
                 self.string(reason);

@@ -1,9 +1,16 @@
-//! `belljar config show|check` and `belljar task schema`: answers go to `out`, faults are the error.
+//! `belljar config show|check|schema|bundle` and `belljar task schema`: answers go to `out`, faults are the error.
 
 use std::io::{self, Write};
+use std::path::PathBuf;
 
-use crate::config::{Config, Setting, Surroundings};
+use anyhow::Context as _;
+
+use crate::audit::key::SigningKey;
+use crate::config::bundle::{BundleFile, sign};
+use crate::config::{Config, Requirements, Setting, Surroundings, schema};
 use crate::document::Faults;
+use crate::policy::{Policy, RuleText};
+use crate::task::Unmatched;
 use crate::task::spec::TaskSpec;
 
 #[derive(Debug, clap::Subcommand)]
@@ -16,6 +23,37 @@ pub enum ConfigCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Prints the JSON Schema of a kind of file
+    Schema {
+        #[arg(value_enum)]
+        kind: SchemaKind,
+    },
+    /// Signs files of requirements and rules as the bundle that machines fetch, and prints it
+    Bundle(BundleArgs),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum SchemaKind {
+    Config,
+    Requirements,
+    Task,
+}
+
+/// What to sign.
+#[derive(Debug, clap::Args)]
+pub struct BundleArgs {
+    /// The file of the key that signs; made where there is none. Its public half, for `public_keys`, goes to stderr
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// Higher than that of any bundle before
+    #[arg(long, value_name = "N")]
+    serial: u64,
+    /// For how many days it counts
+    #[arg(long, value_name = "N", default_value_t = 30)]
+    days: u16,
+    /// Requirements (*.toml) and rules (*.rules)
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
 }
 
 /// How to print the settings.
@@ -35,6 +73,15 @@ pub fn run(command: ConfigCommand) -> anyhow::Result<u8> {
     match command {
         ConfigCommand::Show(how) => show(&surroundings, how, out)?,
         ConfigCommand::Check { json } => check(&surroundings, json, out)?,
+        ConfigCommand::Schema { kind } => {
+            let kind = match kind {
+                SchemaKind::Config => schema::Kind::Config,
+                SchemaKind::Requirements => schema::Kind::Requirements,
+                SchemaKind::Task => schema::Kind::Task,
+            };
+            writeln!(out, "{:#}", schema::schema(kind).as_value())?;
+        }
+        ConfigCommand::Bundle(args) => bundle(&args, out)?,
     }
     Ok(0)
 }
@@ -77,11 +124,12 @@ pub fn check(surroundings: &Surroundings, json: bool, out: &mut dyn Write) -> Re
     let config = Config::load(surroundings).map_err(ConfigError::Faults)?;
     Faults::check(config.violations()).map_err(ConfigError::Violations)?;
     if json {
-        return Ok(writeln!(
-            out,
-            "{:#}",
-            serde_json::json!({ "files": config.files, "untrusted": config.untrusted })
-        )?);
+        let answer = serde_json::json!({
+            "files": config.files,
+            "untrusted": config.untrusted,
+            "bundles": config.bundles,
+        });
+        return Ok(writeln!(out, "{answer:#}")?);
     }
     if config.files.is_empty() {
         writeln!(out, "no file of configuration; the built-in one holds")?;
@@ -96,7 +144,47 @@ pub fn check(surroundings: &Surroundings, json: bool, out: &mut dyn Write) -> Re
     for file in &config.files {
         writeln!(out, "{}: right", file.display())?;
     }
+    for bundle in &config.bundles {
+        match (bundle.serial, &bundle.expires, &bundle.missing) {
+            (Some(serial), Some(expires), _) => {
+                writeln!(out, "{}: right (serial {serial}, until {expires})", bundle.url)?;
+            }
+            (.., missing) => {
+                let why = missing.as_deref().unwrap_or_default();
+                writeln!(out, "{}: no bundle, and none is required ({why})", bundle.url)?;
+            }
+        }
+    }
     Ok(())
+}
+
+/// Signs what was read and found right, for a machine that fetched anything else would run nothing.
+fn bundle(args: &BundleArgs, out: &mut dyn Write) -> anyhow::Result<()> {
+    let mut files = Vec::new();
+    for path in &args.files {
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path).with_context(|| format!("{shown} cannot be read"))?;
+        match path.extension().is_some_and(|extension| extension == "rules") {
+            true => {
+                let rules = RuleText {
+                    name: shown,
+                    text: text.clone(),
+                };
+                Policy::from_texts(&[rules], Unmatched::Allow)?;
+            }
+            false => {
+                let demands = Requirements::from_toml(&text, &shown).map_err(ConfigError::Faults)?;
+                anyhow::ensure!(demands.bundle.is_none(), "{shown}: a bundle names no bundle");
+            }
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        files.push(BundleFile { name, text });
+    }
+    let key = SigningKey::load_or_make(&args.key)?;
+    let expires = jiff::Timestamp::now() + jiff::SignedDuration::from_hours(24 * i64::from(args.days));
+    let signed = sign(&key, args.serial, expires, files)?;
+    eprintln!("signed by {}", key.public());
+    Ok(out.write_all(signed.as_bytes())?)
 }
 
 /// `belljar task schema`.

@@ -66,7 +66,15 @@ pub fn admit(mut spec: TaskSpec, base: &Path, config: &Config, caller: &Caller) 
         .iter()
         .flat_map(|demands| demands.rules_texts.clone())
         .collect();
-    let task = admission.task(spec, roots, image, required);
+    let never_ask = config
+        .requirements
+        .iter()
+        .any(|demands| demands.never_ask.as_ref().is_some_and(|flag| flag.value));
+    let mut task = admission.task(spec, roots, image, required);
+    if let Some(task) = &mut task {
+        task.login = config.login().0;
+        task.gate.never_ask = never_ask;
+    }
     // What is wrong is told before what is forbidden: a wrong spec says nothing about what it asks for.
     Faults::check(admission.faults).map_err(Rejection::Faults)?;
     Faults::check(violations).map_err(Rejection::Violations)?;
@@ -80,7 +88,7 @@ fn violations(
     config: &Config,
     caller: &Caller,
 ) -> Vec<Fault> {
-    if config.requirements.is_empty() {
+    if config.requirements.is_empty() && config.token.is_none() {
         return Vec::new();
     }
     let image = image.map(|image| match image {
@@ -187,7 +195,9 @@ impl Admission {
                 unmatched: spec.gate.unmatched?.value,
                 reviewer: spec.gate.reviewer?.value,
                 approval_time: spec.gate.approval_time?.value,
+                never_ask: false,
             },
+            login: None,
             admitted: Admitted::by_config(),
         })
     }

@@ -1,6 +1,9 @@
 //! Codex's `requirements.toml` as a source of demands: what it says of approvals, reviewers, rules, the sandbox and the network
 //! holds for belljar as it does there, or more strictly.
 //!
+//! Of `permissions` the folders and files that nobody may read count, as roots that are denied; patterns (`**/*.env`) do not: a
+//! sandbox sees nothing but what a task declares, and what lies in there is the task's.
+//!
 //! Stricter on purpose: a key that Codex does not know is a fault here (Codex ignores it, so a slip of the pen demands nothing
 //! there), and what is asked beyond the demands is refused, not lowered. What it says of things that belljar does not have (web
 //! search, plugins, feature flags, MCP servers, the desktop) is read over.
@@ -14,7 +17,7 @@ use crate::task::spec::host_pattern;
 use crate::task::{NetworkMode, Reviewer, RulesText, Unknown, Unmatched};
 
 /// The keys of 0.169.0 that say nothing to belljar.
-const ELSEWHERE: [&str; 38] = [
+const ELSEWHERE: [&str; 37] = [
     "additional_developer_instructions",
     "allow_appshots",
     "allow_browser_and_computer_use",
@@ -48,7 +51,6 @@ const ELSEWHERE: [&str; 38] = [
     "modelProviders",
     "models",
     "otel",
-    "permissions",
     "plugins",
     "sqlite_home",
     "unsafe_enforce_sqlite_journal_mode",
@@ -101,6 +103,8 @@ pub(super) struct Codex {
     pub reviewers: Option<Sited<Vec<Reviewer>>>,
     pub network: Option<Network>,
     pub rules: Option<RulesText>,
+    /// Folders and files that no task may see.
+    pub deny_read: Option<Sited<Vec<String>>>,
 }
 
 #[derive(Debug, Default)]
@@ -145,6 +149,7 @@ impl Codex {
                 reviewers: words(root, "allowed_approvals_reviewers", reviewer),
                 network: root.table("experimental_network").map(|table| network(&table)),
                 rules: root.table("rules").and_then(|table| rules(&table, file)),
+                deny_read: deny_read(root),
             }
         })
     }
@@ -157,11 +162,17 @@ impl Codex {
         {
             demands.writable = Some(Sited::new(Vec::new(), modes.origin));
         }
-        if let Some(policies) = self.approval_policies
-            && policies.value == [ApprovalPolicy::Untrusted]
+        let policies = self.approval_policies;
+        if let Some(policies) = policies
+            .clone()
+            .filter(|policies| policies.value == [ApprovalPolicy::Untrusted])
         {
             demands.unmatched = Some(Sited::new(vec![Unmatched::Ask, Unmatched::Deny], policies.origin));
+        } else if let Some(policies) = policies.filter(|policies| policies.value == [ApprovalPolicy::Never]) {
+            demands.never_ask = Some(Sited::new(true, policies.origin.clone()));
+            demands.unknown = Some(Sited::new(vec![Unknown::Deny], policies.origin));
         }
+        demands.denied = self.deny_read;
         demands.reviewers = self.reviewers;
         demands.rules_texts = self.rules.into_iter().collect();
         let Some(network) = self.network else {
@@ -178,6 +189,31 @@ impl Codex {
         }
         demands
     }
+}
+
+/// What may be read in no sandbox. Only whole folders and files: what is given by a pattern or below a home is not shown to a
+/// sandbox anyhow unless a task declares it, and there it cannot be told apart from the rest.
+fn deny_read(root: &Table<'_>) -> Option<Sited<Vec<String>>> {
+    let permissions = root.value("permissions")?;
+    for (name, value) in permissions.table()?.open() {
+        if name.value != "filesystem" {
+            continue;
+        }
+        for (name, list) in value.table()?.open() {
+            if name.value != "deny_read" {
+                continue;
+            }
+            let values = list.list()?;
+            let paths = values.iter().filter_map(|path| path.text()).map(|path| path.value);
+            let whole = |path: String| {
+                let path = path.trim_end_matches("/**").to_owned();
+                (path.starts_with('/') && !path.contains(['*', '?', '['])).then_some(path)
+            };
+            let paths: Vec<String> = paths.filter_map(whole).collect();
+            return (!paths.is_empty()).then(|| Sited::new(paths, list.origin()));
+        }
+    }
+    None
 }
 
 /// The modes for this machine, from the first entry that names it; all entries are read for their faults.
@@ -332,7 +368,7 @@ fn rules(table: &Table<'_>, file: &str) -> Option<RulesText> {
 
 fn rule(n: usize, value: &Value<'_>, table: &Table<'_>) -> Option<String> {
     let at = format!("rules prefix_rule at index {n}");
-    table.value("canonical_matching");
+    let canonical = table.flag("canonical_matching").is_some_and(|flag| flag.value);
     let decision = match table.text("decision").map(|decision| decision.value) {
         None => {
             value.fault(format!("{at} is missing a decision"));
@@ -392,8 +428,9 @@ fn rule(n: usize, value: &Value<'_>, table: &Table<'_>) -> Option<String> {
         None => String::new(),
     };
     Some(format!(
-        "prefix_rule(pattern = [{}], {decision}{justification})",
-        pattern.join(", ")
+        "prefix_rule(pattern = [{}], {decision}{justification}{})",
+        pattern.join(", "),
+        if canonical { ", canonical_matching = True" } else { "" },
     ))
 }
 

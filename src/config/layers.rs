@@ -10,6 +10,7 @@ use crate::audit::otlp::Signal;
 use crate::audit::redact::Redactor;
 use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, Word, read_file};
 use crate::sys::path::open_file_without_symlinks;
+use crate::task::SecretSource;
 use crate::task::limits::Bytes;
 use crate::task::spec::{self, TaskSpec, expand_home, read_spec};
 
@@ -26,6 +27,7 @@ struct Layer {
     task: TaskSpec,
     journal: JournalLayer,
     otlp: Vec<Otlp>,
+    token: Option<Sited<SecretSource>>,
 }
 
 #[derive(Debug, Default)]
@@ -81,7 +83,13 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
     let mut layers = vec![Layer::from_toml(DEFAULT, BUILT_IN, None).expect("the built-in configuration was tested")];
     let mut files = Vec::new();
     let mut faults: Vec<Fault> = Vec::new();
-    let demands = requirements::load(&surroundings.etc, surroundings.root).unwrap_or_else(|found| {
+    let demands = requirements::load(&requirements::Sources {
+        etc: &surroundings.etc,
+        owner: surroundings.root,
+        state: &surroundings.state_folder(),
+        fetch: &surroundings.fetch,
+    })
+    .unwrap_or_else(|found| {
         faults.extend(found.into_vec());
         Default::default()
     });
@@ -130,6 +138,7 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
         folders,
         files,
         requirements: demands.requirements,
+        bundles: demands.bundles,
         requirements_digest: demands.digest,
         untrusted,
         ..merged(layers, surroundings.state_folder())
@@ -148,9 +157,11 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
     let mut trusted_folders = Vec::new();
     let mut journal = JournalLayer::default();
     let mut otlp = Vec::new();
+    let mut token = None;
     for layer in layers {
         task = layer.task.over(task);
         trusted_folders.extend(layer.trusted_folders);
+        token = layer.token.or(token);
         journal = layer.journal.over(journal);
         if !layer.otlp.is_empty() {
             otlp = layer.otlp;
@@ -170,10 +181,12 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
                 .expect("the built-in configuration says what is recorded of events"),
         },
         otlp,
+        token,
         state,
         folders: Vec::new(),
         files: Vec::new(),
         requirements: Vec::new(),
+        bundles: Vec::new(),
         requirements_digest: None,
         untrusted: None,
     }
@@ -214,7 +227,7 @@ fn project_layer(file: &Path) -> Result<Layer, Faults> {
         if let Some(version) = root.value("version") {
             version.integer(1..=1);
         }
-        for key in ["trusted_folders", "journal", "otlp"] {
+        for key in ["trusted_folders", "journal", "otlp", "identity"] {
             if let Some(value) = root.value(key) {
                 value.fault("only the system's and the user's configuration may say this");
             }
@@ -249,6 +262,9 @@ impl Layer {
                     .iter()
                     .filter_map(|table| otlp(table, home))
                     .collect(),
+                token: root
+                    .table("identity")
+                    .and_then(|table| table.parsed("token", |text| token(text, home))),
             }
         })
     }
@@ -259,6 +275,13 @@ fn trusted_folder(text: &str, home: Option<&Path>) -> Result<String, String> {
     match path.is_absolute() {
         true => Ok(path.display().to_string()),
         false => Err(format!("\"{text}\" is not absolute")),
+    }
+}
+
+fn token(text: &str, home: Option<&Path>) -> Result<SecretSource, String> {
+    match text.strip_prefix("file:") {
+        Some(path) => format!("file:{}", expand_home(path, home)?.display()).parse(),
+        None => text.parse(),
     }
 }
 

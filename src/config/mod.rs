@@ -7,13 +7,18 @@
 //!            /etc/belljar/requirements.toml, requirements.d/*.toml ── hold all of it: refused, never clamped
 //! ```
 //!
+//! Requirements may also come signed from a URL, see [`bundle`]; who asks is [`identity`]'s to say.
+//!
 //! Called by the command line and the API before anything is bound, created or started. Plain reading of files; loading rules
 //! and images is left to `policy` and `image`.
 
 mod admit;
+pub mod bundle;
 mod codex;
+pub mod identity;
 mod layers;
 mod requirements;
+pub mod schema;
 mod show;
 
 use std::collections::BTreeMap;
@@ -27,10 +32,11 @@ use crate::policy::Digest;
 use crate::sys::user::myself;
 use crate::task::limits::Bytes;
 use crate::task::spec::TaskSpec;
+use crate::task::{Login, SecretSource};
 use requirements::ConfigAsked;
 
 pub use admit::{Caller, Rejection, admit};
-pub use requirements::Requirements;
+pub use requirements::{BundleSeen, Requirements};
 pub use show::Setting;
 
 /// Fixed: if a variable or flag moved it, requirements would be a wish. Tests that need another one mount it.
@@ -44,6 +50,8 @@ pub struct Config {
     pub trusted_folders: Vec<Sited<String>>,
     pub journal: Journal,
     pub otlp: Vec<Otlp>,
+    /// Where the token is that says who asks.
+    pub token: Option<Sited<SecretSource>>,
     /// Where belljar keeps its state.
     pub state: PathBuf,
     /// The folders of configuration, which no sandbox may write to.
@@ -54,6 +62,8 @@ pub struct Config {
     pub untrusted: Option<PathBuf>,
     /// What the admin demands, a file each.
     pub requirements: Vec<Requirements>,
+    /// The bundles that they name.
+    pub bundles: Vec<BundleSeen>,
     /// Over all that was read of them; none where there are none.
     pub requirements_digest: Option<Digest>,
 }
@@ -78,7 +88,8 @@ pub struct Journal {
 }
 
 /// What of the events that a harness tells is recorded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, schemars::JsonSchema)]
+#[schemars(rename_all = "snake_case")]
 pub enum AgentEvents {
     Full,
     /// Their names and the tool calls that they belong to, not what was said.
@@ -95,7 +106,8 @@ impl Word for AgentEvents {
 }
 
 /// When the journal is sure that the disk has what it wrote.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, schemars::JsonSchema)]
+#[schemars(rename_all = "snake_case")]
 pub enum Sync {
     /// Every 50 ms.
     Group,
@@ -202,6 +214,8 @@ pub struct Surroundings {
     etc: PathBuf,
     /// Who alone may write requirements.
     root: u32,
+    /// How a bundle of requirements is got.
+    fetch: fn(&str) -> Result<Vec<u8>, bundle::FetchError>,
 }
 
 impl Surroundings {
@@ -223,6 +237,7 @@ impl Surroundings {
             project: std::env::current_dir().ok(),
             etc: PathBuf::from(ETC),
             root: 0,
+            fetch: bundle::fetch,
         }
     }
 
@@ -273,10 +288,30 @@ impl Config {
             journal: &self.journal,
             otlp: &self.otlp,
         };
-        self.requirements
+        let config = self
+            .requirements
             .iter()
-            .flat_map(|demands| demands.check_config(&asked))
-            .collect()
+            .flat_map(|demands| demands.check_config(&asked));
+        config.chain(self.login().1).collect()
+    }
+
+    /// Who asks, as their token says, and each way in which that is not what is demanded. Blocking, as reading a secret is.
+    pub(in crate::config) fn login(&self) -> (Option<Login>, Vec<Fault>) {
+        let (mut login, mut violations) = (None, Vec::new());
+        for demands in &self.requirements {
+            let found = demands.check_login(self.token.as_ref(), &mut violations);
+            login = login.or(found);
+        }
+        if let Some(token) = &self.token
+            && !self.requirements.iter().any(|demands| demands.identity_oidc.is_some())
+        {
+            violations.push(Fault {
+                origin: token.origin.clone(),
+                key: "identity.token".to_owned(),
+                what: "no requirements name the issuer to believe (identity.oidc)".to_owned(),
+            });
+        }
+        (login, violations)
     }
 
     /// Whether records may be sent to these receivers, which a flag or a variable of OpenTelemetry's may have named.

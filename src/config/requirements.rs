@@ -10,13 +10,16 @@ mod trust;
 use std::path::Path;
 use std::time::Duration;
 
+use super::bundle::Demand;
+use super::identity::{Method, Oidc};
 use super::{AgentEvents, Sync};
 use crate::document::{Faults, Sited};
 use crate::task::limits::Bytes;
 use crate::task::{Backend, GitMode, NetworkMode, Reviewer, RulesText, Unknown, Unmatched, User};
 
 pub(super) use check::{Asked, ConfigAsked, fits};
-pub(super) use trust::load;
+pub use trust::BundleSeen;
+pub(super) use trust::{Sources, load};
 
 /// The demands of one file. `None` demands nothing.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -56,6 +59,13 @@ pub struct Requirements {
     pub endpoint_required: Option<Sited<bool>>,
     pub identity_users: Option<Sited<Vec<String>>>,
     pub identity_groups: Option<Sited<Vec<String>>>,
+    pub identity_methods: Option<Sited<Vec<Method>>>,
+    pub identity_workspaces: Option<Sited<Vec<String>>>,
+    pub identity_oidc: Option<Oidc>,
+    /// More requirements, signed, from a URL.
+    pub bundle: Option<Demand>,
+    /// Nobody may be asked: what would be a question is a no.
+    pub never_ask: Option<Sited<bool>>,
     /// A file of Codex's to hold to as well.
     pub codex: Option<Sited<String>>,
 }

@@ -46,6 +46,9 @@ impl Config {
                 list.one(&format!("otlp[{n}].{key}"), file.as_ref(), |path| json!(path));
             }
         }
+        list.one("identity.token", self.token.as_ref(), |source| {
+            json!(source.to_string())
+        });
         for demands in &self.requirements {
             list.demands(demands);
         }
@@ -123,6 +126,9 @@ impl Listing {
         self.each("requirements.gate.rules", &demands.rules);
         self.words("requirements.gate.unmatched", demands.unmatched.as_ref());
         self.words("requirements.gate.reviewers", demands.reviewers.as_ref());
+        self.one("requirements.gate.never_ask", demands.never_ask.as_ref(), |flag| {
+            json!(flag)
+        });
         self.word("requirements.journal.sync", demands.sync.as_ref());
         self.each("requirements.journal.redact", &demands.redact);
         self.words("requirements.journal.agent_events", demands.agent_events.as_ref());
@@ -135,6 +141,20 @@ impl Listing {
         );
         self.texts("requirements.identity.users", demands.identity_users.as_ref());
         self.texts("requirements.identity.groups", demands.identity_groups.as_ref());
+        self.words("requirements.identity.methods", demands.identity_methods.as_ref());
+        self.texts("requirements.identity.workspaces", demands.identity_workspaces.as_ref());
+        if let Some(oidc) = &demands.identity_oidc {
+            self.text("requirements.identity.oidc.issuer", Some(&oidc.issuer));
+            self.text("requirements.identity.oidc.audience", Some(&oidc.audience));
+            self.text("requirements.identity.oidc.jwks", Some(&oidc.jwks));
+        }
+        if let Some(bundle) = &demands.bundle {
+            self.text("requirements.bundle.url", Some(&bundle.url));
+            for (n, key) in bundle.public_keys.iter().enumerate() {
+                let at = format!("requirements.bundle.public_keys[{n}]");
+                self.one(&at, Some(key), |key| json!(key.to_string()));
+            }
+        }
         self.text("requirements.codex.requirements", demands.codex.as_ref());
     }
 

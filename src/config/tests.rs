@@ -42,6 +42,12 @@ impl Place {
             project: None,
             etc: self.root.join("etc"),
             root: crate::sys::user::myself().uid,
+            fetch: |url| {
+                Err(bundle::FetchError::Status {
+                    url: url.to_owned(),
+                    status: 404,
+                })
+            },
         }
     }
 

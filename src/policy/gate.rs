@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::rules::{Fault, Hit, ManagedRule, NetworkRule, Place, RuleSet, RuleText, RulesError};
 use super::shell::{self, Fit, Redirect, Role, SimpleCommand, Word};
-use super::{Basis, Command, Decision, Digest, Judgement, Permit, Question, Refusal, RuleMatch};
+use super::{Basis, Command, Decision, Digest, Judgement, Permit, Question, Refusal, RuleMatch, amend};
 use crate::id::ExecId;
 use crate::path::HostPath;
 use crate::task::{Gate, Unmatched};
@@ -19,6 +19,11 @@ pub struct Policy {
     resolve: bool,
     /// Whether any rule says other than allow.
     restricts: bool,
+    /// What the rules were loaded from, so that one more can be added to these very ones.
+    texts: Vec<RuleText>,
+    managed: Vec<ManagedRule>,
+    /// Whether a question is a no, for nobody may be asked.
+    never_ask: bool,
 }
 
 /// How a command was understood and what the rules say of it. `rules check` prints it and [`Policy::judge`] follows it.
@@ -34,6 +39,9 @@ pub struct Explanation {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub opaque_because: Option<&'static str>,
     pub commands: Vec<SimpleCommand>,
+    /// Whether this would have been a question, if anybody might be asked.
+    #[serde(skip)]
+    pub unasked: bool,
     /// Which of the commands run without a rule that allows them in full.
     #[serde(skip)]
     pub uncovered: Vec<usize>,
@@ -87,7 +95,11 @@ impl Policy {
             name: rules.name.clone(),
             text: rules.text.clone(),
         });
-        Self::load_beside(demanded.collect(), &gate.rules, gate.unmatched)
+        let policy = Self::load_beside(demanded.collect(), &gate.rules, gate.unmatched)?;
+        Ok(Self {
+            never_ask: gate.never_ask,
+            ..policy
+        })
     }
 
     fn load_beside(mut texts: Vec<RuleText>, files: &[HostPath], unmatched: Unmatched) -> Result<Self, RulesError> {
@@ -118,7 +130,26 @@ impl Policy {
 
     /// Loads rules that are at hand already.
     pub fn from_texts(texts: &[RuleText], unmatched: Unmatched) -> Result<Self, RulesError> {
-        Ok(Self::of(RuleSet::load(texts)?, unmatched))
+        Ok(Self {
+            texts: texts.to_vec(),
+            ..Self::of(RuleSet::load(texts)?, unmatched)
+        })
+    }
+
+    /// The same rules with `text` in the place of the file of its name, or beside the others where there is none of that name.
+    /// Nothing else is read again.
+    pub fn amended(&self, text: RuleText) -> Result<Self, RulesError> {
+        let mut texts = self.texts.clone();
+        match texts.iter_mut().find(|other| other.name == text.name) {
+            Some(other) => *other = text,
+            None => texts.push(text),
+        }
+        let amended = Self {
+            resolve: self.resolve,
+            never_ask: self.never_ask,
+            ..Self::from_texts(&texts, self.unmatched)?
+        };
+        Ok(amended.with_managed(self.managed.clone()))
     }
 
     fn of(rules: RuleSet, unmatched: Unmatched) -> Self {
@@ -128,14 +159,21 @@ impl Policy {
             unmatched,
             resolve: true,
             restricts,
+            texts: Vec::new(),
+            managed: Vec::new(),
+            never_ask: false,
         }
     }
 
     /// Adds what the admin demands; it can only restrict.
     #[must_use]
     pub fn with_managed(self, rules: Vec<ManagedRule>) -> Self {
+        let managed: Vec<ManagedRule> = self.managed.into_iter().chain(rules.iter().cloned()).collect();
         Self {
             resolve: self.resolve,
+            texts: self.texts,
+            managed,
+            never_ask: self.never_ask,
             ..Self::of(self.rules.with_managed(rules), self.unmatched)
         }
     }
@@ -159,6 +197,10 @@ impl Policy {
     /// MAY this command run in `place`, the digest of its sandbox?
     pub fn judge(&self, exec: ExecId, command: &Command, place: &Digest) -> Judgement {
         let explanation = self.explain(command);
+        let offer = match explanation.judgement {
+            Verdict::Ask => amend::suggest(&explanation, None),
+            Verdict::Allow | Verdict::Deny => None,
+        };
         let (reason, how_to_ask) = (explanation.reason(), explanation.how_to_go_on());
         let basis = Basis {
             rules: explanation.rules,
@@ -167,7 +209,7 @@ impl Policy {
         };
         match explanation.judgement {
             Verdict::Allow => Judgement::Allow(Permit::new(exec, command.digest(place), basis)),
-            Verdict::Ask => Judgement::Ask(Question::new(exec, command.digest(place), basis, reason)),
+            Verdict::Ask => Judgement::Ask(Question::new(exec, command.digest(place), basis, reason, offer)),
             Verdict::Deny => Judgement::Deny(Refusal {
                 basis,
                 reason,
@@ -212,8 +254,11 @@ impl Policy {
             Unmatched::Ask => Verdict::Ask,
             Unmatched::Deny => Verdict::Deny,
         };
+        let judgement = ruled.max(rest);
+        let unasked = judgement == Verdict::Ask && self.never_ask;
         Explanation {
-            judgement: ruled.max(rest),
+            judgement: if unasked { Verdict::Deny } else { judgement },
+            unasked,
             matched,
             rules: tally.rules,
             opaque,
@@ -331,6 +376,13 @@ fn changes_folder(command: &SimpleCommand) -> bool {
 impl Explanation {
     /// Why the answer is what it is, for the agent and for whoever is asked.
     pub fn reason(&self) -> String {
+        match self.unasked {
+            true => format!("nobody may be asked, by the requirements; {}", self.cause()),
+            false => self.cause(),
+        }
+    }
+
+    fn cause(&self) -> String {
         let by = |decision: Decision, verb: &str| {
             self.rules.iter().find(|rule| rule.decision == decision).map(|rule| {
                 let file = Path::new(&rule.file)

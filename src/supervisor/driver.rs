@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::task::Live;
 use super::{TaskHandle, image_name, recovery, runtime_name, way_out};
-use crate::approval::{Ask, Desk};
+use crate::approval::{Approvers, Desk};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
 use crate::config::AgentEvents;
@@ -18,7 +18,7 @@ use crate::egress::host::HostError;
 use crate::exec::pipeline::Context;
 use crate::image::{Image, ImageKind};
 use crate::path::HostPath;
-use crate::policy::Policy;
+use crate::policy::{InForce, Policy};
 use crate::sandbox::launcher::{LaunchError, Launcher};
 use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
@@ -129,7 +129,7 @@ impl Supervisor {
         task: Task,
         image: Image,
         policy: Policy,
-        ask: Arc<dyn Ask>,
+        approvers: impl Into<Approvers>,
     ) -> Result<TaskHandle, StartError> {
         let begun = Instant::now();
         let id = task.id;
@@ -149,7 +149,10 @@ impl Supervisor {
             purpose: task.purpose.clone(),
             task_spec: serde_json::to_value(&task).unwrap_or_default(),
             requirements_digest: self.requirements_digest.clone(),
-            identity: self.identity.clone(),
+            identity: Identity {
+                login: task.login.clone(),
+                ..self.identity.clone()
+            },
             traceparent: self.traceparent.clone(),
         };
         let started = async {
@@ -194,7 +197,8 @@ impl Supervisor {
             Ok(started) => started,
             Err(error) => return Err(failed(error).await),
         };
-        let desk = Arc::new(Desk::new(ask, self.journal.clone(), task.gate.approval_time));
+        let desk = Desk::new(&task, image.digest.as_deref(), approvers.into(), self.journal.clone());
+        let policy = Arc::new(InForce::new(policy));
         let refused = way_out::Refused::default();
         let proxy = match gate {
             None => None,

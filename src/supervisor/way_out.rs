@@ -9,18 +9,19 @@ use futures_util::future::BoxFuture;
 
 use super::RefusedEgress;
 use super::driver::StartError;
-use crate::approval::{Asked, Desk};
+use crate::approval::{Asked, Desk, Subject};
 use crate::audit::journal::Journal;
 use crate::audit::record::{Entry, Event};
 use crate::egress::env::proxy_env;
 use crate::egress::host::Host;
 use crate::egress::{
-    Asker, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy, ProxyHandle,
-    RecordError, Recorder,
+    Asker, Destination, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy,
+    ProxyHandle, RecordError, Recorder,
 };
 use crate::id::{ApprovalId, ExecId, TaskId};
+use crate::policy::amend::{About, Amendment};
 use crate::policy::rules::Protocol as RuleProtocol;
-use crate::policy::{Answer, Digest, Policy};
+use crate::policy::{Answer, Decision, Policy};
 use crate::sandbox::oci::Sandbox;
 use crate::sandbox::plan::{DNS_PORT, HTTP_PROXY_PORT, SOCKS_PORT};
 use crate::task::{Network, NetworkMode, Task};
@@ -171,15 +172,19 @@ impl Asker for ToDesk {
             reason,
             exec,
         } = question;
-        let about = format!("network access to {}:{}", destination.host, destination.port);
-        let key = format!("{}:{}:{:?}", destination.host, destination.port, destination.protocol);
+        let Destination {
+            host,
+            port,
+            protocol,
+            method,
+        } = destination;
+        let (host, word) = (host.to_string(), protocol.as_str());
+        let about = match protocol {
+            Protocol::Dns => format!("looking up {host}"),
+            _ => format!("network access to {host}:{port} ({word})"),
+        };
         let mut facts = vec![("rule".to_owned(), rule)];
-        facts.extend(
-            destination
-                .method
-                .iter()
-                .map(|method| ("method".to_owned(), method.clone())),
-        );
+        facts.extend(method.map(|method| ("method".to_owned(), method)));
         let asked = Asked {
             id: ApprovalId::new(),
             task: self.task,
@@ -188,7 +193,20 @@ impl Asker for ToDesk {
             facts,
             reason,
             rules: Vec::new(),
-            digest: Digest::of_parts([b"belljar egress 1".as_slice(), self.task.as_bytes(), key.as_bytes()]),
+            digest: self.desk.digest_of_host(&host, port, word),
+            offer: rule_protocol(protocol).map(|protocol| Amendment {
+                about: About::Host {
+                    host: host.clone(),
+                    protocol,
+                },
+                decision: Decision::Allow,
+                justification: None,
+            }),
+            subject: Subject::Host {
+                host,
+                port,
+                protocol: word.to_owned(),
+            },
         };
         let desk = self.desk.clone();
         Box::pin(async move {
@@ -197,5 +215,16 @@ impl Asker for ToDesk {
                 Err(error) => Answer::Deny(format!("the question could not be recorded: {error}")),
             }
         })
+    }
+}
+
+/// The word that a rule for hosts has for a protocol; a name alone cannot be allowed by a rule.
+fn rule_protocol(protocol: Protocol) -> Option<RuleProtocol> {
+    match protocol {
+        Protocol::Http => Some(RuleProtocol::Http),
+        Protocol::HttpsConnect => Some(RuleProtocol::Https),
+        Protocol::Socks5Tcp => Some(RuleProtocol::Socks5Tcp),
+        Protocol::Socks5Udp => Some(RuleProtocol::Socks5Udp),
+        Protocol::Dns => None,
     }
 }

@@ -34,6 +34,9 @@ pub struct Task {
     pub limits: Limits,
     pub network: Network,
     pub gate: Gate,
+    /// What a token says of who asked, where the admin's requirements name its issuer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub login: Option<Login>,
     /// Only `config::admit` has one to put here.
     #[serde(skip)]
     pub admitted: Admitted,
@@ -169,6 +172,20 @@ impl FromStr for SecretSource {
     }
 }
 
+/// Who asked, as a token says that was checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Login {
+    pub issuer: String,
+    /// The issuer's own name for them, which never changes.
+    pub subject: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workspace: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+}
+
 /// A folder or file of the host that the sandbox sees.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Root {
@@ -230,6 +247,8 @@ pub struct Gate {
     pub unmatched: Unmatched,
     pub reviewer: Reviewer,
     pub approval_time: std::time::Duration,
+    /// What would be a question is a no: the requirements let nobody be asked.
+    pub never_ask: bool,
 }
 
 /// Rules as text, with the name under which they are reported.

@@ -45,6 +45,7 @@ pub async fn start_task(name: &str, state: &Path) -> (TaskHandle, Journal) {
     let policy = Policy::load(&task.gate.rules, task.gate.unmatched).unwrap();
     let journal = Journal::open(&state.join("journal"), JournalOptions::default()).unwrap();
     let identity = Identity {
+        login: None,
         uid: surroundings.uid,
         user: surroundings.user,
     };

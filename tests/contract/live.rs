@@ -99,6 +99,7 @@ impl Live {
         let policy = Policy::load(&task.gate.rules, task.gate.unmatched).unwrap();
         let journal = Journal::open(&state.join("journal"), JournalOptions::default()).unwrap();
         let identity = Identity {
+            login: None,
             uid: 0,
             user: "tester".to_owned(),
         };

@@ -37,7 +37,8 @@ pub enum Compression {
 }
 
 /// The three things that OTLP carries; each has a cursor of its own, so that one that is not taken holds up no other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, schemars::JsonSchema)]
+#[schemars(rename_all = "snake_case")]
 pub enum Signal {
     Logs,
     Traces,

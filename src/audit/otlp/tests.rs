@@ -230,6 +230,7 @@ fn one_task(journal: &Journal, traceparent: Option<&str>, exit_code: i32) -> (Ta
             identity: Identity {
                 uid: 1000,
                 user: "ada".into(),
+                login: None,
             },
             traceparent: traceparent.map(str::to_owned),
         }),

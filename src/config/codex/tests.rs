@@ -238,3 +238,28 @@ fn managed_hosts_cannot_be_added_to() {
         );
     }
 }
+
+#[test]
+fn a_rule_keeps_that_its_name_is_compared_without_case() {
+    let text = "[rules]\nprefix_rules = [{ pattern = [{ token = \"git\" }], decision = \"forbidden\", canonical_matching = true }]\n";
+    let rules = Codex::from_toml(text, "f", "h").unwrap().rules.unwrap();
+    let expected = "\nprefix_rule(pattern = [[\"git\"]], decision = \"forbidden\", canonical_matching = True)\n";
+    assert_eq!(rules.text, expected);
+}
+
+#[test]
+fn folders_that_nobody_may_read_are_denied_as_roots() {
+    let text = "[permissions.filesystem]\ndeny_read = [\"/srv/secrets/**\", \"/etc/keys\", \"**/*.env\", \"~/.ssh\"]\n[permissions.mine]\nextends = \":workspace\"\n";
+    let demands = Codex::from_toml(text, "f", "h").unwrap().demands();
+    assert_eq!(demands.denied.unwrap().value, ["/srv/secrets", "/etc/keys"]);
+}
+
+#[test]
+fn a_policy_that_never_asks_lets_nobody_be_asked() {
+    let demands = |text: &str| Codex::from_toml(text, "f", "h").unwrap().demands();
+    let never = demands("allowed_approval_policies = [\"never\"]\n");
+    assert!(never.never_ask.unwrap().value);
+    assert_eq!(never.unknown.unwrap().value, [Unknown::Deny]);
+    let either = demands("allowed_approval_policies = [\"never\", \"on-request\"]\n");
+    assert!(either.never_ask.is_none() && either.unknown.is_none());
+}

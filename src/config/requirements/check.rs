@@ -1,14 +1,15 @@
 //! Holding what is asked to what is demanded: every violation, none clamped.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::Requirements;
+use crate::config::identity::{self, Method};
 use crate::config::{Caller, Journal, Otlp, Sync, is_built_in};
 use crate::document::{Fault, Origin, Sited, Word};
 use crate::task::limits::Bytes;
 use crate::task::spec::TaskSpec;
-use crate::task::{Access, NetworkMode, Root};
+use crate::task::{Access, Login, NetworkMode, Root, SecretSource};
 
 /// A task as it is asked for, with what admission found out about it.
 pub(in crate::config) struct Asked<'a> {
@@ -229,6 +230,58 @@ impl Requirements {
             let what = format!("user \"{}\" is not among those who may run tasks", asked.caller.user);
             found.push(&demand.origin, "identity", what);
         }
+    }
+
+    /// What a token says of who asks, where this file names its issuer; each way in which that is not enough is a violation.
+    pub(in crate::config) fn check_login(
+        &self,
+        token: Option<&Sited<SecretSource>>,
+        violations: &mut Vec<Fault>,
+    ) -> Option<Login> {
+        let mut found = Violations(Vec::new());
+        let login = match (token, &self.identity_oidc) {
+            (Some(token), Some(oidc)) => match identity::login(&token.value, oidc, SystemTime::now()) {
+                Ok(login) => Some(login),
+                // Also where a login by the OS would do: a token that is there and wrong is no slip to look past.
+                Err(error) => {
+                    found.push(&token.origin, "identity.token", error.to_string());
+                    violations.append(&mut found.0);
+                    return None;
+                }
+            },
+            _ => None,
+        };
+        let method = match login {
+            Some(_) => Method::Oidc,
+            None => Method::Os,
+        };
+        if let Some(methods) = &self.identity_methods
+            && !methods.value.contains(&method)
+        {
+            let what = match method {
+                Method::Os => "a login by token is demanded, and no token is set (identity.token of the configuration)",
+                Method::Oidc => "a login by token is not among the methods that are allowed",
+            };
+            found.push(&methods.origin, "identity.methods", what.to_owned());
+        }
+        if let Some(workspaces) = &self.identity_workspaces {
+            let workspace = login.as_ref().and_then(|login| login.workspace.as_deref());
+            match workspace {
+                None => found.push(
+                    &workspaces.origin,
+                    "identity.workspaces",
+                    "whoever asks is in no workspace: no token names one".to_owned(),
+                ),
+                Some(workspace) if !workspaces.value.iter().any(|allowed| allowed == workspace) => found.push(
+                    &workspaces.origin,
+                    "identity.workspaces",
+                    format!("workspace \"{workspace}\" is not among those that may run tasks"),
+                ),
+                Some(_) => {}
+            }
+        }
+        violations.append(&mut found.0);
+        login
     }
 
     /// The violation of sending records to a receiver that a flag or a variable names.

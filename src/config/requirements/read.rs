@@ -1,11 +1,14 @@
 //! A file of requirements as it stands.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::Requirements;
+use crate::config::bundle::Demand;
+use crate::config::identity::{Keys, Oidc};
 use crate::config::layers::{endpoint, redaction};
 use crate::document::{Document, Faults, Sited, Table, Value, Word};
-use crate::task::spec;
+use crate::task::{Unknown, spec};
 
 pub(super) fn from_toml(text: &str, file: &str) -> Result<Requirements, Faults> {
     Document::parse(text, file)?.read(|root| {
@@ -46,6 +49,14 @@ pub(super) fn from_toml(text: &str, file: &str) -> Result<Requirements, Faults> 
             demands.rules = table.list("rules", absolute);
             demands.unmatched = words(&table, "unmatched");
             demands.reviewers = words(&table, "reviewers");
+            demands.never_ask = table.flag("never_ask");
+            if let Some(never) = demands
+                .never_ask
+                .as_ref()
+                .filter(|never| never.value && demands.unknown.is_none())
+            {
+                demands.unknown = Some(Sited::new(vec![Unknown::Deny], never.origin.clone()));
+            }
         }
         if let Some(table) = root.table("journal") {
             demands.sync = table.word("sync");
@@ -60,6 +71,16 @@ pub(super) fn from_toml(text: &str, file: &str) -> Result<Requirements, Faults> 
         if let Some(table) = root.table("identity") {
             demands.identity_users = texts(&table, "users", plain);
             demands.identity_groups = texts(&table, "groups", plain);
+            demands.identity_methods = words(&table, "methods");
+            demands.identity_workspaces = texts(&table, "workspaces", plain);
+            demands.identity_oidc = table.table("oidc").and_then(|table| oidc(&table));
+            if let (Some(workspaces), None) = (&demands.identity_workspaces, &demands.identity_oidc) {
+                let what = "only a token names a workspace: an issuer is needed (identity.oidc)";
+                table.fault(&workspaces.origin, "workspaces", what);
+            }
+        }
+        if let Some(table) = root.table("bundle") {
+            demands.bundle = bundle(&table);
         }
         if let Some(table) = root.table("codex") {
             demands.codex = table
@@ -68,6 +89,76 @@ pub(super) fn from_toml(text: &str, file: &str) -> Result<Requirements, Faults> 
         }
         demands
     })
+}
+
+fn oidc(table: &Table<'_>) -> Option<Oidc> {
+    let text = |key: &'static str, expected| table.required(key, expected).and_then(|value| value.parsed(plain));
+    let claim = |key: &'static str, usual: &str| {
+        let claim = table.parsed(key, plain).map(|claim| claim.value);
+        claim.unwrap_or_else(|| usual.to_owned())
+    };
+    let (issuer, audience) = (
+        text("issuer", "the iss of its tokens"),
+        text("audience", "the aud of its tokens"),
+    );
+    let jwks = table
+        .required("jwks", "the file of the issuer's keys")
+        .and_then(|value| value.parsed(absolute));
+    let claims = [
+        claim("user_claim", "email"),
+        claim("workspace_claim", "workspace"),
+        claim("groups_claim", "groups"),
+    ];
+    let [user_claim, workspace_claim, groups_claim] = claims;
+    Some(Oidc {
+        issuer: issuer?,
+        audience: audience?,
+        jwks: jwks?,
+        // Read by whoever sees to it that root alone has written them.
+        keys: Keys::default(),
+        user_claim,
+        workspace_claim,
+        groups_claim,
+    })
+}
+
+/// How long a copy counts as fresh where nothing is said: a change is everywhere within a quarter of an hour.
+const REFRESH: Duration = Duration::from_secs(15 * 60);
+
+fn bundle(table: &Table<'_>) -> Option<Demand> {
+    let url = table
+        .required("url", "a URL")
+        .and_then(|value| value.parsed(bundle_url));
+    let keys = table.required("public_keys", "the keys that may sign it");
+    let public_keys = table.list("public_keys", |text| text.parse().map_err(|error| format!("{error}")));
+    if let Some(value) = keys.filter(|value| value.list().is_some_and(|list| list.is_empty())) {
+        value.fault("without a key nothing can be trusted");
+    }
+    let required = table.flag("required").is_none_or(|flag| flag.value);
+    let refresh = table.parsed("refresh", spec::time);
+    let least_serial = table
+        .value("least_serial")
+        .and_then(|value| value.integer(0..=i64::MAX));
+    Some(Demand {
+        url: url?,
+        public_keys,
+        required,
+        refresh: refresh.map_or(REFRESH, |refresh| refresh.value),
+        least_serial: least_serial.map_or(0, |serial| serial.value.unsigned_abs()),
+    })
+}
+
+/// HTTPS; plain HTTP only from this machine itself, by address, for what serves it may be anybody's otherwise.
+fn bundle_url(text: &str) -> Result<String, String> {
+    let url = endpoint(text)?;
+    let local = ["http://127.0.0.1", "http://[::1]"];
+    let is_local = |rest: &str| rest.is_empty() || rest.starts_with([':', '/']);
+    match text.starts_with("https://") || local.iter().any(|local| text.strip_prefix(local).is_some_and(is_local)) {
+        true => Ok(url),
+        false => Err(format!(
+            "{text:?} is neither https nor of this machine (http://127.0.0.1)"
+        )),
+    }
 }
 
 /// A list that something must be on: an empty one would refuse all, and is more likely a slip than meant.

@@ -30,6 +30,10 @@ fn example(place: &Place) -> String {
         "etc/rules/company.rules",
         "prefix_rule(pattern = [\"rm\"], decision = \"prompt\")\n",
     );
+    place.write(
+        "etc/jwks.json",
+        r#"{"keys":[{"kty":"OKP","crv":"Ed25519","kid":"one","alg":"EdDSA","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#,
+    );
     place.write("etc/codex.toml", "allowed_approvals_reviewers = [\"user\"]\n");
     let root = place.root.display();
     EXAMPLE
@@ -37,6 +41,8 @@ fn example(place: &Place) -> String {
         .replace("/etc/codex/requirements.toml", &format!("{root}/etc/codex.toml"))
         .replace("/srv/work", &format!("{root}/work"))
         .replace("required = true", "required = false")
+        .replace("/etc/belljar/jwks.json", &format!("{root}/etc/jwks.json"))
+        .replace("\nworkspaces = ", "\n#workspaces = ")
         .replace("\"ci\"", "\"tester\"")
 }
 
@@ -59,7 +65,7 @@ fn the_example_is_a_right_file_with_a_reason_for_each_key() {
         assert!(line.contains(" # "), "no reason: {line}");
     }
     // Every field that a file can set is set by the example, so no key can be missing from it.
-    let shown = format!("{demands:?}");
+    let shown = format!("{demands:?}").replace("identity_workspaces: None", "");
     assert!(!shown.contains(": None,"), "{shown}");
 }
 
@@ -379,4 +385,194 @@ fn git_modes_of_roots_are_held_to_the_demands() {
         .admit("writable_roots = [{ host = \".\", path = \"/w\", git = \"read-only\" }]")
         .unwrap();
     assert_eq!(task.roots[0].git, GitMode::ReadOnly);
+}
+
+#[test]
+fn a_folder_on_the_way_that_others_can_write_stops_everything() {
+    let place = Place::new();
+    place.write("etc/requirements.toml", "version = 1\n[gate]\nrules = [\"RULES\"]\n");
+    let rules = place.write("open/rules/company.rules", "");
+    let text = format!("version = 1\n[gate]\nrules = [{:?}]\n", rules.display().to_string());
+    place.write("etc/requirements.toml", &text);
+    place.config();
+    let open = place.root.join("open");
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    let faults = load_faults(&place);
+    assert!(
+        faults.contains("gate.rules") && faults.contains("others than root can write to its folder \"/open\""),
+        "{faults}"
+    );
+}
+
+#[test]
+fn a_bundle_demands_as_a_file_does_and_nothing_runs_without_a_required_one() {
+    use crate::config::bundle::{BundleFile, FetchError, sign};
+    use crate::config::{Surroundings, TaskSpec, admit};
+
+    let place = Place::new();
+    let key = crate::audit::key::SigningKey::load_or_make(&place.root.join("key")).unwrap();
+    let demand = |required| {
+        format!(
+            "version = 1\n[bundle]\nurl = \"https://policy.example/b\"\npublic_keys = [\"{}\"]\nrequired = {required}\n",
+            key.public()
+        )
+    };
+    place.write("etc/requirements.toml", &demand(true));
+    let faults = load_faults(&place);
+    assert!(
+        faults.starts_with("/etc/requirements.toml:3:7: bundle.url: the bundle cannot be fetched")
+            && faults.ends_with("the bundle is required, so nothing runs"),
+        "{faults}"
+    );
+    place.write("etc/requirements.toml", &demand(false));
+    let config = place.config();
+    assert!(config.bundles[0].missing.is_some());
+    let without = config.requirements_digest;
+
+    let file = |name: &str, text: &str| BundleFile {
+        name: name.to_owned(),
+        text: text.to_owned(),
+    };
+    let files = vec![
+        file("team.toml", "version = 1\nlimits = { pids = 100 }\n"),
+        file(
+            "team.rules",
+            "prefix_rule(pattern = [\"rm\"], decision = \"forbidden\", id = \"team:rm\")\n",
+        ),
+    ];
+    let signed = sign(
+        &key,
+        1,
+        jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1),
+        files,
+    )
+    .unwrap();
+    // What a fetch would have left there: a function without surroundings of its own cannot give it.
+    let kept = std::cell::Cell::new(signed.into_bytes());
+    let surroundings = place.surroundings();
+    let sources = super::Sources {
+        etc: &surroundings.etc,
+        owner: surroundings.root,
+        state: &surroundings.state_folder(),
+        fetch: &|_: &str| -> Result<Vec<u8>, FetchError> { Ok(kept.take()) },
+    };
+    // The failed attempt a moment ago is not repeated within a minute.
+    fs::remove_dir_all(surroundings.state_folder().join("bundles")).unwrap();
+    super::load(&sources).unwrap();
+
+    place.write("etc/requirements.toml", &demand(true));
+    let config = place.config();
+    assert_eq!(config.bundles[0].serial, Some(1));
+    assert_ne!(config.requirements_digest, without);
+    let admitted = |spec: &str| {
+        let spec = TaskSpec::from_toml(&format!("version = 1\n{spec}"), "task.toml").unwrap();
+        let caller = Surroundings::caller(&place.surroundings());
+        admit(spec, &place.root.join("work"), &config, &caller)
+    };
+    let refused = admitted("limits = { pids = 200 }").unwrap_err().to_string();
+    assert_eq!(
+        refused,
+        "task.toml:2:19: limits.pids: 200 is more than the 100 that https://policy.example/b#team.toml:2:19 allows"
+    );
+    let policy = Policy::of_gate(&admitted("").unwrap().gate).unwrap();
+    let command = Command {
+        argv: vec!["rm".into(), "x".into()],
+        cwd: SandboxPath::new("/").unwrap(),
+        env: Default::default(),
+        stdin: Stdin::None,
+        tty: None,
+    };
+    let found = policy.explain(&command);
+    assert_eq!(
+        (found.judgement, found.rules[0].id.as_str()),
+        (Verdict::Deny, "team:rm")
+    );
+}
+
+#[test]
+fn a_url_of_a_bundle_is_https_or_of_this_machine() {
+    let place = Place::new();
+    let key = crate::audit::key::SigningKey::load_or_make(&place.root.join("key")).unwrap();
+    for (url, taken) in [
+        ("https://policy.example/b", true),
+        ("http://127.0.0.1:8080/b", true),
+        ("http://[::1]/b", true),
+        ("http://policy.example/b", false),
+        ("http://127.0.0.1.evil.example/b", false),
+        ("ftp://x/b", false),
+        ("https://user:pass@x/b", false),
+    ] {
+        let text = format!(
+            "version = 1\n[bundle]\nurl = {url:?}\npublic_keys = [\"{}\"]\n",
+            key.public()
+        );
+        assert_eq!(super::Requirements::from_toml(&text, "r.toml").is_ok(), taken, "{url}");
+    }
+    for keys in ["[]", "[\"ed25519:00\"]"] {
+        let text = format!("version = 1\n[bundle]\nurl = \"https://x/b\"\npublic_keys = {keys}\n");
+        assert!(super::Requirements::from_toml(&text, "r.toml").is_err(), "{keys}");
+    }
+}
+
+#[test]
+fn where_a_token_is_demanded_only_its_holder_runs_tasks() {
+    let place = Place::new();
+    place.write(
+        "etc/jwks.json",
+        r#"{"keys":[{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#,
+    );
+    let oidc = format!(
+        "[identity.oidc]\nissuer = \"https://login.example\"\naudience = \"belljar\"\njwks = \"{}/etc/jwks.json\"\n",
+        place.root.display()
+    );
+    let demands = format!("version = 1\n[identity]\nmethods = [\"oidc\"]\nworkspaces = [\"platform\"]\n{oidc}");
+    place.write("etc/requirements.toml", &demands);
+    assert_eq!(
+        violations(&place, ""),
+        "/etc/requirements.toml:3:11: identity.methods: a login by token is demanded, and no token is set (identity.token of the configuration)\n\
+         /etc/requirements.toml:4:14: identity.workspaces: whoever asks is in no workspace: no token names one"
+    );
+    let token = place.write("home/token", "not.a.token\n");
+    let config = format!("[identity]\ntoken = \"file:{}\"\n", token.display());
+    place.write("home/.config/belljar/config.toml", &config);
+    let refused = violations(&place, "");
+    assert_eq!(
+        refused,
+        "/home/.config/belljar/config.toml:2:9: identity.token: it is not a signed token (a JWS of three parts)"
+    );
+    // A token that nobody asked for is no login, and no slip to look past.
+    place.write("etc/requirements.toml", "version = 1\n");
+    assert!(violations(&place, "").contains("no requirements name the issuer to believe"));
+}
+
+#[test]
+fn where_nobody_may_be_asked_a_question_is_a_no() {
+    let place = Place::new();
+    place.write("etc/codex.toml", "allowed_approval_policies = [\"never\"]\n");
+    let text = format!(
+        "version = 1\n[codex]\nrequirements = \"{}/etc/codex.toml\"\n",
+        place.root.display()
+    );
+    place.write("etc/requirements.toml", &text);
+    place.write(
+        "work/a.rules",
+        "prefix_rule(pattern = [\"git\"], decision = \"prompt\", id = \"ask\")\n",
+    );
+    let task = place.admit("gate = { rules = [\"a.rules\"] }").unwrap();
+    assert_eq!((task.gate.never_ask, task.network.unknown), (true, Unknown::Deny));
+    let policy = Policy::of_gate(&task.gate).unwrap();
+    let command = |word: &str| Command {
+        argv: vec![word.into()],
+        cwd: SandboxPath::new("/").unwrap(),
+        env: Default::default(),
+        stdin: Stdin::None,
+        tty: None,
+    };
+    let found = policy.explain(&command("git"));
+    assert_eq!(found.judgement, Verdict::Deny);
+    assert_eq!(
+        found.reason(),
+        "nobody may be asked, by the requirements; to be approved by rule ask (a.rules:1)"
+    );
+    assert_eq!(policy.explain(&command("ls")).judgement, Verdict::Allow);
 }

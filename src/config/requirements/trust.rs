@@ -5,9 +5,12 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::Requirements;
+use crate::config::bundle::{self, Bundle, Fetch};
 use crate::config::codex;
+use crate::config::identity::Keys;
 use crate::document::{Fault, Faults, Origin};
 use crate::policy::Digest;
 use crate::sys::path::{is_symlink_in_the_way, open_file_without_symlinks};
@@ -16,67 +19,191 @@ use crate::task::RulesText;
 /// Larger than any that a person keeps in mind.
 const LARGEST: u64 = 1 << 20;
 
+/// Where requirements are, and who may have written them.
+pub(in crate::config) struct Sources<'s> {
+    pub etc: &'s Path,
+    /// Root, but for tests.
+    pub owner: u32,
+    /// Where the copies of bundles are kept.
+    pub state: &'s Path,
+    pub fetch: Fetch<'s>,
+}
+
 /// What the trusted files say.
 #[derive(Default)]
 pub(in crate::config) struct Loaded {
     pub requirements: Vec<Requirements>,
     pub files: Vec<PathBuf>,
+    pub bundles: Vec<BundleSeen>,
     /// Over the names and texts of all files that were read, rules and Codex's among them; goes into the records.
     pub digest: Option<Digest>,
 }
 
-/// Reads `requirements.toml`, then `requirements.d/*.toml` by name. `owner` is root, but for tests.
+/// A bundle that was looked for.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct BundleSeen {
+    pub url: String,
+    pub serial: Option<u64>,
+    pub expires: Option<String>,
+    /// Why there is none, where the requirements say that it may be missing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<String>,
+}
+
+/// Reads `requirements.toml`, then `requirements.d/*.toml` by name, and the bundles that they name.
 ///
 /// A file that is not there demands nothing; one that is there and cannot be read, trusted or understood is a fault.
-pub(in crate::config) fn load(etc: &Path, owner: u32) -> Result<Loaded, Faults> {
-    let mut faults = Vec::new();
-    let (mut all, mut read) = (Vec::new(), Vec::new());
-    let texts = RefCell::new(Vec::new());
-    let trusted_text = |path: &Path, owner| {
-        let text = trusted_text(path, owner)?;
-        texts.borrow_mut().push((path.display().to_string(), text.clone()));
-        Ok::<String, String>(text)
+pub(in crate::config) fn load(sources: &Sources<'_>) -> Result<Loaded, Faults> {
+    let mut reading = Reading {
+        sources,
+        faults: Vec::new(),
+        texts: RefCell::new(Vec::new()),
+        loaded: Loaded::default(),
     };
-    for file in files(etc, owner, &mut faults) {
-        let shown = file.display().to_string();
-        let found = trusted_text(&file, owner).map_err(|what| Faults::one(whole(&file), "", what));
-        match found.and_then(|text| Requirements::from_toml(&text, &shown)) {
-            Ok(mut demands) => {
-                // Read here and now: what root alone could write a moment ago is what holds.
-                for rules in &demands.rules {
-                    match trusted_text(Path::new(&rules.value), owner) {
-                        Ok(text) => demands.rules_texts.push(RulesText {
-                            name: rules.value.clone(),
-                            text,
-                        }),
-                        Err(what) => faults.push(Fault {
-                            origin: rules.origin.clone(),
-                            key: "gate.rules".to_owned(),
-                            what: format!("\"{}\": {what}", rules.value),
-                        }),
-                    }
-                }
-                if let Some(source) = demands.codex.clone() {
-                    match codex::load(Path::new(&source.value), |path| trusted_text(path, owner)) {
-                        Ok(codex) => all.push(codex),
-                        Err(found) => faults.extend(found.into_vec()),
-                    }
-                    read.push(PathBuf::from(source.value));
-                }
-                all.push(demands);
-                read.push(file);
-            }
-            Err(found) => faults.extend(found.into_vec()),
-        }
+    for file in files(sources.etc, sources.owner, &mut reading.faults) {
+        reading.file(&file);
     }
+    let Reading {
+        faults,
+        texts,
+        mut loaded,
+        ..
+    } = reading;
     Faults::check(faults)?;
     let texts = texts.into_inner();
     let parts = texts.iter().flat_map(|(path, text)| [path.as_bytes(), text.as_bytes()]);
-    Ok(Loaded {
-        digest: (!texts.is_empty()).then(|| Digest::of_parts(parts)),
-        requirements: all,
-        files: read,
-    })
+    loaded.digest = (!texts.is_empty()).then(|| Digest::of_parts(parts));
+    Ok(loaded)
+}
+
+struct Reading<'s> {
+    sources: &'s Sources<'s>,
+    faults: Vec<Fault>,
+    /// All that was read, by name.
+    texts: RefCell<Vec<(String, String)>>,
+    loaded: Loaded,
+}
+
+impl Reading<'_> {
+    fn file(&mut self, file: &Path) {
+        match self.text(file).map_err(|what| Faults::one(whole(file), "", what)) {
+            Ok(text) => {
+                self.requirements(&text, &file.display().to_string());
+                self.loaded.files.push(file.to_owned());
+            }
+            Err(found) => self.faults.extend(found.into_vec()),
+        }
+    }
+
+    /// A text that root alone can have written; it is part of the digest.
+    fn text(&self, path: &Path) -> Result<String, String> {
+        let text = trusted_text(path, self.sources.owner)?;
+        self.texts.borrow_mut().push((path.display().to_string(), text.clone()));
+        Ok(text)
+    }
+
+    /// One file's demands, with what they refer to. Read here and now: what root alone could write a moment ago is what holds.
+    fn requirements(&mut self, text: &str, shown: &str) {
+        let mut demands = match Requirements::from_toml(text, shown) {
+            Ok(demands) => demands,
+            Err(found) => return self.faults.extend(found.into_vec()),
+        };
+        for rules in &demands.rules {
+            match self.text(Path::new(&rules.value)) {
+                Ok(text) => demands.rules_texts.push(RulesText {
+                    name: rules.value.clone(),
+                    text,
+                }),
+                Err(what) => self.fault(&rules.origin, "gate.rules", format!("\"{}\": {what}", rules.value)),
+            }
+        }
+        if let Some(oidc) = &mut demands.identity_oidc {
+            match self
+                .text(Path::new(&oidc.jwks.value))
+                .and_then(|text| Keys::from_json(&text))
+            {
+                Ok(keys) => oidc.keys = keys,
+                Err(what) => {
+                    let what = format!("\"{}\": {what}", oidc.jwks.value);
+                    self.fault(&oidc.jwks.origin.clone(), "identity.oidc.jwks", what);
+                }
+            }
+        }
+        if let Some(source) = demands.codex.clone() {
+            match codex::load(Path::new(&source.value), |path| self.text(path)) {
+                Ok(codex) => self.loaded.requirements.push(codex),
+                Err(found) => self.faults.extend(found.into_vec()),
+            }
+            self.loaded.files.push(PathBuf::from(source.value));
+        }
+        self.bundle(&demands);
+        self.loaded.requirements.push(demands);
+    }
+
+    fn bundle(&mut self, demands: &Requirements) {
+        let Some(demand) = &demands.bundle else { return };
+        let url = demand.url.value.clone();
+        match bundle::load(demand, self.sources.state, SystemTime::now(), self.sources.fetch) {
+            Ok(bundle) => {
+                self.bundled(&bundle, &url);
+                self.loaded.bundles.push(BundleSeen {
+                    url,
+                    serial: Some(bundle.serial),
+                    expires: Some(bundle.expires.to_string()),
+                    missing: None,
+                });
+            }
+            Err(error) if demand.required => {
+                let what = format!("{error}; the bundle is required, so nothing runs");
+                self.fault(&demand.url.origin, "bundle.url", what);
+            }
+            Err(error) => self.loaded.bundles.push(BundleSeen {
+                url,
+                serial: None,
+                expires: None,
+                missing: Some(error.to_string()),
+            }),
+        }
+    }
+
+    fn bundled(&mut self, bundle: &Bundle, url: &str) {
+        for file in &bundle.files {
+            let shown = format!("{url}#{}", file.name);
+            self.texts.borrow_mut().push((shown.clone(), file.text.clone()));
+            if file.name.ends_with(".rules") {
+                let rules = RulesText {
+                    name: shown,
+                    text: file.text.clone(),
+                };
+                self.loaded.requirements.push(Requirements {
+                    rules_texts: vec![rules],
+                    ..Requirements::default()
+                });
+                continue;
+            }
+            match Requirements::from_toml(&file.text, &shown) {
+                // Whoever signs could send machines elsewhere for good.
+                Ok(demands) if demands.bundle.is_some() => {
+                    let origin = Origin::File {
+                        file: shown.as_str().into(),
+                        line: 1,
+                        column: 1,
+                    };
+                    self.fault(&origin, "bundle", "a bundle names no bundle".to_owned());
+                }
+                Ok(_) => self.requirements(&file.text, &shown),
+                Err(found) => self.faults.extend(found.into_vec()),
+            }
+        }
+    }
+
+    fn fault(&mut self, origin: &Origin, key: &str, what: String) {
+        self.faults.push(Fault {
+            origin: origin.clone(),
+            key: key.to_owned(),
+            what,
+        });
+    }
 }
 
 fn files(etc: &Path, owner: u32, faults: &mut Vec<Fault>) -> Vec<PathBuf> {
@@ -131,7 +258,33 @@ fn trusted_folder(path: &Path, owner: u32) -> Result<(), String> {
     if !found.is_dir() {
         return Err("this is not a folder".to_owned());
     }
-    trusted(&found, owner)
+    trusted(&found, owner)?;
+    trusted_parents(path, owner)
+}
+
+/// Whoever can write to a folder on the way can put another in its place. In one like `/tmp` (sticky, of root's) only the owner
+/// of what lies there can.
+fn trusted_parents(path: &Path, owner: u32) -> Result<(), String> {
+    for folder in path.ancestors().skip(1) {
+        let found = folder
+            .symlink_metadata()
+            .map_err(|error| format!("its folder \"{}\" cannot be looked at: {error}", folder.display()))?;
+        if ![0, owner].contains(&found.uid()) {
+            return Err(format!(
+                "its folder \"{}\" belongs to user {}, not to root",
+                folder.display(),
+                found.uid()
+            ));
+        }
+        if found.mode() & 0o022 != 0 && found.mode() & 0o1000 == 0 {
+            return Err(format!(
+                "others than root can write to its folder \"{}\" (mode {:o})",
+                folder.display(),
+                found.mode() & 0o7777
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The text of a file that root alone can have written.
@@ -149,6 +302,7 @@ fn trusted_text(path: &Path, owner: u32) -> Result<String, String> {
     if found.len() > LARGEST {
         return Err("the file is larger than 1 MiB".to_owned());
     }
+    trusted_parents(path, owner)?;
     let mut text = String::new();
     file.take(LARGEST).read_to_string(&mut text).map_err(unreadable)?;
     Ok(text)
