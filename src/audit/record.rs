@@ -129,6 +129,9 @@ pub enum Event {
         /// `http`, `https_connect`, `socks5_tcp`, `socks5_udp`, `dns`.
         protocol: String,
         method: Option<String>,
+        /// Of one request that was judged, without its query.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<String>,
         /// `allow`, `ask` or `deny`.
         decision: String,
         rule: String,

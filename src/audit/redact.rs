@@ -166,8 +166,9 @@ impl Redactor {
                     self.option(&mut opinion.rationale);
                 }
             }
-            Event::EgressJudged { host, reason, .. } => {
+            Event::EgressJudged { host, path, reason, .. } => {
                 self.string(host);
+                self.option(path);
                 self.string(reason);
             }
             Event::EgressFinished { host, error, .. } => {

@@ -215,6 +215,7 @@ pub(super) fn of_each_kind() -> Vec<Entry> {
             port: 443,
             protocol: "https_connect".into(),
             method: Some("GET".into()),
+            path: Some("/simple/left-pad".into()),
             decision: "deny".into(),
             rule: "network.unknown".into(),
             reason: "no list names it".into(),

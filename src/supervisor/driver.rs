@@ -1,5 +1,6 @@
 //! Starting: the supervisor of this process, and one task.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -15,6 +16,7 @@ use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcom
 use crate::config::AgentEvents;
 use crate::egress::gate::GateError;
 use crate::egress::host::HostError;
+use crate::egress::tls::InspectionError;
 use crate::exec::pipeline::Context;
 use crate::image::{Image, ImageKind};
 use crate::path::HostPath;
@@ -55,6 +57,8 @@ pub enum StartError {
     Gate(#[from] GateError),
     #[error("could not open the way out")]
     Proxy { source: io::Error },
+    #[error("the task's TLS cannot be looked into")]
+    Inspection(#[from] InspectionError),
 }
 
 /// All that tasks of this process share.
@@ -64,6 +68,7 @@ pub struct Supervisor {
     state: PathBuf,
     identity: Identity,
     requirements_digest: Option<String>,
+    way_out: way_out::Settings,
     agent_events: AgentEvents,
     traceparent: Option<String>,
     pub cgroups: Arc<Cgroups>,
@@ -98,6 +103,7 @@ impl Supervisor {
             state: state.to_owned(),
             identity,
             requirements_digest: None,
+            way_out: way_out::Settings::default(),
             agent_events: AgentEvents::Full,
             traceparent: None,
             cgroups,
@@ -121,6 +127,12 @@ impl Supervisor {
             requirements_digest,
             ..self
         }
+    }
+
+    /// Says how ways out reach the world.
+    #[must_use]
+    pub fn reaching(self, way_out: way_out::Settings) -> Supervisor {
+        Supervisor { way_out, ..self }
     }
 
     /// Starts a task: its sandbox is there and records say so when this returns. Its commands come through the handle.
@@ -157,6 +169,7 @@ impl Supervisor {
         };
         let started = async {
             self.journal.append(entry(admitted)).await?;
+            let inside = way_out::prepare(&task.network, &self.way_out).await?;
             let guard = {
                 let (state, roots) = (self.state.clone(), task.roots.clone());
                 // A walk over the roots, and a few files made.
@@ -166,7 +179,9 @@ impl Supervisor {
                     source: io::Error::other(error),
                 })??
             };
-            let plan = plan(&task, &image).with_protected(&guard.protected);
+            let plan = plan_with(&task, &image, inside.env)
+                .with_files(inside.files)
+                .with_protected(&guard.protected);
             let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
                 path: folder.clone(),
                 source: io::Error::other(error),
@@ -174,6 +189,7 @@ impl Supervisor {
             Ok::<_, StartError>((
                 Sandbox::start(&self.machinery, plan, place, &task.runtime).await?,
                 guard,
+                inside.inspection,
             ))
         };
         let failed = async |error: StartError| {
@@ -193,7 +209,7 @@ impl Supervisor {
             let _ = fs::remove_dir_all(&folder);
             error
         };
-        let (sandbox, guard) = match started.await {
+        let (sandbox, guard, inspection) = match started.await {
             Ok(started) => started,
             Err(error) => return Err(failed(error).await),
         };
@@ -210,6 +226,7 @@ impl Supervisor {
                     self.journal.clone(),
                     desk.clone(),
                     refused.clone(),
+                    inspection,
                 );
                 match opened.await {
                     Ok(proxy) => Some(proxy),
@@ -263,13 +280,12 @@ impl Supervisor {
 
 /// The isolation that a task of this process gets.
 pub fn plan(task: &Task, image: &Image) -> Plan {
+    plan_with(task, image, way_out::env(&task.network))
+}
+
+fn plan_with(task: &Task, image: &Image, way_out: BTreeMap<String, String>) -> Plan {
     let (uid, gid) = process::own_ids();
-    Plan::of(
-        task,
-        root_source(image),
-        CallerIds { uid, gid },
-        way_out::env(&task.network),
-    )
+    Plan::of(task, root_source(image), CallerIds { uid, gid }, way_out)
 }
 
 fn root_source(image: &Image) -> RootSource<'_> {

@@ -12,7 +12,7 @@
 mod driver;
 mod recovery;
 mod task;
-mod way_out;
+pub mod way_out;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
