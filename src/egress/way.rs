@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 
-use super::account::{Account, End, Totals};
+use super::account::{Account, Counts, End, Totals};
 use super::ask::Questions;
 use super::client::{Attribution, Client};
 use super::dial::Dialler;
@@ -148,7 +148,11 @@ impl Way {
             let reason = "the proxy is shutting down".to_owned();
             Closed::Denied(Denial::new(route.destination(), DenialKind::Unable, "shutdown", reason))
         })?;
-        Ok(Account::new(route, exec, self.totals.clone(), place))
+        let counts = Counts {
+            of_task: self.totals.clone(),
+            of_exec: self.attribution.totals_of(exec),
+        };
+        Ok(Account::new(route, exec, counts, place))
     }
 
     /// Judges and resolves, and writes down what came of it. Also all that a DNS question needs.
