@@ -9,7 +9,7 @@ use serde_json::json;
 use super::identity::Method;
 use super::{AgentEvents, Sync};
 use crate::audit::otlp::Signal;
-use crate::task::spec::TaskSpec;
+use crate::task::spec::{HostSpec, TaskSpec};
 use crate::task::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User};
 
 /// What there is a schema of.
@@ -57,12 +57,13 @@ fn versioned(mut schema: Schema, required: bool) -> Schema {
 #[schemars(title = "belljar configuration", deny_unknown_fields)]
 #[allow(dead_code, reason = "only its schema is made")]
 struct ConfigFile {
-    /// Folders whose `.belljar/config.toml` counts. Not in a project's own file, as journal, otlp and identity are not.
+    /// Folders whose `.belljar/config.toml` counts. Not in a project's own file, as journal, egress, otlp and identity are not.
     #[schemars(default)]
     trusted_folders: Vec<String>,
     /// The defaults of all tasks.
     task: Option<TaskSpec>,
     journal: Option<Journal>,
+    egress: Option<Egress>,
     /// Where records are sent.
     #[schemars(default)]
     otlp: Vec<Otlp>,
@@ -121,6 +122,28 @@ struct Otlp {
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[allow(dead_code, reason = "only its schema is made")]
+struct Egress {
+    /// Files in PEM.
+    #[schemars(default)]
+    extra_roots: Vec<String>,
+    /// `http://HOST:PORT`.
+    upstream: Option<String>,
+    /// Folders of stored answers.
+    #[schemars(default)]
+    cache: Vec<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its schema is made")]
+struct EgressDemands {
+    /// `http://HOST:PORT`.
+    upstream: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its schema is made")]
 struct Token {
     /// Where the token is that says who asks: `keyring:NAME`, `env:NAME` or `file:PATH`.
     token: Option<String>,
@@ -140,6 +163,7 @@ struct RequirementsFile {
     otlp: Option<OtlpDemands>,
     identity: Option<IdentityDemands>,
     bundle: Option<BundleDemands>,
+    egress: Option<EgressDemands>,
     codex: Option<CodexDemands>,
 }
 
@@ -198,6 +222,11 @@ struct NetworkDemands {
     deny: Vec<String>,
     #[schemars(length(min = 1))]
     unknown: Option<Vec<Unknown>>,
+    /// Patterns of hosts that every task with a way out may reach.
+    #[schemars(default)]
+    always: Vec<String>,
+    #[schemars(default)]
+    hosts: Vec<HostSpec>,
 }
 
 #[derive(JsonSchema)]

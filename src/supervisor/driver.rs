@@ -16,6 +16,7 @@ use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcom
 use crate::config::AgentEvents;
 use crate::egress::gate::GateError;
 use crate::egress::host::HostError;
+use crate::egress::secret::SecretsError;
 use crate::egress::tls::InspectionError;
 use crate::exec::pipeline::Context;
 use crate::image::{Image, ImageKind};
@@ -59,6 +60,8 @@ pub enum StartError {
     Proxy { source: io::Error },
     #[error("the task's TLS cannot be looked into")]
     Inspection(#[from] InspectionError),
+    #[error("the task's secrets cannot be used")]
+    Secrets(#[from] SecretsError),
 }
 
 /// All that tasks of this process share.
@@ -169,7 +172,7 @@ impl Supervisor {
         };
         let started = async {
             self.journal.append(entry(admitted)).await?;
-            let inside = way_out::prepare(&task.network, &self.way_out).await?;
+            let inside = way_out::prepare(&task, &self.way_out).await?;
             let guard = {
                 let (state, roots) = (self.state.clone(), task.roots.clone());
                 // A walk over the roots, and a few files made.
@@ -227,6 +230,7 @@ impl Supervisor {
                     desk.clone(),
                     refused.clone(),
                     inspection,
+                    &self.way_out,
                 );
                 match opened.await {
                     Ok(proxy) => Some(proxy),
@@ -280,7 +284,7 @@ impl Supervisor {
 
 /// The isolation that a task of this process gets.
 pub fn plan(task: &Task, image: &Image) -> Plan {
-    plan_with(task, image, way_out::env(&task.network))
+    plan_with(task, image, way_out::env(task))
 }
 
 fn plan_with(task: &Task, image: &Image, way_out: BTreeMap<String, String>) -> Plan {

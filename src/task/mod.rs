@@ -131,6 +131,36 @@ pub struct Secret {
     pub source: SecretSource,
     /// The only hosts that get the value.
     pub hosts: Vec<String>,
+    pub place: SecretPlace,
+}
+
+/// Where in a request the value of a secret goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretPlace {
+    /// Wherever the placeholder stands in a header or a parameter that carries credentials; where it does not, nothing is put in.
+    Placeholder,
+    /// A header of every request, the value between two texts.
+    Header {
+        name: String,
+        before: String,
+        after: String,
+    },
+    /// A parameter of every request.
+    Query { name: String },
+    /// The password of basic authorization, in every request.
+    Basic { user: String },
+    /// The key with which requests to AWS are signed anew.
+    Aws {
+        access_key_id: String,
+        session: Option<SecretSource>,
+    },
+    /// The secret of an OAuth client, with which tokens for bearers are bought.
+    Oauth {
+        token_url: String,
+        client_id: String,
+        scope: Option<String>,
+    },
 }
 
 /// Where the value of a secret is kept; never the value itself.
@@ -278,6 +308,8 @@ impl Methods {
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
     None,
+    /// Stored answers only.
+    Cached,
     Proxy,
 }
 
@@ -342,7 +374,11 @@ impl Word for GitMode {
 }
 
 impl Word for NetworkMode {
-    const WORDS: &'static [(&'static str, Self)] = &[("none", NetworkMode::None), ("proxy", NetworkMode::Proxy)];
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("none", NetworkMode::None),
+        ("cached", NetworkMode::Cached),
+        ("proxy", NetworkMode::Proxy),
+    ];
 }
 
 impl Word for Unknown {
