@@ -23,6 +23,7 @@ use crate::egress::{
     Asker, Destination, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy,
     ProxyHandle, RecordError, Recorder,
 };
+use crate::exec::traffic::Traffic;
 use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::path::SandboxPath;
 use crate::policy::amend::{About, Amendment};
@@ -162,15 +163,14 @@ fn trust_bundle() -> SandboxPath {
 
 /// Opens the way out of a sandbox that was just made.
 pub async fn open(
-    sandbox: &Sandbox,
+    sandbox: &Arc<Sandbox>,
     gate: Arc<Gate>,
     task: &Task,
     journal: Journal,
     desk: Arc<Desk>,
     refused: Refused,
-    inspection: Option<Arc<Inspection>>,
-    settings: &Settings,
-) -> Result<ProxyHandle, StartError> {
+    (inspection, settings): (Option<Arc<Inspection>>, &Settings),
+) -> Result<(ProxyHandle, Arc<Traffic>), StartError> {
     let (http, socks, dns_tcp, dns_udp) = tokio::try_join!(
         sandbox.listen(HTTP_PROXY_PORT, ListenKind::Tcp),
         sandbox.listen(SOCKS_PORT, ListenKind::Tcp),
@@ -193,7 +193,10 @@ pub async fn open(
     if let Some(proxy) = &settings.upstream {
         parts.dialler = Arc::new(UpstreamDialler::new(proxy.clone()));
     }
-    Proxy::start(listeners, parts).map_err(|source| StartError::Proxy { source })
+    let traffic = Traffic::new(sandbox.clone());
+    parts.attribution = traffic.clone();
+    let proxy = Proxy::start(listeners, parts).map_err(|source| StartError::Proxy { source })?;
+    Ok((proxy, traffic))
 }
 
 struct ToJournal {
