@@ -55,7 +55,14 @@ const DOORS: &[(&str, &[&str])] = &[
     ("opentelemetry_proto", &["audit/otlp", "telemetry.rs"]),
     ("psl", &["egress/"]),
     ("rcgen", &["egress/tls/"]),
-    ("reqwest", &["config/bundle/fetch.rs", "egress/cache/fetch.rs"]),
+    (
+        "reqwest",
+        &[
+            "approval/reviewer/model.rs",
+            "config/bundle/fetch.rs",
+            "egress/cache/fetch.rs",
+        ],
+    ),
     ("ring", &["config/identity/token.rs", "egress/secret/"]),
     ("rusqlite", &["audit/"]),
     // Safe calls on a descriptor at hand; what makes or passes descriptors is in sys.
