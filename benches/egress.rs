@@ -173,6 +173,7 @@ async fn start_belljar(server: SocketAddr, folder: &Path) -> io::Result<(ProxyHa
         allow: vec!["**.example.com:*".to_owned()],
         deny: vec!["denied.example.com".to_owned()],
         unknown: Unknown::Deny,
+        ..Network::default()
     };
     let gate = Gate::new(&network, Vec::new(), OwnAddresses::system()).map_err(io::Error::other)?;
     let listener = TcpListener::bind("127.0.0.1:0")?;
@@ -189,6 +190,7 @@ async fn start_belljar(server: SocketAddr, folder: &Path) -> io::Result<(ProxyHa
         resolver: Arc::new(OnePublicAddress),
         dialler: Arc::new(ToLoopback(server)),
         limits: Limits::default(),
+        inspection: None,
         room: Room::of_process(),
     };
     Ok((Proxy::start(listeners, parts)?, address))

@@ -467,6 +467,11 @@ impl<'d> Value<'d> {
     }
 
     /// The elements of a list.
+    /// Whether it is a list, where it may be something else as well.
+    pub fn is_list(&self) -> bool {
+        matches!(self.value.get_ref(), DeValue::Array(_))
+    }
+
     pub fn list(&self) -> Option<Vec<Value<'d>>> {
         let DeValue::Array(values) = self.value.get_ref() else {
             return self.unexpected("a list");

@@ -1,5 +1,7 @@
 //! The other end of the socket: finds live tasks and drives them.
 
+mod approvals;
+
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,8 @@ use super::messages::{self, Channel, Control, ErrorBody, Event};
 use super::wire;
 use crate::id::{ExecId, TaskId};
 use crate::policy::TtySize;
+
+pub use approvals::Approvals;
 
 /// Why a task could not be reached or did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -167,6 +171,15 @@ impl Task {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T, ClientError> {
+        self.ask(method, &format!("/v1/tasks/{}{path}", self.id), body).await
+    }
+
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        uri: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T, ClientError> {
         let stream = self.connect().await?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
@@ -177,7 +190,7 @@ impl Task {
         };
         let request = Request::builder()
             .method(method)
-            .uri(format!("/v1/tasks/{}{path}", self.id))
+            .uri(uri)
             .header("host", "belljar")
             .header("content-type", "application/json")
             .body(Full::new(Bytes::from(body)))

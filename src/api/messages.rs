@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::approvals::{Approval, ApprovalAnswer, ApprovalChange, ApprovalSettled};
 use crate::audit::record::{ExecFinished, TaskOutcome};
 use crate::exec::Stream;
 use crate::id::{ExecId, TaskId};
@@ -296,6 +297,10 @@ pub fn schema() -> serde_json::Value {
     schemas.subschema_for::<AgentEvent>();
     schemas.subschema_for::<Recorded>();
     schemas.subschema_for::<TaskSummary>();
+    schemas.subschema_for::<Approval>();
+    schemas.subschema_for::<ApprovalAnswer>();
+    schemas.subschema_for::<ApprovalSettled>();
+    schemas.subschema_for::<ApprovalChange>();
     schemas.subschema_for::<ErrorBody>();
     serde_json::json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",

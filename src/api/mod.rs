@@ -10,12 +10,15 @@
 //! | `GET /tasks/{task}/execs/{exec}`, `…/wait` | tells of an exec, waits for its end |
 //! | `POST …/signal`, `…/resize`, `…/cancel` | acts on a running command |
 //! | `GET …/attach?after=N` | a WebSocket with its streams and events |
+//! | `GET /approvals`, `POST /approvals/{approval}` | tells of questions that wait, answers one |
+//! | `GET /approvals/watch` | server-sent events: the questions that wait, and what becomes of them |
 //! | `GET /schema` | the JSON Schema of all messages |
 //!
 //! Called by `cli`; leaves what an exec is to `supervisor`. [`messages`] defines every message once.
 
 #![forbid(unsafe_code)]
 
+pub mod approvals;
 mod attach;
 pub mod client;
 pub mod error;

@@ -16,7 +16,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::ApiError;
 use super::messages::{self, ErrorCode};
-use super::{attach, wire};
+use super::{approvals, attach, wire};
 use crate::id::{ExecId, TaskId};
 use crate::policy::TtySize;
 use crate::supervisor::{ExecHandle, TaskHandle};
@@ -26,7 +26,7 @@ const BODY_LIMIT: usize = 16 << 20;
 
 /// The tasks that this process keeps.
 #[derive(Clone)]
-struct Tasks(std::sync::Arc<[TaskHandle]>);
+pub(super) struct Tasks(pub std::sync::Arc<[TaskHandle]>);
 
 pub fn router(tasks: Vec<TaskHandle>) -> Router {
     let task = Router::new()
@@ -45,6 +45,7 @@ pub fn router(tasks: Vec<TaskHandle>) -> Router {
         .route("/v1/schema", get(schema))
         .route("/v1/tasks", get(list_tasks))
         .nest("/v1/tasks/{task}", task)
+        .merge(approvals::router())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
@@ -218,7 +219,7 @@ impl Tasks {
 }
 
 /// A JSON body; what is wrong with it is said with field and line.
-struct Body<T>(T);
+pub(super) struct Body<T>(pub T);
 
 impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = ApiError;

@@ -111,14 +111,18 @@ fn listen(folder: &Path) -> Result<UnixListener, ServeError> {
 
 /// Who is at the other end, by the kernel's word; `None` where it would not say.
 #[derive(Debug, Clone, Copy)]
-struct Peer {
-    uid: Option<u32>,
+pub(super) struct Peer {
+    pub uid: Option<u32>,
+    pub pid: Option<i32>,
 }
 
 impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        let uid = stream.io().peer_cred().map(|credentials| credentials.uid()).ok();
-        Self { uid }
+        let credentials = stream.io().peer_cred().ok();
+        Self {
+            uid: credentials.map(|credentials| credentials.uid()),
+            pid: credentials.and_then(|credentials| credentials.pid()),
+        }
     }
 }
 
@@ -146,7 +150,7 @@ mod tests {
 
     #[test]
     fn only_the_same_user_and_root_may_use_the_socket() {
-        let may = |uid| Peer { uid }.may_use(1000);
+        let may = |uid| Peer { uid, pid: None }.may_use(1000);
         assert_eq!(
             [Some(1000), Some(0), Some(1001), None].map(may),
             [true, true, false, false]

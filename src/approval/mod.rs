@@ -1,54 +1,121 @@
 //! Asking: a question of the gate goes to whoever may answer it, with a time limit, and the answer is remembered as far as it holds.
 //!
-//! Called by `exec::pipeline` for commands and by `egress` for hosts. The way to a person is an [`Ask`]: the terminal of `run`, a
-//! reviewer, or [`Nobody`], who always says no.
+//! ```text
+//!  exec ───┐               ┌─▶ the reviewer: a program, a model or rules; for once only, never where a person is wanted
+//!          ├─put─▶ [Desk] ─┼─▶ the person at the terminal of `run`, by an [Ask]
+//!  egress ─┘  one queue    └─▶ `belljar approvals`, and a harness that may, by [`Desk::answer`]
+//! ```
+//!
+//! Called by `exec::pipeline` for commands and by `supervisor` for hosts. All ways to an answer are open at once and the first one
+//! counts. Each question that was asked has exactly one answer in the journal, be it that it was withdrawn.
+//!
+//! An answer holds once, for the task, for the session or as a rule. It is bound to the digest of argv, cwd, environment, stdin
+//! source, image and roots ([`place`]): the same words elsewhere are another question. A **session** is one boot of this machine, one
+//! user's state folder and one name, which a harness may give (`--session`); what was answered for it ends with the boot or
+//! after [`session::KEPT`], whichever comes first.
+//!
+//! What is no boundary: whoever runs as the task's user outside of the sandbox can answer as that user. What runs inside cannot
+//! reach any of this.
 
-use std::collections::HashMap;
+#![forbid(unsafe_code)]
+
+mod desk;
+mod fatigue;
+mod place;
+mod question;
+pub mod reviewer;
+pub mod session;
+
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
-use crate::audit::journal::{Journal, JournalError};
-use crate::audit::record::{Entry, Event};
-use crate::id::{ApprovalId, ExecId, TaskId};
-use crate::policy::{Answer, Approver, ApproverKind, Digest, RuleMatch, Scope};
+use crate::policy::amend::{AmendError, Amendment};
+use crate::policy::{Approver, ApproverKind, Scope};
 
-/// What somebody is asked.
-#[derive(Debug, Clone)]
-pub struct Asked {
-    pub id: ApprovalId,
-    pub task: TaskId,
-    pub exec: Option<ExecId>,
-    /// What it is about, on one line: a command as a shell would read it, or a host.
-    pub about: String,
-    /// Further facts, a name and a value each.
-    pub facts: Vec<(String, String)>,
-    /// Why somebody is asked.
-    pub reason: String,
-    pub rules: Vec<RuleMatch>,
-    /// What the answer is bound to.
-    pub digest: Digest,
-}
+pub use desk::{Change, Desk, Watch};
+pub use fatigue::Bounds;
+pub use place::place;
+pub use question::{AnswerError, Asked, OpenQuestion, Reply, Settled, Subject};
+pub use session::Session;
+
+use reviewer::Review;
 
 /// A future that an [`Ask`] returns.
-pub type Answering<'a> = Pin<Box<dyn Future<Output = (Answer, Approver)> + Send + 'a>>;
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<(Reply, Approver), Unasked>> + Send + 'a>>;
 
-/// Somebody who can be asked. Dropping the future withdraws the question; it must answer each question once.
+/// Somebody who can be asked. Dropping the future withdraws the question.
 pub trait Ask: Send + Sync {
-    fn ask(&self, asked: Asked) -> Answering<'_>;
+    fn ask(&self, question: OpenQuestion) -> Answering<'_>;
 }
 
-/// There is nobody to ask: the answer is no, with that reason.
+/// Why there was nobody to ask, as `there is no terminal`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unasked {
+    pub why: String,
+}
+
+/// There is nobody to ask.
 pub struct Nobody {
-    /// Why there is nobody, as `no terminal`.
     pub why: String,
 }
 
 impl Ask for Nobody {
-    fn ask(&self, _: Asked) -> Answering<'_> {
-        let reason = format!("this needs an approval, and nobody can be asked ({})", self.why);
-        Box::pin(async move { (Answer::Deny(reason), nobody(&self.why)) })
+    fn ask(&self, _: OpenQuestion) -> Answering<'_> {
+        let why = self.why.clone();
+        Box::pin(async move { Err(Unasked { why }) })
+    }
+}
+
+/// Adds rules to the file of the user that remembers approvals, and puts them in force. Blocking.
+pub trait RuleBook: Send + Sync {
+    /// The file, as it is shown to whoever is asked.
+    fn file(&self) -> String;
+    fn add(&self, amendment: &Amendment) -> Result<(), RuleBookError>;
+}
+
+/// Why a rule is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum RuleBookError {
+    #[error(transparent)]
+    Amend(#[from] AmendError),
+    #[error("the rule stands in the file, but not in the rules of this task")]
+    Reload(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// Who may answer the questions of a task, and how far their answers reach.
+pub struct Approvers {
+    pub ask: Arc<dyn Ask>,
+    /// Answers in a person's place.
+    pub reviewer: Option<Arc<dyn Review>>,
+    /// Whether a question waits for `belljar approvals` though nobody is known to look.
+    pub wait: bool,
+    /// Whether the program that drives the task may say yes.
+    pub harness: bool,
+    /// The scopes that an approval may have. Once is always among them.
+    pub scopes: Vec<Scope>,
+    pub bounds: Bounds,
+    /// Where answers for the session are kept; without one there are none.
+    pub session: Option<Session>,
+}
+
+impl Approvers {
+    pub fn new(ask: Arc<dyn Ask>) -> Self {
+        Self {
+            ask,
+            reviewer: None,
+            wait: false,
+            harness: false,
+            scopes: vec![Scope::Once, Scope::Task, Scope::Session, Scope::Rule],
+            bounds: Bounds::default(),
+            session: None,
+        }
+    }
+}
+
+impl<A: Ask + 'static> From<Arc<A>> for Approvers {
+    fn from(ask: Arc<A>) -> Self {
+        Self::new(ask)
     }
 }
 
@@ -57,83 +124,5 @@ fn nobody(why: &str) -> Approver {
         kind: ApproverKind::Nobody,
         name: "nobody".to_owned(),
         via: why.to_owned(),
-    }
-}
-
-/// The desk of one task: puts questions, keeps the time, remembers answers, writes the records.
-pub struct Desk {
-    ask: Arc<dyn Ask>,
-    journal: Journal,
-    time: Duration,
-    /// What was approved for the whole task, by what the approval is bound to.
-    grants: Mutex<HashMap<Digest, Approver>>,
-}
-
-impl Desk {
-    pub fn new(ask: Arc<dyn Ask>, journal: Journal, time: Duration) -> Desk {
-        Desk {
-            ask,
-            journal,
-            time,
-            grants: Mutex::default(),
-        }
-    }
-
-    /// Puts a question and waits for its answer, at most as long as the task allows. Both are in the journal before this returns.
-    pub async fn put(&self, asked: Asked) -> Result<(Answer, Approver), JournalError> {
-        let entry = |event| Entry {
-            task: Some(asked.task),
-            exec: asked.exec,
-            event,
-        };
-        if let Some(by) = self
-            .grants
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&asked.digest)
-            .cloned()
-        {
-            let approver = Approver {
-                kind: ApproverKind::Grant,
-                name: by.name,
-                via: "granted for the task".to_owned(),
-            };
-            return Ok((Answer::Approve(Scope::Task), approver));
-        }
-        let event = Event::ApprovalAsked {
-            approval: asked.id,
-            about: asked.about.clone(),
-            reason: asked.reason.clone(),
-            rules: asked.rules.clone(),
-        };
-        self.journal.append(entry(event)).await?;
-        let started = Instant::now();
-        let (answer, approver) = match tokio::time::timeout(self.time, self.ask.ask(asked.clone())).await {
-            Ok(answered) => answered,
-            Err(_) => {
-                let reason = format!("nobody answered within {} s", self.time.as_secs());
-                (Answer::Deny(reason), nobody("time ran out"))
-            }
-        };
-        let (text, scope, reason) = match &answer {
-            Answer::Approve(scope) => ("approve", Some(format!("{scope:?}").to_lowercase()), None),
-            Answer::Deny(reason) => ("deny", None, Some(reason.clone())),
-        };
-        let event = Event::ApprovalAnswered {
-            approval: asked.id,
-            answer: text.to_owned(),
-            scope,
-            approver: approver.clone(),
-            reason,
-            wait_seconds: started.elapsed().as_secs_f64(),
-        };
-        self.journal.append(entry(event)).await?;
-        if let Answer::Approve(Scope::Task | Scope::Session) = answer {
-            self.grants
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .insert(asked.digest, approver.clone());
-        }
-        Ok((answer, approver))
     }
 }

@@ -115,6 +115,9 @@ pub enum Event {
         approver: Approver,
         reason: Option<String>,
         wait_seconds: f64,
+        /// What a reviewer made of it, where one was asked.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        opinion: Option<Opinion>,
     },
     #[serde(rename = "egress.judged")]
     EgressJudged {
@@ -126,6 +129,9 @@ pub enum Event {
         /// `http`, `https_connect`, `socks5_tcp`, `socks5_udp`, `dns`.
         protocol: String,
         method: Option<String>,
+        /// Of one request that was judged, without its query.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        path: Option<String>,
         /// `allow`, `ask` or `deny`.
         decision: String,
         rule: String,
@@ -213,6 +219,20 @@ pub enum Event {
         signature: String,
         public_key: String,
     },
+}
+
+/// What an automatic reviewer said, or why it said nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
+pub struct Opinion {
+    /// `low`, `medium`, `high` or `critical`.
+    pub risk_level: Option<String>,
+    /// `unknown`, `low`, `medium` or `high`: how far the user's own words ask for it.
+    pub user_authorization: Option<String>,
+    pub rationale: Option<String>,
+    /// `timed_out`, `unreachable`, `rejected`, `refused`, `truncated`, `too_large`, `malformed`, `contradictory` or `breaker_open`.
+    pub failure: Option<String>,
+    /// How often it was asked.
+    pub attempts: u32,
 }
 
 /// The end of an exec; every started exec has exactly one.

@@ -160,9 +160,15 @@ impl Redactor {
                 self.string(about);
                 self.string(reason);
             }
-            Event::ApprovalAnswered { reason, .. } => self.option(reason),
-            Event::EgressJudged { host, reason, .. } => {
+            Event::ApprovalAnswered { reason, opinion, .. } => {
+                self.option(reason);
+                if let Some(opinion) = opinion {
+                    self.option(&mut opinion.rationale);
+                }
+            }
+            Event::EgressJudged { host, path, reason, .. } => {
                 self.string(host);
+                self.option(path);
                 self.string(reason);
             }
             Event::EgressFinished { host, error, .. } => {

@@ -3,8 +3,8 @@
 use serde_json::json;
 
 use super::record::{
-    Control, Enforced, Entry, Event, ExecFinished, ExecOutcome, Identity, OomLimit, Pressure, TaskOutcome, Usage,
-    UsageSource,
+    Control, Enforced, Entry, Event, ExecFinished, ExecOutcome, Identity, OomLimit, Opinion, Pressure, TaskOutcome,
+    Usage, UsageSource,
 };
 use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::policy::{Approver, ApproverKind, Decision, RuleMatch};
@@ -185,6 +185,13 @@ pub(super) fn of_each_kind() -> Vec<Entry> {
             approver: approver(),
             reason: Some("looked at it".into()),
             wait_seconds: 12.5,
+            opinion: Some(Opinion {
+                risk_level: Some("high".into()),
+                user_authorization: Some("medium".into()),
+                rationale: Some("the user asked for it".into()),
+                failure: Some("timed_out".into()),
+                attempts: 2,
+            }),
         }),
         of_none(Event::RuleAdded {
             file: "/home/ada/.config/belljar/my.rules".into(),
@@ -208,6 +215,7 @@ pub(super) fn of_each_kind() -> Vec<Entry> {
             port: 443,
             protocol: "https_connect".into(),
             method: Some("GET".into()),
+            path: Some("/simple/left-pad".into()),
             decision: "deny".into(),
             rule: "network.unknown".into(),
             reason: "no list names it".into(),

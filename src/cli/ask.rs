@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::terminal;
-use crate::approval::{Answering, Ask, Asked};
-use crate::policy::{Answer, Approver, ApproverKind};
+use super::terminal::{self, NoAnswer};
+use crate::approval::{Answering, Ask, OpenQuestion, Reply, Unasked};
+use crate::policy::{Approver, ApproverKind};
 
 /// Whoever sits at the terminal of this process. Questions are put one after the other.
 pub struct AtTerminal {
@@ -28,36 +28,50 @@ impl AtTerminal {
 }
 
 impl Ask for AtTerminal {
-    fn ask(&self, asked: Asked) -> Answering<'_> {
+    fn ask(&self, question: OpenQuestion) -> Answering<'_> {
         Box::pin(async move {
-            let _turn = self.one.lock().await;
-            let withdrawn = Withdrawn(Arc::default());
-            let flag = withdrawn.0.clone();
-            let (task, purpose) = (self.task.clone(), self.purpose.clone());
-            let answered = tokio::task::spawn_blocking(move || {
-                terminal::ask_at_terminal(&task, purpose.as_deref(), &asked, &flag)
-            });
-            match answered.await {
-                Ok(Ok(answer)) => (answer, self.approver(ApproverKind::Person, &self.user, "terminal")),
-                Ok(Err(none)) => self.no(&none.to_string()),
-                Err(_) => self.no("asking failed"),
+            let mut is_told = false;
+            loop {
+                if terminal::is_held() {
+                    if !is_told && let Err(error) = terminal::tell_of_question(&question) {
+                        return Err(NoAnswer::NoTerminal(error).into());
+                    }
+                    is_told = true;
+                    terminal::let_go().await;
+                }
+                let _turn = self.one.lock().await;
+                match self.ask_once(&question).await {
+                    Err(NoAnswer::Held) => continue,
+                    Err(none) => return Err(none.into()),
+                    Ok(reply) => return Ok((reply, self.person())),
+                }
             }
         })
     }
 }
 
 impl AtTerminal {
-    fn no(&self, why: &str) -> (Answer, Approver) {
-        let reason = format!("this needs an approval, and nobody could be asked ({why})");
-        (Answer::Deny(reason), self.approver(ApproverKind::Nobody, "nobody", why))
+    async fn ask_once(&self, question: &OpenQuestion) -> Result<Reply, NoAnswer> {
+        let withdrawn = Withdrawn(Arc::default());
+        let flag = withdrawn.0.clone();
+        let (task, purpose, question) = (self.task.clone(), self.purpose.clone(), question.clone());
+        let asking =
+            tokio::task::spawn_blocking(move || terminal::ask_at_terminal(&task, purpose.as_deref(), &question, &flag));
+        asking.await.unwrap_or(Err(NoAnswer::Withdrawn))
     }
 
-    fn approver(&self, kind: ApproverKind, name: &str, via: &str) -> Approver {
+    fn person(&self) -> Approver {
         Approver {
-            kind,
-            name: name.to_owned(),
-            via: via.to_owned(),
+            kind: ApproverKind::Person,
+            name: self.user.clone(),
+            via: "terminal".to_owned(),
         }
+    }
+}
+
+impl From<NoAnswer> for Unasked {
+    fn from(none: NoAnswer) -> Self {
+        Unasked { why: none.to_string() }
     }
 }
 

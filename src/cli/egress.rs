@@ -13,6 +13,7 @@ use crate::egress::gate::{Clearance, Cleared, EgressJudgement, Gate, OwnAddresse
 use crate::egress::host::{Authority, Host, HostError};
 use crate::egress::resolve::{FixedResolver, ResolveError, Resolver, SystemResolver};
 use crate::egress::{Denial, Destination, Protocol};
+use crate::supervisor::way_out::Settings;
 use crate::task::{Network, NetworkMode, Unknown};
 
 /// The port of a host that names none: most of what an agent wants is https.
@@ -77,6 +78,17 @@ enum Addresses {
     Unasked,
 }
 
+/// How the ways out of this process reach the world, as the configuration says.
+pub fn settings(egress: &crate::config::Egress) -> Settings {
+    Settings {
+        extra_roots: egress
+            .extra_roots
+            .iter()
+            .map(|path| PathBuf::from(&path.value))
+            .collect(),
+    }
+}
+
 /// Runs the command. `network_of_spec` reads a task spec and admits it, as `run` would.
 pub fn run(
     args: EgressArgs,
@@ -110,6 +122,7 @@ fn check(
             allow: Vec::new(),
             deny: Vec::new(),
             unknown: Unknown::Deny,
+            ..Network::default()
         },
     };
     network.allow.extend(args.allow.iter().cloned());
@@ -366,6 +379,7 @@ async fn judge_case(case: &BatchCase) -> anyhow::Result<Finding> {
         allow: case.allow.clone(),
         deny: case.deny.clone(),
         unknown: case.unknown.unwrap_or(Unknown::Deny),
+        ..Network::default()
     };
     let port = case.port.unwrap_or(DEFAULT_PORT);
     let gate = match Gate::new(&network, Vec::new(), OwnAddresses::system()) {

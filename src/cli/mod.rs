@@ -1,7 +1,9 @@
 //! The command line. stdout is the answer, stderr the talk; each subcommand has a file, and gives the exit code.
 
+pub mod approvals;
 pub mod ask;
 pub mod audit;
+mod clean;
 pub mod config;
 pub mod doctor;
 pub mod egress;
@@ -47,6 +49,9 @@ enum Command {
     /// Lists, shows and stops live tasks; prints the schema of task specs
     #[command(subcommand)]
     Task(task::TaskCommand),
+    /// Lists and answers the questions of live tasks, from another shell
+    #[command(subcommand)]
+    Approvals(approvals::ApprovalsCommand),
     Plan(Box<plan::PlanArgs>),
     Doctor(doctor::DoctorArgs),
     /// Says how commands are judged, and tests files of rules
@@ -73,6 +78,7 @@ impl Cli {
             Command::Run(args) => wait_for(run::run(*args)),
             Command::Exec(args) => wait_for(exec::run(args)),
             Command::Task(command) => wait_for(task::run(command)),
+            Command::Approvals(command) => wait_for(approvals::run(command)),
             Command::Rules(args) => rules::run(args),
             Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
             Command::Config(command) => config::run(command),

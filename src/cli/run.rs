@@ -18,7 +18,7 @@ use super::unpacking::UnpackingLine;
 use super::{exec, exit, journal, table, terminal};
 use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
 use crate::api::{Server, stdio};
-use crate::approval::{Ask, Nobody};
+use crate::approval::{Approvers, Ask, Nobody, Session};
 use crate::audit::journal::{Journal, JournalOptions};
 use crate::audit::otlp::ExporterHandle;
 use crate::audit::record::{Entry, Event, Identity};
@@ -58,9 +58,25 @@ pub struct RunManner {
     /// No talk and no table on stderr
     #[arg(short, long)]
     pub quiet: bool,
+    /// Where nobody is at a terminal: ask denies what needs an approval, wait leaves it open to belljar approvals
+    #[arg(long, value_name = "HOW", default_value = "ask")]
+    pub approvals: Approvals,
+    /// The session that answers are kept for, beside those of the user's other tasks; else $BELLJAR_SESSION
+    #[arg(long, value_name = "NAME")]
+    pub session: Option<String>,
     /// Sends records, spans and metrics to this OTLP endpoint
     #[arg(long, value_name = "URL")]
     pub otlp: Option<String>,
+}
+
+/// What happens to questions of the gate.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Approvals {
+    /// The person at the terminal is asked, and where there is none the answer is no, unless somebody watches
+    #[default]
+    Ask,
+    /// They wait for `belljar approvals` as well, until the task's approval time is over
+    Wait,
 }
 
 /// How long the end of a run waits for its collectors.
@@ -94,12 +110,13 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     };
     let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal.clone(), identity)?
         .under(config.requirements_digest.map(|digest| digest.to_string()))
+        .reaching(super::egress::settings(&config.egress))
         .recording_events(config.journal.agent_events.value)
         .within_trace(std::env::var("TRACEPARENT").ok());
-    let ask = whom_to_ask(&task, &manner, &surroundings.user);
+    let approvers = approvers(&task, &manner, &config, &surroundings.user)?;
     let command = task.command.clone();
     let image = unpack(&task.image, &config, manner.quiet).await?;
-    let handle = supervisor.start_task(task, image, policy, ask).await?;
+    let handle = supervisor.start_task(task, image, policy, approvers).await?;
     let folder = handle.folder().to_owned();
     let code = tokio::select! {
         code = drive(handle, &folder, command, &manner) => code,
@@ -172,14 +189,24 @@ async fn flush(exporter: ExporterHandle, manner: &RunManner) {
     exporter.shutdown();
 }
 
-/// The person at this terminal, where there is one whose streams do not belong to a harness.
-fn whom_to_ask(task: &Task, manner: &RunManner, user: &str) -> Arc<dyn Ask> {
-    if manner.stdio || manner.json {
-        return Arc::new(Nobody {
+/// Who answers the questions of this task: the person at this terminal, where there is one whose streams do not belong to a
+/// harness, and whoever comes to the socket.
+fn approvers(task: &Task, manner: &RunManner, config: &Config, user: &str) -> anyhow::Result<Approvers> {
+    let ask: Arc<dyn Ask> = if manner.stdio || manner.json {
+        Arc::new(Nobody {
             why: "a program drives this task".to_owned(),
-        });
-    }
-    Arc::new(AtTerminal::new(&task.name, task.purpose.as_deref(), user))
+        })
+    } else {
+        Arc::new(AtTerminal::new(&task.name, task.purpose.as_deref(), user))
+    };
+    let named = std::env::var("BELLJAR_SESSION").ok().filter(|name| !name.is_empty());
+    let session = manner.session.clone().or(named);
+    let session = Session::of_boot(&config.state, session.as_deref()).context("cannot tell this boot from others")?;
+    Ok(Approvers {
+        wait: manner.approvals == Approvals::Wait,
+        session: Some(session),
+        ..Approvers::new(ask)
+    })
 }
 
 /// Takes a task that was started to its end: serves its socket in `folder`, runs `command` or waits for execs, carries the

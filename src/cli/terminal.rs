@@ -2,17 +2,21 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal as _, Read as _, Write as _};
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::termios::{self, LocalModes, OptionalActions, QueueSelector, Termios};
+use tokio::sync::watch;
 
-use crate::approval::Asked;
-use crate::policy::{Answer, Scope, TtySize};
+use crate::approval::{OpenQuestion, Reply};
+use crate::policy::{Scope, TtySize};
+
+pub use super::clean::clean;
 use crate::secret::SecretString;
 
 /// Whether a running command has the terminal's input: then no question can be answered there.
-static HELD: AtomicBool = AtomicBool::new(false);
+static HELD: LazyLock<watch::Sender<bool>> = LazyLock::new(|| watch::Sender::new(false));
 
 /// The terminal's input belongs to a command while this lives.
 #[derive(Debug)]
@@ -20,14 +24,14 @@ pub struct Held(());
 
 impl Held {
     pub fn take() -> Self {
-        HELD.store(true, Ordering::SeqCst);
+        HELD.send_replace(true);
         Self(())
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        HELD.store(false, Ordering::SeqCst);
+        HELD.send_replace(false);
     }
 }
 
@@ -103,32 +107,6 @@ pub fn size() -> TtySize {
     }
 }
 
-/// Text as it may be shown to a person: what is invisible, moves the cursor or turns the order of reading around is written out
-/// as `\u{…}`, so that what is seen is what is there.
-pub fn clean(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '\n' => clean.push_str("\\n"),
-            '\t' => clean.push_str("\\t"),
-            '\r' => clean.push_str("\\r"),
-            c if c.is_control() || is_deceptive(c) => clean.extend(c.escape_unicode()),
-            c => clean.push(c),
-        }
-    }
-    clean
-}
-
-/// Characters that show nothing or change how others show: bidirectional controls, zero-width and filler characters,
-/// separators, variation selectors, tags, and what has no meaning of its own.
-fn is_deceptive(c: char) -> bool {
-    matches!(c,
-        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
-        | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{2800}' | '\u{3164}'
-        | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1d173}'..='\u{1d17a}'
-        | '\u{e000}'..='\u{f8ff}' | '\u{e0000}'..='\u{10ffff}')
-}
-
 /// A command as one would type it, safe to show.
 pub fn shown_command(argv: &[String]) -> String {
     let words = argv.iter().map(|word| match shlex::try_quote(word) {
@@ -149,15 +127,41 @@ pub enum NoAnswer {
     Withdrawn,
 }
 
+/// Whether the terminal's input belongs to a command.
+pub fn is_held() -> bool {
+    *HELD.borrow()
+}
+
+/// Returns when the terminal's input is the person's again.
+pub async fn let_go() {
+    // The sender is never dropped.
+    let _ = HELD.subscribe().wait_for(|held| !held).await;
+}
+
+/// Says at a terminal whose input belongs to a command that a question waits, and where it can be answered.
+pub fn tell_of_question(question: &OpenQuestion) -> io::Result<()> {
+    let asked = &question.asked;
+    let id = asked.id;
+    // The terminal may be raw: lines need their own returns.
+    let text = format!(
+        "\r\nbelljar: asked for: {}\r\nbelljar: answer from another shell: belljar approvals approve {id} (or deny)\r\n",
+        clean(&asked.about)
+    );
+    OpenOptions::new()
+        .write(true)
+        .open("/dev/tty")?
+        .write_all(text.as_bytes())
+}
+
 /// Asks the person at the terminal and waits until there is an answer or `withdrawn` is set. Blocking: call it where waiting is
 /// allowed. The answer comes from `/dev/tty`, never from stdin, which may be the agent's.
 pub fn ask_at_terminal(
     task: &str,
     purpose: Option<&str>,
-    asked: &Asked,
+    question: &OpenQuestion,
     withdrawn: &AtomicBool,
-) -> Result<Answer, NoAnswer> {
-    if HELD.load(Ordering::SeqCst) {
+) -> Result<Reply, NoAnswer> {
+    if is_held() {
         return Err(NoAnswer::Held);
     }
     let mut tty = OpenOptions::new()
@@ -167,22 +171,25 @@ pub fn ask_at_terminal(
         .map_err(NoAnswer::NoTerminal)?;
     // What was typed before the question was there is no answer to it.
     let _ = termios::tcflush(&tty, QueueSelector::IFlush);
-    tty.write_all(shown_question(task, purpose, asked).as_bytes())
+    tty.write_all(shown_question(task, purpose, question).as_bytes())
         .map_err(NoAnswer::NoTerminal)?;
     loop {
-        tty.write_all(b"  allow? [y] once  [t] for this task  [n] no (a reason may follow): ")
+        tty.write_all(choices(&question.scopes).as_bytes())
             .map_err(NoAnswer::NoTerminal)?;
         let Some(line) = read_line(&mut tty, withdrawn).map_err(NoAnswer::NoTerminal)? else {
-            let _ = tty.write_all(b"\nbelljar: the question is withdrawn\n");
+            let _ = tty
+                .write_all(b"\nbelljar: the question is closed: it was answered elsewhere, or nobody waits any more\n");
             return Err(NoAnswer::Withdrawn);
         };
-        if let Some(answer) = understand(&line) {
-            return Ok(answer);
+        if let Some(reply) = understand(&line, &question.scopes) {
+            return Ok(reply);
         }
     }
 }
 
-fn shown_question(task: &str, purpose: Option<&str>, asked: &Asked) -> String {
+/// What is shown of a question, at the terminal and by `belljar approvals`.
+pub fn shown_question(task: &str, purpose: Option<&str>, question: &OpenQuestion) -> String {
+    let asked = &question.asked;
     let mut text = format!(
         "\nbelljar: task {} asks for\n\n    {}\n\n",
         clean(task),
@@ -203,23 +210,52 @@ fn shown_question(task: &str, purpose: Option<&str>, asked: &Asked) -> String {
         };
         row("rule", &format!("{}:{}{why}", rule.file, rule.line));
     }
+    if question.waiting > 1 {
+        row(
+            "waiting",
+            &format!("{} requests, all for this one answer", question.waiting),
+        );
+    }
+    if let Some((rule, file)) = &question.rule {
+        row("[r] adds", &format!("{rule} to {file}"));
+    }
+    row("id", &asked.id.to_string());
+    text
+}
+
+fn choices(scopes: &[Scope]) -> String {
+    let mut text = String::from("  allow? [y] once  ");
+    for (scope, choice) in [
+        (Scope::Task, "[t] for this task  "),
+        (Scope::Session, "[s] for this session  "),
+        (Scope::Rule, "[r] always, as a rule  "),
+    ] {
+        if scopes.contains(&scope) {
+            text.push_str(choice);
+        }
+    }
+    text.push_str("[n] no (a reason may follow): ");
     text
 }
 
 /// `None` for what is no answer. An empty line is none either: it may have been typed for something else.
-fn understand(line: &str) -> Option<Answer> {
+fn understand(line: &str, scopes: &[Scope]) -> Option<Reply> {
     let line = line.trim();
     let (word, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-    match (word.to_ascii_lowercase().as_str(), rest.trim()) {
-        ("y" | "yes", "") => Some(Answer::Approve(Scope::Once)),
-        ("t" | "task", "") => Some(Answer::Approve(Scope::Task)),
-        ("n" | "no", "") => Some(Answer::Deny("the person at the terminal said no".to_owned())),
-        ("n" | "no", reason) => Some(Answer::Deny(format!(
-            "the person at the terminal said no: {}",
-            clean(reason)
-        ))),
-        _ => None,
-    }
+    let scope = match (word.to_ascii_lowercase().as_str(), rest.trim()) {
+        ("y" | "yes", "") => Scope::Once,
+        ("t" | "task", "") => Scope::Task,
+        ("s" | "session", "") => Scope::Session,
+        ("r" | "rule", "") => Scope::Rule,
+        ("n" | "no", reason) => {
+            return Some(Reply::Deny {
+                scope: Scope::Once,
+                reason: (!reason.is_empty()).then(|| clean(reason)),
+            });
+        }
+        _ => return None,
+    };
+    scopes.contains(&scope).then_some(Reply::Approve(scope))
 }
 
 /// A line; `None` once the question is withdrawn or the terminal is gone.
@@ -251,21 +287,11 @@ fn read_line(tty: &mut File, withdrawn: &AtomicBool) -> io::Result<Option<String
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::policy::{Decision, RuleMatch};
+    use std::sync::Arc;
 
-    #[test]
-    fn what_deceives_the_eye_is_written_out() {
-        assert_eq!(
-            clean("a\u{1b}[2Jb\u{202e}c\u{200b}d\ne\u{9b}f"),
-            "a\\u{1b}[2Jb\\u{202e}c\\u{200b}d\\ne\\u{9b}f"
-        );
-        assert_eq!(
-            clean("\u{e0041}\u{fe0f}\u{3164}\u{feff}"),
-            "\\u{e0041}\\u{fe0f}\\u{3164}\\u{feff}"
-        );
-        assert_eq!(clean("grün 日本 é"), "grün 日本 é");
-    }
+    use super::*;
+    use crate::approval::{Asked, Subject};
+    use crate::policy::{Decision, RuleMatch};
 
     #[test]
     fn a_command_is_shown_as_one_would_type_it() {
@@ -275,20 +301,37 @@ mod tests {
 
     #[test]
     fn only_a_clear_yes_is_a_yes() {
-        assert_eq!(understand("y"), Some(Answer::Approve(Scope::Once)));
-        assert_eq!(understand(" T \r"), Some(Answer::Approve(Scope::Task)));
+        let all = [Scope::Once, Scope::Task, Scope::Session, Scope::Rule];
+        let understand = |line| super::understand(line, &all);
+        assert_eq!(understand("y"), Some(Reply::Approve(Scope::Once)));
+        assert_eq!(understand(" T \r"), Some(Reply::Approve(Scope::Task)));
+        assert_eq!(understand("session"), Some(Reply::Approve(Scope::Session)));
         for line in ["", " ", "maybe", "yy", "y please", "Y; n"] {
             assert_eq!(understand(line), None, "{line:?}");
         }
-        let no = Answer::Deny("the person at the terminal said no: use make\\u{1b}".to_owned());
-        assert_eq!(understand("n use make\u{1b}"), Some(no));
+        assert_eq!(understand("n use make\u{1b}"), Some(Reply::deny("use make\\u{1b}")));
     }
 
-    fn asked(about: &str) -> Asked {
-        Asked {
-            id: crate::id::ApprovalId::new(),
+    #[test]
+    fn what_is_not_offered_is_no_answer() {
+        assert_eq!(understand("r", &[Scope::Once, Scope::Task]), None);
+        let choices = choices(&[Scope::Once, Scope::Task]);
+        assert_eq!(
+            choices,
+            "  allow? [y] once  [t] for this task  [n] no (a reason may follow): "
+        );
+    }
+
+    fn question(about: &str) -> OpenQuestion {
+        let asked = Asked {
+            id: "01920000-0000-7000-8000-000000000000".parse().unwrap(),
             task: crate::id::TaskId::new(),
             exec: None,
+            subject: Subject::Host {
+                host: "x".to_owned(),
+                port: 1,
+                protocol: "http".to_owned(),
+            },
             about: about.to_owned(),
             facts: vec![
                 ("in".to_owned(), "/workspace".to_owned()),
@@ -304,21 +347,32 @@ mod tests {
                 person_only: false,
             }],
             digest: crate::policy::Digest::of_bytes(b"x"),
+            offer: None,
+        };
+        OpenQuestion {
+            asked: Arc::new(asked),
+            since: jiff::Timestamp::UNIX_EPOCH,
+            until: jiff::Timestamp::UNIX_EPOCH,
+            waiting: 2,
+            scopes: vec![Scope::Once],
+            rule: Some(("prefix_rule(…)".to_owned(), "/home/ada/my.rules".to_owned())),
         }
     }
 
     #[test]
     fn the_question_shows_all_that_matters_cleaned() {
-        let shown = shown_question("fix", Some("make it pass"), &asked("git push\u{202e}"));
+        let shown = shown_question("fix", Some("make it pass"), &question("git push\u{202e}"));
         let expected = "\nbelljar: task fix asks for\n\n    git push\\u{202e}\n\n  purpose  make it pass\n  in       /workspace\n  \
-                        it says  to share\\rit\n  because  a rule wants a person to look\n  rule     agent.rules:4: others see it\n";
+                        it says  to share\\rit\n  because  a rule wants a person to look\n  rule     agent.rules:4: others see it\n  \
+                        waiting  2 requests, all for this one answer\n  [r] adds prefix_rule(…) to /home/ada/my.rules\n  \
+                        id       01920000-0000-7000-8000-000000000000\n";
         assert_eq!(shown, expected);
     }
 
     #[test]
     fn a_held_terminal_is_not_asked_at() {
         let held = Held::take();
-        let answer = ask_at_terminal("t", None, &asked("x"), &AtomicBool::new(false));
+        let answer = ask_at_terminal("t", None, &question("x"), &AtomicBool::new(false));
         drop(held);
         assert!(matches!(answer, Err(NoAnswer::Held)), "{answer:?}");
     }

@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use super::Config;
 use super::requirements::Asked;
+use super::{Config, Requirements};
 use crate::document::{Fault, Faults, Origin, Sited};
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
@@ -16,10 +16,10 @@ use crate::policy::rules::built_in as built_in_rules;
 use crate::sys::path::{Kind, first_symlink, is_symlink_in_the_way, kind, open_without_symlinks};
 use crate::sys::user::groups_of;
 use crate::task::limits::Limits;
-use crate::task::spec::{BUILT_IN, SecretSpec, TaskSpec, WORKSPACE, expand_home};
+use crate::task::spec::{BUILT_IN, SecretSpec, TaskSpec, WORKSPACE, expand_home, host_rules};
 use crate::task::{
-    Access, Admitted, Gate, GitMode, ImageRef, Network, NetworkMode, Root, RulesText, Runtime, Secret, SecretSource,
-    Task, is_image_name,
+    Access, Admitted, Gate, GitMode, ImageRef, Network, NetworkMode, Root, Runtime, Secret, SecretSource, Task,
+    is_image_name,
 };
 
 /// Who asks, and where belljar keeps its state for them.
@@ -62,16 +62,11 @@ pub fn admit(mut spec: TaskSpec, base: &Path, config: &Config, caller: &Caller) 
     let roots = admission.roots(&spec);
     let image = spec.image.as_ref().and_then(|image| admission.image(image));
     let violations = violations(&spec, &roots, image.as_ref(), config, caller);
-    let required = config
-        .requirements
-        .iter()
-        .flat_map(|demands| demands.rules_texts.clone())
-        .collect();
     let never_ask = config
         .requirements
         .iter()
         .any(|demands| demands.never_ask.as_ref().is_some_and(|flag| flag.value));
-    let mut task = admission.task(spec, roots, image, required);
+    let mut task = admission.task(spec, roots, image, &config.requirements);
     if let Some(task) = &mut task {
         task.login = config.login().0;
         task.gate.never_ask = never_ask;
@@ -148,8 +143,9 @@ impl Admission {
         spec: TaskSpec,
         roots: Vec<(Root, Origin, String)>,
         image: Option<ImageRef>,
-        required: Vec<RulesText>,
+        demands: &[Requirements],
     ) -> Option<Task> {
+        let required = demands.iter().flat_map(|demands| demands.rules_texts.clone()).collect();
         let mut roots: Vec<Root> = roots.into_iter().map(|(root, ..)| root).collect();
         roots.sort_by(|one, other| one.path.cmp(&other.path));
         let mut rules: Vec<HostPath> = Vec::new();
@@ -169,7 +165,7 @@ impl Admission {
         let runtime = self.runtime(spec.runtime.as_ref()?);
         let secrets = self.secrets(&spec);
         let workdir = self.workdir(&spec, &roots);
-        let network = network(&spec);
+        let network = network(&spec, demands);
         let limits = &spec.limits;
         let command = spec.command.map(|command| command.value);
         Some(Task {
@@ -471,7 +467,7 @@ impl Admission {
     }
 }
 
-fn network(spec: &TaskSpec) -> Option<Network> {
+fn network(spec: &TaskSpec, demands: &[Requirements]) -> Option<Network> {
     let texts = |list: &[Sited<String>]| -> Vec<String> {
         let mut texts: Vec<String> = Vec::new();
         for text in list {
@@ -481,12 +477,23 @@ fn network(spec: &TaskSpec) -> Option<Network> {
         }
         texts
     };
-    let allow = texts(&spec.network.allow);
+    let mode = network_mode(spec);
+    let mut allow = texts(&spec.network.allow);
+    if mode == NetworkMode::Proxy {
+        for host in demands.iter().flat_map(|demands| texts(&demands.always)) {
+            if !allow.contains(&host) {
+                allow.push(host);
+            }
+        }
+    }
+    let required_hosts = demands.iter().map(|demands| host_rules(&demands.hosts));
     Some(Network {
-        mode: network_mode(spec),
+        mode,
         allow,
         deny: texts(&spec.network.deny),
         unknown: spec.network.unknown.as_ref()?.value,
+        hosts: host_rules(&spec.network.hosts),
+        required_hosts: required_hosts.filter(|rules| !rules.is_empty()).collect(),
     })
 }
 
@@ -494,7 +501,7 @@ fn network(spec: &TaskSpec) -> Option<Network> {
 fn network_mode(spec: &TaskSpec) -> NetworkMode {
     match &spec.network.mode {
         Some(mode) => mode.value,
-        None if spec.network.allow.is_empty() => NetworkMode::None,
+        None if spec.network.allow.is_empty() && spec.network.hosts.is_empty() => NetworkMode::None,
         None => NetworkMode::Proxy,
     }
 }

@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{AgentEvents, Config, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
+use super::{AgentEvents, Config, Egress, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
 use crate::audit::otlp::Signal;
 use crate::audit::redact::Redactor;
 use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, Word, read_file};
@@ -25,6 +25,7 @@ pub(super) const BUILT_IN: &str = "built-in default.toml";
 struct Layer {
     trusted_folders: Vec<Sited<String>>,
     task: TaskSpec,
+    egress: Egress,
     journal: JournalLayer,
     otlp: Vec<Otlp>,
     token: Option<Sited<SecretSource>>,
@@ -146,6 +147,7 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
     for demands in &config.requirements {
         // The task is filled in admission, once it is known what its spec says.
         demands.fill(&mut TaskSpec::default(), &mut config.journal);
+        demands.fill_egress(&mut config.egress);
         config.journal.redact.extend(demands.redact.iter().cloned());
     }
     Ok(config)
@@ -155,12 +157,16 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
 fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
     let mut task = TaskSpec::default();
     let mut trusted_folders = Vec::new();
+    let mut egress = Egress::default();
     let mut journal = JournalLayer::default();
     let mut otlp = Vec::new();
     let mut token = None;
     for layer in layers {
         task = layer.task.over(task);
         trusted_folders.extend(layer.trusted_folders);
+        egress.extra_roots.extend(layer.egress.extra_roots);
+        egress.cache.extend(layer.egress.cache);
+        egress.upstream = layer.egress.upstream.or(egress.upstream);
         token = layer.token.or(token);
         journal = layer.journal.over(journal);
         if !layer.otlp.is_empty() {
@@ -180,6 +186,7 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
                 .agent_events
                 .expect("the built-in configuration says what is recorded of events"),
         },
+        egress,
         otlp,
         token,
         state,
@@ -227,7 +234,7 @@ fn project_layer(file: &Path) -> Result<Layer, Faults> {
         if let Some(version) = root.value("version") {
             version.integer(1..=1);
         }
-        for key in ["trusted_folders", "journal", "otlp", "identity"] {
+        for key in ["trusted_folders", "journal", "egress", "otlp", "identity"] {
             if let Some(value) = root.value(key) {
                 value.fault("only the system's and the user's configuration may say this");
             }
@@ -253,6 +260,10 @@ impl Layer {
             Layer {
                 trusted_folders: root.list("trusted_folders", |text| trusted_folder(text, home)),
                 task: root.table("task").map(|table| task(&table)).unwrap_or_default(),
+                egress: root
+                    .table("egress")
+                    .map(|table| egress(&table, home))
+                    .unwrap_or_default(),
                 journal: root
                     .table("journal")
                     .map(|table| JournalLayer::read(&table))
@@ -270,6 +281,25 @@ impl Layer {
     }
 }
 
+fn egress(table: &Table<'_>, home: Option<&Path>) -> Egress {
+    Egress {
+        extra_roots: table.list("extra_roots", |text| trusted_folder(text, home)),
+        upstream: table.parsed("upstream", upstream),
+        cache: table.list("cache", |text| trusted_folder(text, home)),
+    }
+}
+
+/// A proxy is spoken to in plain HTTP: what goes through it is TLS of its own, or was plain before.
+pub(super) fn upstream(text: &str) -> Result<String, String> {
+    let authority = text.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+    match authority.map(|authority| crate::egress::host::Authority::parse(authority, None)) {
+        Some(Ok(authority)) => Ok(format!("http://{authority}")),
+        Some(Err(error)) => Err(format!("{text:?} is not http://HOST:PORT: {error}")),
+        None => Err(format!("{text:?} is not http://HOST:PORT")),
+    }
+}
+
+/// An absolute path, `~` put in.
 fn trusted_folder(text: &str, home: Option<&Path>) -> Result<String, String> {
     let path = expand_home(text, home)?;
     match path.is_absolute() {

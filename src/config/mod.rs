@@ -49,6 +49,7 @@ pub struct Config {
     pub task: TaskSpec,
     pub trusted_folders: Vec<Sited<String>>,
     pub journal: Journal,
+    pub egress: Egress,
     pub otlp: Vec<Otlp>,
     /// Where the token is that says who asks.
     pub token: Option<Sited<SecretSource>>,
@@ -103,6 +104,17 @@ impl Word for AgentEvents {
         ("names", AgentEvents::Names),
         ("none", AgentEvents::None),
     ];
+}
+
+/// How the ways out of all tasks reach the world.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Egress {
+    /// Files of certificates that count as roots of trust, beside the machine's.
+    pub extra_roots: Vec<Sited<String>>,
+    /// An HTTP proxy that every connection is made through: `http://host:port`.
+    pub upstream: Option<Sited<String>>,
+    /// Folders of the admin's with stored answers, beside the user's own store.
+    pub cache: Vec<Sited<String>>,
 }
 
 /// When the journal is sure that the disk has what it wrote.
@@ -286,6 +298,7 @@ impl Config {
     pub fn violations(&self) -> Vec<Fault> {
         let asked = ConfigAsked {
             journal: &self.journal,
+            egress: &self.egress,
             otlp: &self.otlp,
         };
         let config = self

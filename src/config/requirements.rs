@@ -15,6 +15,7 @@ use super::identity::{Method, Oidc};
 use super::{AgentEvents, Sync};
 use crate::document::{Faults, Sited};
 use crate::task::limits::Bytes;
+use crate::task::spec::HostSpec;
 use crate::task::{Backend, GitMode, NetworkMode, Reviewer, RulesText, Unknown, Unmatched, User};
 
 pub(super) use check::{Asked, ConfigAsked, fits};
@@ -44,6 +45,12 @@ pub struct Requirements {
     pub allow: Option<Sited<Vec<String>>>,
     pub deny: Vec<Sited<String>>,
     pub unknown: Option<Sited<Vec<Unknown>>>,
+    /// Allowed for every task that has a way out.
+    pub always: Vec<Sited<String>>,
+    /// What may be asked of these hosts at most.
+    pub hosts: Vec<HostSpec>,
+    /// The proxy that every connection is made through.
+    pub upstream: Option<Sited<String>>,
     pub rules: Vec<Sited<String>>,
     /// Rules that stand in a file of requirements themselves, as Codex writes them.
     pub rules_texts: Vec<RulesText>,

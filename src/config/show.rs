@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{Config, Requirements};
 use crate::document::{Origin, Sited, Word};
 use crate::task::limits::Bytes;
-use crate::task::spec::TaskSpec;
+use crate::task::spec::{HostSpec, TaskSpec};
 
 /// One key with its value and its place.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -28,6 +28,9 @@ impl Config {
         list.time("journal.keep", self.journal.keep.as_ref());
         list.each("journal.redact", &self.journal.redact);
         list.word("journal.agent_events", Some(&self.journal.agent_events));
+        list.each("egress.extra_roots", &self.egress.extra_roots);
+        list.text("egress.upstream", self.egress.upstream.as_ref());
+        list.each("egress.cache", &self.egress.cache);
         for (n, otlp) in self.otlp.iter().enumerate() {
             list.one(&format!("otlp[{n}].endpoint"), Some(&otlp.endpoint), |text| json!(text));
             for (name, value) in &otlp.headers {
@@ -92,6 +95,20 @@ impl Listing {
         }
     }
 
+    fn hosts(&mut self, key: &str, hosts: &[HostSpec]) {
+        for (n, host) in hosts.iter().enumerate() {
+            let at = format!("{key}[{n}]");
+            self.text(&format!("{at}.host"), Some(&host.host));
+            for (n, port) in host.ports.iter().enumerate() {
+                self.one(&format!("{at}.ports[{n}]"), Some(port), |port| json!(port));
+            }
+            self.one(&format!("{at}.methods"), host.methods.as_ref(), |methods| {
+                json!(methods)
+            });
+            self.each(&format!("{at}.paths"), &host.paths);
+        }
+    }
+
     fn words<T: Word + PartialEq>(&mut self, key: &str, sited: Option<&Sited<Vec<T>>>) {
         self.one(key, sited, |words| {
             words.iter().map(|word| word.word()).collect::<Vec<_>>().into()
@@ -123,6 +140,9 @@ impl Listing {
         self.texts("requirements.network.allow", demands.allow.as_ref());
         self.each("requirements.network.deny", &demands.deny);
         self.words("requirements.network.unknown", demands.unknown.as_ref());
+        self.each("requirements.network.always", &demands.always);
+        self.hosts("requirements.network.hosts", &demands.hosts);
+        self.text("requirements.egress.upstream", demands.upstream.as_ref());
         self.each("requirements.gate.rules", &demands.rules);
         self.words("requirements.gate.unmatched", demands.unmatched.as_ref());
         self.words("requirements.gate.reviewers", demands.reviewers.as_ref());
@@ -195,6 +215,7 @@ impl Listing {
         self.each(&key("network.allow"), &task.network.allow);
         self.each(&key("network.deny"), &task.network.deny);
         self.word(&key("network.unknown"), task.network.unknown.as_ref());
+        self.hosts(&key("network.hosts"), &task.network.hosts);
         self.each(&key("gate.rules"), &task.gate.rules);
         self.word(&key("gate.unmatched"), task.gate.unmatched.as_ref());
         self.word(&key("gate.reviewer"), task.gate.reviewer.as_ref());

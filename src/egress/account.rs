@@ -80,7 +80,7 @@ impl Account {
         }
     }
 
-    /// The exec that the connection is put down to.
+    /// The exec that asked, as far as it is known.
     pub fn exec(&self) -> Option<ExecId> {
         self.exec
     }

@@ -20,6 +20,7 @@ pub use super::denial::{Denial, DenialKind};
 use super::host::{DomainName, Host};
 pub use super::own::OwnAddresses;
 use super::pattern::{List, Pattern, PatternError};
+use super::request::{Asked, RequestRules};
 use super::resolve::ResolveError;
 use crate::policy::{Answer, Decision};
 use crate::task::{Network, NetworkMode, Unknown as WhenUnknown};
@@ -149,6 +150,7 @@ pub struct Gate {
     mode: NetworkMode,
     allow: Vec<Pattern>,
     deny: Vec<Pattern>,
+    requests: RequestRules,
     rules: Vec<NetworkRule>,
     unknown: WhenUnknown,
     own: OwnAddresses,
@@ -181,6 +183,7 @@ impl List {
         match self {
             List::Allow => "network.allow",
             List::Deny => "network.deny",
+            List::Hosts => "network.hosts",
         }
     }
 }
@@ -197,6 +200,11 @@ impl Gate {
         };
         let allow = parse(List::Allow, &network.allow);
         let deny = parse(List::Deny, &network.deny);
+        let requests = RequestRules::new(network).unwrap_or_else(|found| {
+            let list = List::Hosts;
+            faults.extend(found.into_iter().map(|(index, error)| ListFault { list, index, error }));
+            RequestRules::default()
+        });
         if !faults.is_empty() {
             return Err(GateError(faults));
         }
@@ -204,6 +212,7 @@ impl Gate {
             mode: network.mode,
             allow,
             deny,
+            requests,
             rules,
             unknown: network.unknown,
             own,
@@ -304,6 +313,24 @@ impl Gate {
         })
     }
 
+    /// Whether requests to a host have to be seen to be judged, so that its TLS is looked into.
+    pub fn restricts_requests(&self, destination: &Destination) -> bool {
+        self.requests.restrict(&destination.host, destination.port)
+    }
+
+    /// Judges one request to a host that was allowed by its name. Gives the rule that allows it, where one speaks of the host.
+    pub(super) fn judge_request(&self, destination: &Destination, asked: Asked<'_>) -> Result<Option<String>, Denial> {
+        match self.requests.judge(destination, asked) {
+            Ok(rule) => Ok(rule.map(str::to_owned)),
+            Err(refused) => Err(Denial::new(
+                destination,
+                DenialKind::Denied,
+                &refused.rule,
+                refused.reason,
+            )),
+        }
+    }
+
     /// Judges a live connection once more, after the policy changed. What a person approved stays so while the policy would
     /// still ask.
     pub fn rejudge(&self, route: &Route) -> Result<(), Denial> {
@@ -359,6 +386,18 @@ impl Gate {
                 reason: format!("the allow list has {pattern}"),
                 origin: Origin::Policy,
                 // Whoever opened 443 opened https; another port was opened by its number for whatever it speaks.
+                speech: if *port == TLS_PORT { Speech::Tls } else { Speech::Any },
+            });
+        }
+        let opened = match protocol {
+            Protocol::Dns => self.requests.opens_on_some_port(host),
+            _ => self.requests.opens(host, *port),
+        };
+        if let Some(rule) = opened {
+            return Some(Basis {
+                rule: rule.to_owned(),
+                reason: "it is allowed for some requests".to_owned(),
+                origin: Origin::Policy,
                 speech: if *port == TLS_PORT { Speech::Tls } else { Speech::Any },
             });
         }

@@ -13,14 +13,15 @@
 //!
 //! What it promises: nothing is dialled or resolved that the [`gate::Gate`] did not clear; the address that was checked is the
 //! one that is dialled; each judgement is in the record before it takes effect, and each connection's end after it; when the
-//! [`ProxyHandle`] goes away, so does the way out. What it is not: a tunnel's bytes are not looked at beyond the TLS hello, so
-//! an allowed host that passes bytes on can pass on anything.
+//! [`ProxyHandle`] goes away, so does the way out. What it is not: a tunnel's bytes are looked at beyond the TLS hello only where
+//! [`tls`] has to, so an allowed host that passes bytes on can pass on anything.
 
 #![forbid(unsafe_code)]
 
 mod account;
 pub mod address;
 pub mod ask;
+mod body;
 pub mod client;
 pub mod denial;
 pub mod dial;
@@ -33,8 +34,10 @@ pub mod own;
 mod pace;
 pub mod path;
 pub mod pattern;
+mod request;
 pub mod resolve;
 pub mod room;
+pub mod tls;
 mod way;
 
 use std::io;
@@ -90,6 +93,8 @@ pub struct Parts {
     pub resolver: Arc<dyn Resolver>,
     pub dialler: Arc<dyn Dialler>,
     pub limits: Limits,
+    /// Without one, hosts whose requests have to be seen are reached by plain HTTP only.
+    pub inspection: Option<Arc<tls::Inspection>>,
     /// For the connections of all tasks together.
     pub room: Room,
 }
@@ -105,6 +110,7 @@ impl Parts {
             resolver: Arc::new(SystemResolver::default()),
             dialler: Arc::new(DirectDialler),
             limits: Limits::default(),
+            inspection: None,
             room: Room::of_process(),
         }
     }
@@ -136,6 +142,7 @@ impl Proxy {
             resolver,
             dialler,
             limits,
+            inspection,
             room,
         } = parts;
         // All are made before any is served, so that a proxy starts whole or not at all.
@@ -169,6 +176,7 @@ impl Proxy {
             resolver,
             dialler,
             limits,
+            inspection,
             totals: Arc::new(Totals::default()),
             ends,
         });

@@ -1,5 +1,46 @@
 //! Paths of requests, where a rule speaks of them.
 
+/// The paths that a rule speaks of: `/v1/` is what lies below it, `/v1` also the path itself, a `*` is any one segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PathPattern {
+    segments: Vec<Vec<u8>>,
+    below_only: bool,
+}
+
+impl PathPattern {
+    /// Reads a path that was checked where it was written: absolute and plain.
+    pub fn new(path: &str) -> Self {
+        let below_only = path.ends_with('/');
+        let path = path.trim_matches('/');
+        let segments = match path {
+            "" => Vec::new(),
+            path => path.split('/').map(|segment| segment.as_bytes().to_vec()).collect(),
+        };
+        Self { segments, below_only }
+    }
+
+    /// Whether it matches the path of a request. One that can be read in two ways is matched by nothing, and neither is one with
+    /// parameters in a segment, which some servers cut off before they look.
+    pub fn matches(&self, path: &str) -> bool {
+        if !is_unambiguous(path) {
+            return false;
+        }
+        let path = path.split(['?', '#']).next().unwrap_or(path);
+        let asked: Option<Vec<Vec<u8>>> = path[1..].split('/').map(decode).collect();
+        let Some(asked) = asked else { return false };
+        if asked.iter().any(|segment| segment.contains(&b';')) || asked.len() < self.segments.len() {
+            return false;
+        }
+        let (head, rest) = asked.split_at(self.segments.len());
+        let own = self.segments.iter().zip(head);
+        let equal = own.clone().all(|(own, asked)| match own.as_slice() {
+            b"*" => !asked.is_empty(),
+            own => own == asked,
+        });
+        equal && (!self.below_only || !rest.is_empty())
+    }
+}
+
 /// Whether every program reads a request's path in the same way: no dot segments, no backslash, no per cent sign that hides a
 /// slash, a backslash, a dot segment or another per cent sign, no escapes that are none. A path that is not so matches no
 /// rule about paths.
@@ -8,11 +49,21 @@ pub fn is_unambiguous(path: &str) -> bool {
     let Some(rest) = path.strip_prefix('/') else {
         return false;
     };
-    if rest.contains('\\') || rest.contains("//") || !rest.bytes().all(|b| b.is_ascii_graphic()) {
+    if rest.contains('\\') || path.contains("//") || !rest.bytes().all(|b| b.is_ascii_graphic()) {
         return false;
     }
     rest.split('/')
         .all(|segment| decode(segment).is_some_and(|decoded| !is_dot_segment(&decoded)))
+}
+
+/// A path as it may stand in a record or an answer: without its query, which may hold a secret, and not endless.
+pub fn shown(path: &str) -> String {
+    const MOST: usize = 512;
+    let path = path.split(['?', '#']).next().unwrap_or(path);
+    match path.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}…", &path[..end]),
+        None => path.to_owned(),
+    }
 }
 
 /// `..;a` is a dot segment to servers that cut parameters off segments.
@@ -45,6 +96,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_pattern_matches_whole_segments() {
+        let cases = [
+            ("/", &["/", "/a", "/a/b?x=/../"][..], &["/a/../b", "//a", "/a//b"][..]),
+            (
+                "/v1/",
+                &["/v1/", "/v1/a", "/%761/a"],
+                &["/v1", "/v10/a", "/V1/a", "/v1/%2e%2e/a", "/a/v1/"],
+            ),
+            (
+                "/v1",
+                &["/v1", "/v1/a", "/v1?x"],
+                &["/v10", "/v1;x", "/v1%2fa", "/v1/..;/a", "/v1/a;b", "/v1/a%3bb"],
+            ),
+            (
+                "/r/*/issues",
+                &["/r/a/issues", "/r/a/issues/1"],
+                &["/r/issues", "/r/a/b/issues", "/r//issues", "/r/a"],
+            ),
+        ];
+        for (pattern, good, bad) in cases {
+            let pattern = PathPattern::new(pattern);
+            for path in good {
+                assert!(pattern.matches(path), "{pattern:?} {path}");
+            }
+            for path in bad {
+                assert!(!pattern.matches(path), "{pattern:?} {path}");
+            }
+        }
+    }
+
+    #[test]
     fn a_path_that_can_be_read_in_two_ways_is_told() {
         for path in ["/", "/a/b", "/a..b/.git", "/%2Egit", "/a%20b?x=/../", "/a;v=1/b"] {
             assert!(is_unambiguous(path), "{path}");
@@ -63,6 +145,7 @@ mod tests {
             "/a\\b",
             "/a/%252e%252e/b",
             "/a//b",
+            "//a",
             "/a/..;x/b",
             "/a/%zz",
             "/a/%2",

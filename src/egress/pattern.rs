@@ -32,6 +32,8 @@ pub struct Pattern {
 pub enum List {
     Allow,
     Deny,
+    /// The hosts of rules about requests, which are read as allow patterns are.
+    Hosts,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +97,7 @@ impl Pattern {
         };
         let ports = match (port, list) {
             (Some("*"), _) | (None, List::Deny) => Ports::All,
-            (None, List::Allow) => Ports::Web,
+            (None, List::Allow | List::Hosts) => Ports::Web,
             (Some(port), _) => Ports::One(parse_port(port).map_err(failed)?),
         };
         let below = |parent: &str| -> Result<String, PatternError> {
@@ -121,7 +123,7 @@ impl Pattern {
         } else {
             let host = Host::parse(host).map_err(failed)?;
             if let Host::Name(name) = &host
-                && list == List::Allow
+                && list != List::Deny
                 && name.is_single_label()
                 && name.as_str() != "localhost"
             {

@@ -20,11 +20,12 @@ use super::gate::{Clearance, Gate, NetworkRule, OwnAddresses, Route};
 use super::limits::Limits;
 use super::resolve::{ResolveError, Resolver};
 use super::room::Room;
+use super::tls::Inspection;
 use super::way::{RecordError, Recorder};
 use super::{Listeners, Parts, Proxy, ProxyHandle};
 use crate::audit::record::Event;
 use crate::id::ExecId;
-use crate::task::{Network, NetworkMode, Unknown};
+use crate::task::{HostRule, Network, NetworkMode, Unknown};
 
 /// Where names of the tests resolve to.
 pub const PUBLIC: &str = "93.184.216.34";
@@ -50,6 +51,8 @@ pub struct Options<'a> {
     pub recorder: fn(&Event) -> bool,
     /// Further answers by name; one a question, the last for good.
     pub answers: &'a [(&'a str, &'a [&'a [&'a str]])],
+    pub hosts: Vec<HostRule>,
+    pub inspection: Option<Arc<Inspection>>,
 }
 
 impl Default for Options<'_> {
@@ -64,6 +67,8 @@ impl Default for Options<'_> {
             asker: Arc::new(NobodyToAsk),
             recorder: |_| true,
             answers: &[],
+            hosts: Vec::new(),
+            inspection: None,
         }
     }
 }
@@ -79,12 +84,23 @@ pub struct Fixture {
 }
 
 pub fn gate(allow: &[&str], deny: &[&str], unknown: Unknown, rules: Vec<NetworkRule>) -> Arc<Gate> {
+    gate_with_hosts((allow, deny), unknown, rules, Vec::new())
+}
+
+fn gate_with_hosts(
+    (allow, deny): (&[&str], &[&str]),
+    unknown: Unknown,
+    rules: Vec<NetworkRule>,
+    hosts: Vec<HostRule>,
+) -> Arc<Gate> {
     let owned = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect();
     let network = Network {
         mode: NetworkMode::Proxy,
         allow: owned(allow),
         deny: owned(deny),
         unknown,
+        hosts,
+        ..Network::default()
     };
     Arc::new(Gate::new(&network, rules, OwnAddresses::fixed(&["127.0.0.1"])).unwrap())
 }
@@ -109,13 +125,19 @@ impl Fixture {
             .iter()
             .map(|&(name, rounds)| (name.to_owned(), rounds.iter().map(|round| parse(round)).collect()));
         let parts = Parts {
-            gate: gate(options.allow, options.deny, options.unknown, options.rules),
+            gate: gate_with_hosts(
+                (options.allow, options.deny),
+                options.unknown,
+                options.rules,
+                options.hosts,
+            ),
             recorder: Arc::new(TestRecorder(seen.clone(), options.recorder)),
             asker: options.asker,
             attribution: Arc::new(Unattributed),
             resolver: Arc::new(TestResolver(seen.clone(), Mutex::new(answers.collect()))),
             dialler: Arc::new(TestDialler(seen.clone(), server.local_addr().unwrap())),
             limits: options.limits,
+            inspection: options.inspection,
             room: options.room,
         };
         let handle = Proxy::start(listeners, parts).unwrap();
@@ -143,6 +165,12 @@ impl Fixture {
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await.unwrap();
         String::from_utf8(answer).unwrap()
+    }
+
+    /// Takes the servers' listener out, for a task that serves on it.
+    pub async fn take_server(&mut self) -> TcpListener {
+        let other = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        std::mem::replace(&mut self.server, other)
     }
 
     pub fn way(&self) -> &super::way::Way {

@@ -15,7 +15,10 @@ use super::dial::Dialler;
 use super::gate::{Cleared, Denial, DenialKind, Destination, EgressJudgement, Gate, Protocol, Route};
 use super::limits::Limits;
 use super::pace::Pace;
+use super::path::shown;
+use super::request::Asked;
 use super::resolve::Resolver;
+use super::tls::Inspection;
 use crate::audit::record::Event;
 use crate::id::ExecId;
 
@@ -40,6 +43,7 @@ pub(super) struct Way {
     pub resolver: Arc<dyn Resolver>,
     pub dialler: Arc<dyn Dialler>,
     pub limits: Limits,
+    pub inspection: Option<Arc<Inspection>>,
     pub totals: Arc<Totals>,
     /// To the task that writes the ends of connections.
     pub ends: mpsc::Sender<End>,
@@ -52,6 +56,15 @@ pub(super) struct Asking {
     pub client: Client,
     /// Known once it was looked for.
     pub exec: Option<ExecId>,
+}
+
+/// Who asks something within a connection.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Who {
+    /// It was looked for when the connection was made.
+    Exec(Option<ExecId>),
+    /// It has to be looked for.
+    Client(Client),
 }
 
 /// A destination that was judged and recorded.
@@ -166,6 +179,76 @@ impl Way {
         }
     }
 
+    /// Judges one request to a host that was let through by its name, and writes that down. Where no rule speaks of the host's
+    /// requests, `otherwise` is the rule that let the connection through; without one that judgement stands for them.
+    pub async fn admit_request(
+        &self,
+        who: Who,
+        destination: &Destination,
+        asked: Asked<'_>,
+        otherwise: Option<&str>,
+    ) -> Result<(), Denial> {
+        let gate = self.gate.borrow().clone();
+        let judged = gate.judge_request(destination, asked);
+        let (decision, rule, reason) = match (&judged, otherwise) {
+            (Ok(None), None) => return Ok(()),
+            (Ok(None), Some(rule)) => ("allow", rule, "no rule speaks of the host's requests"),
+            (Ok(Some(rule)), _) => ("allow", rule.as_str(), "the request is among those that are allowed"),
+            (Err(denial), _) => ("deny", denial.rule.as_str(), denial.reason.as_str()),
+        };
+        self.record_request(who, destination, asked, (decision, rule, reason))
+            .await?;
+        judged.map(drop)
+    }
+
+    /// Writes down that one request is refused, for a reason that the gate does not know.
+    pub async fn refuse_request(&self, who: Who, destination: &Destination, asked: Asked<'_>, denial: &Denial) {
+        let judgement = ("deny", denial.rule.as_str(), denial.reason.as_str());
+        if let Err(denial) = self.record_request(who, destination, asked, judgement).await {
+            tracing::error!(reason = denial.reason, "a refusal is missing in the record");
+        }
+    }
+
+    pub async fn record_request(
+        &self,
+        who: Who,
+        destination: &Destination,
+        asked: Asked<'_>,
+        (decision, rule, reason): (&str, &str, &str),
+    ) -> Result<(), Denial> {
+        let exec = match who {
+            Who::Exec(exec) => exec,
+            Who::Client(client) => self.attribution.exec_of(client).await,
+        };
+        if decision == "deny" {
+            self.refusals.turn().await;
+        }
+        let event = Event::EgressJudged {
+            host: destination.host.to_string(),
+            port: destination.port,
+            protocol: destination.protocol.as_str().to_owned(),
+            method: Some(asked.method.to_owned()),
+            path: Some(shown(asked.path)),
+            decision: decision.to_owned(),
+            rule: rule.to_owned(),
+            reason: reason.to_owned(),
+            address: None,
+        };
+        self.write(exec, destination, event).await
+    }
+
+    /// What a connection's TLS is looked into with, if it has to be.
+    pub fn inspects(&self, route: &Route) -> Result<Option<&Arc<Inspection>>, Denial> {
+        let destination = route.destination();
+        if !self.gate.borrow().restricts_requests(destination) {
+            return Ok(None);
+        }
+        self.inspection.as_ref().map(Some).ok_or_else(|| {
+            let reason = "its requests have to be seen, and there is nothing here to see them with".to_owned();
+            Denial::new(destination, DenialKind::Unable, "inspection", reason)
+        })
+    }
+
     /// Writes down a request that could not be read as a destination.
     pub async fn record_malformed(&self, client: Client, protocol: Protocol, method: Option<String>, denial: &Denial) {
         let event = Event::EgressJudged {
@@ -173,6 +256,7 @@ impl Way {
             port: denial.port,
             protocol: protocol.as_str().to_owned(),
             method,
+            path: None,
             decision: "deny".to_owned(),
             rule: denial.rule.clone(),
             reason: denial.reason.clone(),
@@ -217,6 +301,7 @@ impl Way {
             port: destination.port,
             protocol: destination.protocol.as_str().to_owned(),
             method: destination.method.clone(),
+            path: None,
             decision: decision.to_owned(),
             rule: rule.to_owned(),
             reason: reason.to_owned(),
@@ -224,6 +309,11 @@ impl Way {
                 .and_then(|route| route.addresses().first())
                 .map(ToString::to_string),
         };
+        self.write(exec, destination, event).await
+    }
+
+    /// Writes down what must stand in the record before it takes effect.
+    pub async fn write(&self, exec: Option<ExecId>, destination: &Destination, event: Event) -> Result<(), Denial> {
         self.recorder.record(exec, event).await.map_err(|error| {
             tracing::error!(
                 error = &error as &dyn std::error::Error,

@@ -18,18 +18,19 @@ use tokio::sync::mpsc;
 use super::run::{self, Ended, Limits};
 use super::stream::Log;
 use super::{Control, ExecEnd, ExecEvent, ExecRequest};
-use crate::approval::{Asked, Desk};
+use crate::approval::{Asked, Desk, Subject};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Entry, Event, ExecFinished, ExecOutcome, env_names};
 use crate::id::{ApprovalId, TaskId};
-use crate::policy::{Basis, Judgement, Permit, Policy, Question, Refusal};
+use crate::policy::amend::{About, Amendment};
+use crate::policy::{Basis, Decision, InForce, Judgement, Permit, Question, Refusal};
 use crate::sandbox::oci::{Sandbox, SandboxError};
 
 /// What all execs of a task share.
 pub struct Context {
     pub task: TaskId,
     pub journal: Journal,
-    pub policy: Policy,
+    pub policy: Arc<InForce>,
     pub desk: Arc<Desk>,
     pub sandbox: Arc<Sandbox>,
     pub exec_time: Option<Duration>,
@@ -93,6 +94,7 @@ async fn steps(
 
     let judgement = context
         .policy
+        .now()
         .judge(request.id, &request.command, context.sandbox.place());
     let (word, basis) = match &judgement {
         Judgement::Allow(permit) => ("allow", permit.basis()),
@@ -176,11 +178,17 @@ async fn ask(
         id: ApprovalId::new(),
         task: context.task,
         exec: Some(request.id),
+        subject: Subject::Command(command.clone()),
         about,
         facts,
         reason: question.reason().to_owned(),
         rules: question.basis().rules.clone(),
-        digest: *question.digest(),
+        digest: context.desk.digest_of_command(command),
+        offer: question.offer().map(|prefix| Amendment {
+            about: About::Commands(prefix.to_vec()),
+            decision: Decision::Allow,
+            justification: None,
+        }),
     };
     let answered = context.desk.put(asked);
     tokio::pin!(answered);

@@ -2,11 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
+use super::rules::Protocol;
 use super::shell::Redirect;
-use super::{Explanation, Policy, RuleText, RulesError};
+use super::{Decision, Explanation, Policy, RuleText, RulesError};
 use crate::path::HostPath;
 use crate::task::Unmatched;
 
@@ -25,6 +26,8 @@ pub enum AmendError {
         #[source]
         source: io::Error,
     },
+    #[error("{path} is not a file that its user alone can write")]
+    Foreign { path: PathBuf },
     #[error("{path} has faults of its own; nothing was added")]
     Rules {
         path: PathBuf,
@@ -33,11 +36,30 @@ pub enum AmendError {
     },
 }
 
-/// What is added: a prefix of commands that are allowed, and why.
+/// What is added: what it speaks of, what it says, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Amendment {
-    pub prefix: Vec<String>,
+    pub about: About,
+    pub decision: Decision,
     pub justification: Option<String>,
+}
+
+/// What an added rule speaks of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum About {
+    /// Commands that start with these words.
+    Commands(Vec<String>),
+    /// A host, on all ports of a protocol.
+    Host { host: String, protocol: Protocol },
+}
+
+/// What [`append`] did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Appended {
+    /// The file as it is now.
+    pub text: RuleText,
+    /// `false` where the rule stood there already.
+    pub is_new: bool,
 }
 
 const WORD_LIMIT: usize = 4096;
@@ -196,16 +218,65 @@ pub fn suggest(explanation: &Explanation, requested: Option<&[String]>) -> Optio
     Some(argv).filter(|argv| may_suggest(argv))
 }
 
-fn check(prefix: &[String]) -> Result<(), AmendError> {
-    let Some(head) = prefix.first() else {
+impl Amendment {
+    /// Whether it may be added. What forbids may be as wide as it likes.
+    pub fn check(&self) -> Result<(), AmendError> {
+        match (&self.about, self.decision) {
+            (About::Commands(prefix), Decision::Allow) => check(prefix),
+            (About::Commands(prefix), Decision::Prompt | Decision::Forbidden) => check_words(prefix),
+            (About::Host { host, .. }, _) => check_words(std::slice::from_ref(host)),
+        }
+    }
+
+    /// The rule as one line of Starlark.
+    pub fn line(&self) -> String {
+        let why = self
+            .justification
+            .as_ref()
+            .filter(|why| !why.trim().is_empty())
+            .map_or(String::new(), |why| format!(", justification={}", literal(why)));
+        // Codex has two words for it.
+        let decision = match (&self.about, self.decision) {
+            (About::Host { .. }, Decision::Forbidden) => "deny",
+            (_, Decision::Allow) => "allow",
+            (_, Decision::Prompt) => "prompt",
+            (About::Commands(_), Decision::Forbidden) => "forbidden",
+        };
+        match &self.about {
+            About::Commands(prefix) => {
+                let words: Vec<String> = prefix.iter().map(|word| literal(word)).collect();
+                format!(
+                    "prefix_rule(pattern=[{}], decision=\"{decision}\"{why})",
+                    words.join(", ")
+                )
+            }
+            About::Host { host, protocol } => format!(
+                "network_rule(host={}, protocol=\"{}\", decision=\"{decision}\"{why})",
+                literal(host),
+                protocol.name()
+            ),
+        }
+    }
+}
+
+fn check_words(words: &[String]) -> Result<(), AmendError> {
+    if words.is_empty() {
         return Err(AmendError::EmptyPrefix);
-    };
-    if prefix
+    }
+    match words
         .iter()
         .any(|word| word.len() > WORD_LIMIT || word.chars().any(char::is_control))
     {
-        return Err(AmendError::Word);
+        true => Err(AmendError::Word),
+        false => Ok(()),
     }
+}
+
+fn check(prefix: &[String]) -> Result<(), AmendError> {
+    check_words(prefix)?;
+    let Some(head) = prefix.first() else {
+        return Err(AmendError::EmptyPrefix);
+    };
     let banned = || AmendError::Banned {
         prefix: prefix.join(" "),
     };
@@ -226,11 +297,11 @@ fn check(prefix: &[String]) -> Result<(), AmendError> {
     Ok(())
 }
 
-/// Appends a rule to `file`, which is made where it is missing. Two writers take turns, a last line without its newline is
-/// closed first, a rule that stands there already is not added again (the answer is then `false`), and a file that would not
-/// load is left as it is.
-pub fn append(file: &HostPath, amendment: &Amendment) -> Result<bool, AmendError> {
-    check(&amendment.prefix)?;
+/// Appends a rule to `file`, which is made where it is missing and must be a file that nobody but its user can write. Two
+/// writers take turns, a last line without its newline is closed first, a rule that stands there already is not added again, and
+/// a file that would not load is left as it is.
+pub fn append(file: &HostPath, amendment: &Amendment) -> Result<Appended, AmendError> {
+    amendment.check()?;
     let path = file.as_path();
     let failed = |source| AmendError::File {
         path: path.to_owned(),
@@ -248,12 +319,25 @@ pub fn append(file: &HostPath, amendment: &Amendment) -> Result<bool, AmendError
         .map_err(failed)?;
     // Held until the handle is closed.
     handle.lock().map_err(failed)?;
+    // What was opened counts, not its name: the name may lead elsewhere by now.
+    let found = handle.metadata().map_err(failed)?;
+    let own = fs::metadata("/proc/self").map_err(failed)?.uid();
+    if !found.is_file() || found.uid() != own || found.mode() & 0o022 != 0 {
+        return Err(AmendError::Foreign { path: path.to_owned() });
+    }
     let mut text = String::new();
     handle.seek(SeekFrom::Start(0)).map_err(failed)?;
     handle.read_to_string(&mut text).map_err(failed)?;
-    let line = line(amendment);
+    let line = amendment.line();
+    let whole = |text: String| RuleText {
+        name: file.to_string(),
+        text,
+    };
     if text.lines().any(|other| other == line) {
-        return Ok(false);
+        return Ok(Appended {
+            text: whole(text),
+            is_new: false,
+        });
     }
     let newline = if text.is_empty() || text.ends_with('\n') {
         ""
@@ -261,33 +345,22 @@ pub fn append(file: &HostPath, amendment: &Amendment) -> Result<bool, AmendError
         "\n"
     };
     let addition = format!("{newline}{line}\n");
-    let whole = RuleText {
-        name: file.to_string(),
-        text: format!("{text}{addition}"),
-    };
-    Policy::from_texts(&[whole], Unmatched::Ask).map_err(|source| AmendError::Rules {
+    let whole = whole(format!("{text}{addition}"));
+    Policy::from_texts(std::slice::from_ref(&whole), Unmatched::Ask).map_err(|source| AmendError::Rules {
         path: path.to_owned(),
         source,
     })?;
     write(&mut handle, &addition).map_err(failed)?;
-    Ok(true)
+    Ok(Appended {
+        text: whole,
+        is_new: true,
+    })
 }
 
 fn write(handle: &mut File, addition: &str) -> io::Result<()> {
     // One write in append mode: a crash leaves all of it or none, as far as the file system can promise.
     handle.write_all(addition.as_bytes())?;
     handle.sync_data()
-}
-
-/// The rule as one line of Starlark.
-fn line(amendment: &Amendment) -> String {
-    let words: Vec<String> = amendment.prefix.iter().map(|word| literal(word)).collect();
-    let why = amendment
-        .justification
-        .as_ref()
-        .filter(|why| !why.trim().is_empty())
-        .map_or(String::new(), |why| format!(", justification={}", literal(why)));
-    format!("prefix_rule(pattern=[{}], decision=\"allow\"{why})", words.join(", "))
 }
 
 /// A string of Starlark that is always one line.
@@ -312,11 +385,18 @@ fn literal(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     fn amendment(words: &[&str]) -> Amendment {
+        commands(words.iter().map(|word| (*word).to_owned()).collect())
+    }
+
+    fn commands(prefix: Vec<String>) -> Amendment {
         Amendment {
-            prefix: words.iter().map(|word| (*word).to_owned()).collect(),
+            about: About::Commands(prefix),
+            decision: Decision::Allow,
             justification: None,
         }
     }
@@ -340,14 +420,7 @@ mod tests {
             } else {
                 let folder = tempfile::tempdir().unwrap();
                 let prefix: Vec<String> = serde_json::from_value(case["append"][0].clone()).unwrap();
-                let error = append(
-                    &file(&folder),
-                    &Amendment {
-                        prefix,
-                        justification: None,
-                    },
-                )
-                .unwrap_err();
+                let error = append(&file(&folder), &commands(prefix)).unwrap_err();
                 assert_eq!(error.to_string(), case["expected"]["error"].as_str().unwrap());
             }
         }
@@ -367,7 +440,7 @@ mod tests {
             &["bash", "-l", "-c"],
         ] {
             assert!(
-                matches!(check(&amendment(words).prefix), Err(AmendError::Banned { .. })),
+                matches!(amendment(words).check(), Err(AmendError::Banned { .. })),
                 "{words:?}"
             );
         }
@@ -377,7 +450,7 @@ mod tests {
             &["python3", "-m", "pip"],
             &["cargo", "test"],
         ] {
-            assert!(may_suggest(&amendment(words).prefix), "{words:?}");
+            assert!(amendment(words).check().is_ok(), "{words:?}");
         }
     }
 
@@ -385,15 +458,15 @@ mod tests {
     fn a_rule_is_added_once_after_a_repaired_newline_and_loads() {
         let folder = tempfile::tempdir().unwrap();
         let file = file(&folder);
-        assert!(append(&file, &amendment(&["ls"])).unwrap());
+        assert!(append(&file, &amendment(&["ls"])).unwrap().is_new);
         let unfinished = "prefix_rule(pattern=[\"pwd\"], decision=\"allow\")";
         fs::write(&file, unfinished).unwrap();
         let odd = Amendment {
-            prefix: vec!["echo".into(), "a\"b\\c\u{2028}{x}".into()],
             justification: Some("two\nlines".into()),
+            ..amendment(&["echo", "a\"b\\c\u{2028}{x}"])
         };
-        assert!(append(&file, &odd).unwrap());
-        assert!(!append(&file, &odd).unwrap());
+        assert!(append(&file, &odd).unwrap().is_new);
+        assert!(!append(&file, &odd).unwrap().is_new);
         let text = fs::read_to_string(&file).unwrap();
         assert!(
             text.starts_with(&format!("{unfinished}\nprefix_rule(")) && text.ends_with(")\n"),
@@ -413,6 +486,47 @@ mod tests {
             Err(AmendError::Rules { .. })
         ));
         assert_eq!(fs::read_to_string(&file).unwrap(), "prefix_rule(");
+    }
+
+    #[test]
+    fn a_file_that_others_can_write_or_that_is_none_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = HostPath::new(folder.path().join("open.rules")).unwrap();
+        fs::write(&open, "").unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o666)).unwrap();
+        let link = HostPath::new(folder.path().join("link.rules")).unwrap();
+        std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+        for file in [open, link] {
+            let refused = append(&file, &amendment(&["ls"]));
+            assert!(matches!(refused, Err(AmendError::Foreign { .. })), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn hosts_and_prohibitions_are_rules_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = file(&folder);
+        let host = Amendment {
+            about: About::Host {
+                host: "docs.example.org".to_owned(),
+                protocol: Protocol::Https,
+            },
+            decision: Decision::Allow,
+            justification: None,
+        };
+        // A shell may be forbidden, though never allowed.
+        let shell = Amendment {
+            decision: Decision::Forbidden,
+            ..amendment(&["bash"])
+        };
+        append(&file, &host).unwrap();
+        let policy = Policy::from_texts(&[append(&file, &shell).unwrap().text], Unmatched::Allow).unwrap();
+        assert_eq!((policy.counts().0, policy.network_rules().len()), (1, 1));
+        let rule = &policy.network_rules()[0];
+        assert_eq!(
+            (rule.host.as_str(), rule.decision),
+            ("docs.example.org", Decision::Allow)
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde::{Serialize, Serializer};
 
 use super::rules::{Fault, Hit, ManagedRule, NetworkRule, Place, RuleSet, RuleText, RulesError, built_in};
 use super::shell::{self, Fit, Redirect, Role, SimpleCommand, Word};
-use super::{Basis, Command, Decision, Digest, Judgement, Permit, Question, Refusal, RuleMatch};
+use super::{Basis, Command, Decision, Digest, Judgement, Permit, Question, Refusal, RuleMatch, amend};
 use crate::id::ExecId;
 use crate::path::HostPath;
 use crate::task::{Gate, Unmatched};
@@ -19,6 +19,9 @@ pub struct Policy {
     resolve: bool,
     /// Whether any rule says other than allow.
     restricts: bool,
+    /// What the rules were loaded from, so that one more can be added to these very ones.
+    texts: Vec<RuleText>,
+    managed: Vec<ManagedRule>,
     /// Whether a question is a no, for nobody may be asked.
     never_ask: bool,
 }
@@ -134,7 +137,26 @@ impl Policy {
 
     /// Loads rules that are at hand already.
     pub fn from_texts(texts: &[RuleText], unmatched: Unmatched) -> Result<Self, RulesError> {
-        Ok(Self::of(RuleSet::load(texts)?, unmatched))
+        Ok(Self {
+            texts: texts.to_vec(),
+            ..Self::of(RuleSet::load(texts)?, unmatched)
+        })
+    }
+
+    /// The same rules with `text` in the place of the file of its name, or beside the others where there is none of that name.
+    /// Nothing else is read again.
+    pub fn amended(&self, text: RuleText) -> Result<Self, RulesError> {
+        let mut texts = self.texts.clone();
+        match texts.iter_mut().find(|other| other.name == text.name) {
+            Some(other) => *other = text,
+            None => texts.push(text),
+        }
+        let amended = Self {
+            resolve: self.resolve,
+            never_ask: self.never_ask,
+            ..Self::from_texts(&texts, self.unmatched)?
+        };
+        Ok(amended.with_managed(self.managed.clone()))
     }
 
     fn of(rules: RuleSet, unmatched: Unmatched) -> Self {
@@ -144,6 +166,8 @@ impl Policy {
             unmatched,
             resolve: true,
             restricts,
+            texts: Vec::new(),
+            managed: Vec::new(),
             never_ask: false,
         }
     }
@@ -151,8 +175,11 @@ impl Policy {
     /// Adds what the admin demands; it can only restrict.
     #[must_use]
     pub fn with_managed(self, rules: Vec<ManagedRule>) -> Self {
+        let managed: Vec<ManagedRule> = self.managed.into_iter().chain(rules.iter().cloned()).collect();
         Self {
             resolve: self.resolve,
+            texts: self.texts,
+            managed,
             never_ask: self.never_ask,
             ..Self::of(self.rules.with_managed(rules), self.unmatched)
         }
@@ -177,6 +204,10 @@ impl Policy {
     /// MAY this command run in `place`, the digest of its sandbox?
     pub fn judge(&self, exec: ExecId, command: &Command, place: &Digest) -> Judgement {
         let explanation = self.explain(command);
+        let offer = match explanation.judgement {
+            Verdict::Ask => amend::suggest(&explanation, None),
+            Verdict::Allow | Verdict::Deny => None,
+        };
         let (reason, how_to_ask) = (explanation.reason(), explanation.how_to_go_on());
         let basis = Basis {
             rules: explanation.rules,
@@ -185,7 +216,7 @@ impl Policy {
         };
         match explanation.judgement {
             Verdict::Allow => Judgement::Allow(Permit::new(exec, command.digest(place), basis)),
-            Verdict::Ask => Judgement::Ask(Question::new(exec, command.digest(place), basis, reason)),
+            Verdict::Ask => Judgement::Ask(Question::new(exec, command.digest(place), basis, reason, offer)),
             Verdict::Deny => Judgement::Deny(Refusal {
                 basis,
                 reason,

@@ -71,6 +71,9 @@ pub struct Approver {
 #[serde(rename_all = "snake_case")]
 pub enum ApproverKind {
     Person,
+    /// The program that drives the task.
+    Harness,
+    /// A model, a program or rules of the admin's that answer in a person's place.
     Reviewer,
     Grant,
     Nobody,
@@ -84,6 +87,7 @@ pub struct Question {
     digest: Digest,
     basis: Basis,
     reason: String,
+    offer: Option<Vec<String>>,
 }
 
 /// What the desk says to a question.
@@ -95,7 +99,7 @@ pub enum Answer {
 }
 
 /// How long an approval holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Scope {
     Once,
@@ -132,12 +136,13 @@ impl Permit {
 }
 
 impl Question {
-    pub(super) fn new(exec: ExecId, digest: Digest, basis: Basis, reason: String) -> Self {
+    pub(super) fn new(exec: ExecId, digest: Digest, basis: Basis, reason: String, offer: Option<Vec<String>>) -> Self {
         Self {
             exec,
             digest,
             basis,
             reason,
+            offer,
         }
     }
 
@@ -156,6 +161,11 @@ impl Question {
     /// Why somebody is asked.
     pub fn reason(&self) -> &str {
         &self.reason
+    }
+
+    /// The prefix of commands that could be allowed by a rule instead; none where one rule would not do, or would allow too much.
+    pub fn offer(&self) -> Option<&[String]> {
+        self.offer.as_deref()
     }
 
     /// Takes the question back: nothing is started.

@@ -7,12 +7,14 @@
 
 pub mod amend;
 mod gate;
+mod in_force;
 mod judgement;
 mod request;
 pub mod rules;
 pub mod shell;
 
 pub use gate::{Explanation, Policy, Verdict};
+pub use in_force::InForce;
 pub use judgement::{
     Answer, Approver, ApproverKind, Basis, Decision, Judgement, Permit, Question, Refusal, RuleMatch, Scope,
 };

@@ -453,3 +453,34 @@ fn managed_rules_restrict_and_never_allow() {
     let empty = policy("", Unmatched::Deny).with_managed(vec![managed(Decision::Allow)]);
     assert_eq!(verdict(&empty, "git push"), Verdict::Deny);
 }
+
+#[test]
+fn a_rule_that_is_added_leaves_what_restricts_in_force() {
+    let managed = ManagedRule {
+        file: "requirements.toml".into(),
+        line: 1,
+        pattern: vec![Token::Word("git".into()), Token::Word("push".into())],
+        decision: Decision::Prompt,
+        justification: None,
+        canonical: false,
+        person_only: true,
+    };
+    let before = policy("prefix_rule(pattern=[\"rm\"], decision=\"forbidden\")", Unmatched::Ask);
+    let in_force = InForce::new(before.with_managed(vec![managed]));
+    assert_eq!(verdict(&in_force.now(), "make test"), Verdict::Ask);
+    let text = |text: &str| RuleText {
+        name: "approved.rules".into(),
+        text: text.into(),
+    };
+    let added = text(
+        "prefix_rule(pattern=[\"make\", \"test\"])\nprefix_rule(pattern=[\"git\"])\nprefix_rule(pattern=[\"rm\"])",
+    );
+    in_force.change(|policy| policy.amended(added)).unwrap();
+    let now = in_force.now();
+    assert_eq!(verdict(&now, "make test"), Verdict::Allow);
+    assert_eq!(verdict(&now, "git push"), Verdict::Ask);
+    assert_eq!(verdict(&now, "rm x"), Verdict::Deny);
+    // A text that does not load changes nothing.
+    assert!(in_force.change(|policy| policy.amended(text("prefix_rule("))).is_err());
+    assert_eq!(verdict(&in_force.now(), "make test"), Verdict::Allow);
+}

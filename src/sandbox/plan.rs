@@ -261,6 +261,12 @@ impl Plan {
         }
     }
 
+    /// The plan with more files made in the disposable layer.
+    pub fn with_files(mut self, files: Vec<Made>) -> Plan {
+        self.root.made.extend(files);
+        self
+    }
+
     /// The plan with the names held that a look at the writable roots found.
     pub fn with_protected(mut self, protected: &Protected) -> Plan {
         self.mounts.extend(protected.mounts.iter().cloned());

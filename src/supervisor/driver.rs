@@ -1,5 +1,6 @@
 //! Starting: the supervisor of this process, and one task.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
@@ -9,16 +10,17 @@ use std::time::Instant;
 
 use super::task::Live;
 use super::{TaskHandle, image_name, recovery, runtime_name, way_out};
-use crate::approval::{Ask, Desk};
+use crate::approval::{Approvers, Desk};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
 use crate::config::AgentEvents;
 use crate::egress::gate::GateError;
 use crate::egress::host::HostError;
+use crate::egress::tls::InspectionError;
 use crate::exec::pipeline::Context;
 use crate::image::{Image, ImageKind};
 use crate::path::HostPath;
-use crate::policy::Policy;
+use crate::policy::{InForce, Policy};
 use crate::sandbox::launcher::{LaunchError, Launcher};
 use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
@@ -55,6 +57,8 @@ pub enum StartError {
     Gate(#[from] GateError),
     #[error("could not open the way out")]
     Proxy { source: io::Error },
+    #[error("the task's TLS cannot be looked into")]
+    Inspection(#[from] InspectionError),
 }
 
 /// All that tasks of this process share.
@@ -64,6 +68,7 @@ pub struct Supervisor {
     state: PathBuf,
     identity: Identity,
     requirements_digest: Option<String>,
+    way_out: way_out::Settings,
     agent_events: AgentEvents,
     traceparent: Option<String>,
     pub cgroups: Arc<Cgroups>,
@@ -98,6 +103,7 @@ impl Supervisor {
             state: state.to_owned(),
             identity,
             requirements_digest: None,
+            way_out: way_out::Settings::default(),
             agent_events: AgentEvents::Full,
             traceparent: None,
             cgroups,
@@ -123,13 +129,19 @@ impl Supervisor {
         }
     }
 
+    /// Says how ways out reach the world.
+    #[must_use]
+    pub fn reaching(self, way_out: way_out::Settings) -> Supervisor {
+        Supervisor { way_out, ..self }
+    }
+
     /// Starts a task: its sandbox is there and records say so when this returns. Its commands come through the handle.
     pub async fn start_task(
         &self,
         task: Task,
         image: Image,
         policy: Policy,
-        ask: Arc<dyn Ask>,
+        approvers: impl Into<Approvers>,
     ) -> Result<TaskHandle, StartError> {
         let begun = Instant::now();
         let id = task.id;
@@ -157,6 +169,7 @@ impl Supervisor {
         };
         let started = async {
             self.journal.append(entry(admitted)).await?;
+            let inside = way_out::prepare(&task.network, &self.way_out).await?;
             let guard = {
                 let (state, roots) = (self.state.clone(), task.roots.clone());
                 // A walk over the roots, and a few files made.
@@ -166,7 +179,9 @@ impl Supervisor {
                     source: io::Error::other(error),
                 })??
             };
-            let plan = plan(&task, &image).with_protected(&guard.protected);
+            let plan = plan_with(&task, &image, inside.env)
+                .with_files(inside.files)
+                .with_protected(&guard.protected);
             let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
                 path: folder.clone(),
                 source: io::Error::other(error),
@@ -174,6 +189,7 @@ impl Supervisor {
             Ok::<_, StartError>((
                 Sandbox::start(&self.machinery, plan, place, &task.runtime).await?,
                 guard,
+                inside.inspection,
             ))
         };
         let failed = async |error: StartError| {
@@ -193,11 +209,12 @@ impl Supervisor {
             let _ = fs::remove_dir_all(&folder);
             error
         };
-        let (sandbox, guard) = match started.await {
+        let (sandbox, guard, inspection) = match started.await {
             Ok(started) => started,
             Err(error) => return Err(failed(error).await),
         };
-        let desk = Arc::new(Desk::new(ask, self.journal.clone(), task.gate.approval_time));
+        let desk = Desk::new(&task, image.digest.as_deref(), approvers.into(), self.journal.clone());
+        let policy = Arc::new(InForce::new(policy));
         let refused = way_out::Refused::default();
         let proxy = match gate {
             None => None,
@@ -209,6 +226,7 @@ impl Supervisor {
                     self.journal.clone(),
                     desk.clone(),
                     refused.clone(),
+                    inspection,
                 );
                 match opened.await {
                     Ok(proxy) => Some(proxy),
@@ -262,13 +280,12 @@ impl Supervisor {
 
 /// The isolation that a task of this process gets.
 pub fn plan(task: &Task, image: &Image) -> Plan {
+    plan_with(task, image, way_out::env(&task.network))
+}
+
+fn plan_with(task: &Task, image: &Image, way_out: BTreeMap<String, String>) -> Plan {
     let (uid, gid) = process::own_ids();
-    Plan::of(
-        task,
-        root_source(image),
-        CallerIds { uid, gid },
-        way_out::env(&task.network),
-    )
+    Plan::of(task, root_source(image), CallerIds { uid, gid }, way_out)
 }
 
 fn root_source(image: &Image) -> RootSource<'_> {

@@ -12,7 +12,7 @@
 mod driver;
 mod recovery;
 mod task;
-mod way_out;
+pub mod way_out;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::Serialize;
 
+use crate::approval::Desk;
 use crate::audit::record::TaskOutcome;
 use crate::exec::{ExecEnd, ExecRequest};
 use crate::id::{ExecId, TaskId};
@@ -180,6 +181,11 @@ impl TaskHandle {
     /// Puts what the harness says into the journal; the answer comes once it is there.
     pub async fn record(&self, event: AgentEvent) -> Result<(), NotRecorded> {
         self.live.record(event).await
+    }
+
+    /// Where the task's questions wait.
+    pub fn desk(&self) -> &Arc<Desk> {
+        &self.live.context.desk
     }
 
     /// Ends the task and waits until all is gone.

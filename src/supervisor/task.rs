@@ -316,6 +316,7 @@ impl Live {
                 exec.wait().await;
             }
         }
+        self.context.desk.close().await;
         // Nothing inside runs any more that could change what is looked at here.
         let left_files = tokio::task::spawn_blocking(move || guard.settle())
             .await

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use belljar_guest::ListenKind;
@@ -9,21 +10,42 @@ use futures_util::future::BoxFuture;
 
 use super::RefusedEgress;
 use super::driver::StartError;
-use crate::approval::{Asked, Desk};
+use crate::approval::{Asked, Desk, Subject};
 use crate::audit::journal::Journal;
 use crate::audit::record::{Entry, Event};
-use crate::egress::env::proxy_env;
+use crate::egress::env::{proxy_env, trust_env};
 use crate::egress::host::Host;
+use crate::egress::tls::Inspection;
 use crate::egress::{
-    Asker, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy, ProxyHandle,
-    RecordError, Recorder,
+    Asker, Destination, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy,
+    ProxyHandle, RecordError, Recorder,
 };
 use crate::id::{ApprovalId, ExecId, TaskId};
+use crate::path::SandboxPath;
+use crate::policy::amend::{About, Amendment};
 use crate::policy::rules::Protocol as RuleProtocol;
-use crate::policy::{Answer, Digest, Policy};
+use crate::policy::{Answer, Decision, Policy};
 use crate::sandbox::oci::Sandbox;
-use crate::sandbox::plan::{DNS_PORT, HTTP_PROXY_PORT, SOCKS_PORT};
+use crate::sandbox::plan::{DNS_PORT, HTTP_PROXY_PORT, Made, SOCKS_PORT, What};
 use crate::task::{Network, NetworkMode, Task};
+
+/// Where the bundle of certificates stands that a sandbox trusts, if its TLS is looked into.
+const TRUST_BUNDLE: &str = "/run/belljar/ca-certificates.pem";
+
+/// What all ways out of a process have in common.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// Files of certificates that count as roots of trust, beside the machine's.
+    pub extra_roots: Vec<PathBuf>,
+}
+
+/// What a sandbox has to hold for its way out, and what the proxy then works with.
+#[derive(Debug, Default)]
+pub struct Inside {
+    pub env: BTreeMap<String, String>,
+    pub files: Vec<Made>,
+    pub inspection: Option<Arc<Inspection>>,
+}
 
 /// Destinations that were refused, for the task's summary.
 pub type Refused = Arc<Mutex<Vec<RefusedEgress>>>;
@@ -62,15 +84,56 @@ pub fn gate(network: &Network, policy: &Policy) -> Result<Option<Arc<Gate>>, Sta
     Ok(Some(Arc::new(Gate::new(network, rules, OwnAddresses::system())?)))
 }
 
-/// The variables that lead programs inside to the way out.
+/// The variables that lead programs inside to the way out, and make them trust it where it looks into TLS.
 pub fn env(network: &Network) -> BTreeMap<String, String> {
-    match network.mode {
+    let mut env = match network.mode {
         NetworkMode::None => BTreeMap::new(),
         NetworkMode::Proxy => {
             let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             proxy_env(at(HTTP_PROXY_PORT), Some(at(SOCKS_PORT)))
         }
+    };
+    if looks_into_tls(network) {
+        env.extend(trust_env(&trust_bundle()));
     }
+    env
+}
+
+/// Makes what the inside needs; the key of the task's authority is made here, and is nowhere else.
+pub async fn prepare(network: &Network, settings: &Settings) -> Result<Inside, StartError> {
+    let env = env(network);
+    if !looks_into_tls(network) {
+        return Ok(Inside {
+            env,
+            ..Inside::default()
+        });
+    }
+    let roots = settings.extra_roots.clone();
+    let made = tokio::task::spawn_blocking(move || Inspection::new(&roots)).await;
+    let inspection = Arc::new(made.map_err(|error| StartError::Proxy {
+        source: std::io::Error::other(error),
+    })??);
+    let bundle = Made {
+        path: trust_bundle(),
+        what: What::File {
+            content: inspection.trust_bundle(),
+            mode: 0o644,
+        },
+        users: false,
+    };
+    Ok(Inside {
+        env,
+        files: vec![bundle],
+        inspection: Some(inspection),
+    })
+}
+
+fn looks_into_tls(network: &Network) -> bool {
+    network.mode == NetworkMode::Proxy && !(network.hosts.is_empty() && network.required_hosts.is_empty())
+}
+
+fn trust_bundle() -> SandboxPath {
+    SandboxPath::new(TRUST_BUNDLE).expect("it is a path")
 }
 
 /// Opens the way out of a sandbox that was just made.
@@ -81,6 +144,7 @@ pub async fn open(
     journal: Journal,
     desk: Arc<Desk>,
     refused: Refused,
+    inspection: Option<Arc<Inspection>>,
 ) -> Result<ProxyHandle, StartError> {
     let (http, socks, dns_tcp, dns_udp) = tokio::try_join!(
         sandbox.listen(HTTP_PROXY_PORT, ListenKind::Tcp),
@@ -99,6 +163,7 @@ pub async fn open(
     let asker = Arc::new(ToDesk { task, desk });
     let mut parts = Parts::new(gate, recorder, asker);
     parts.limits.ask_time = time;
+    parts.inspection = inspection;
     Proxy::start(listeners, parts).map_err(|source| StartError::Proxy { source })
 }
 
@@ -169,15 +234,19 @@ impl Asker for ToDesk {
             reason,
             exec,
         } = question;
-        let about = format!("network access to {}:{}", destination.host, destination.port);
-        let key = format!("{}:{}:{:?}", destination.host, destination.port, destination.protocol);
+        let Destination {
+            host,
+            port,
+            protocol,
+            method,
+        } = destination;
+        let (host, word) = (host.to_string(), protocol.as_str());
+        let about = match protocol {
+            Protocol::Dns => format!("looking up {host}"),
+            _ => format!("network access to {host}:{port} ({word})"),
+        };
         let mut facts = vec![("rule".to_owned(), rule)];
-        facts.extend(
-            destination
-                .method
-                .iter()
-                .map(|method| ("method".to_owned(), method.clone())),
-        );
+        facts.extend(method.map(|method| ("method".to_owned(), method)));
         let asked = Asked {
             id: ApprovalId::new(),
             task: self.task,
@@ -186,7 +255,20 @@ impl Asker for ToDesk {
             facts,
             reason,
             rules: Vec::new(),
-            digest: Digest::of_parts([b"belljar egress 1".as_slice(), self.task.as_bytes(), key.as_bytes()]),
+            digest: self.desk.digest_of_host(&host, port, word),
+            offer: rule_protocol(protocol).map(|protocol| Amendment {
+                about: About::Host {
+                    host: host.clone(),
+                    protocol,
+                },
+                decision: Decision::Allow,
+                justification: None,
+            }),
+            subject: Subject::Host {
+                host,
+                port,
+                protocol: word.to_owned(),
+            },
         };
         let desk = self.desk.clone();
         Box::pin(async move {
@@ -195,5 +277,16 @@ impl Asker for ToDesk {
                 Err(error) => Answer::Deny(format!("the question could not be recorded: {error}")),
             }
         })
+    }
+}
+
+/// The word that a rule for hosts has for a protocol; a name alone cannot be allowed by a rule.
+fn rule_protocol(protocol: Protocol) -> Option<RuleProtocol> {
+    match protocol {
+        Protocol::Http => Some(RuleProtocol::Http),
+        Protocol::HttpsConnect => Some(RuleProtocol::Https),
+        Protocol::Socks5Tcp => Some(RuleProtocol::Socks5Tcp),
+        Protocol::Socks5Udp => Some(RuleProtocol::Socks5Udp),
+        Protocol::Dns => None,
     }
 }

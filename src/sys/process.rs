@@ -255,6 +255,24 @@ pub fn set_hostname(name: &str) -> io::Result<()> {
     Ok(rustix::system::sethostname(name.as_bytes())?)
 }
 
+/// Whether a process runs this same program and has a controlling terminal; no where the kernel does not say so.
+pub fn is_own_program_at_a_terminal(pid: i32) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    let file = |path: &str| std::fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
+    let own = file("/proc/self/exe");
+    if own.is_none() || own != file(&format!("/proc/{pid}/exe")) {
+        return false;
+    }
+    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
+        return false;
+    };
+    // proc_pid_stat(5): the name in brackets may hold anything; the terminal is the fifth field after it.
+    let terminal = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_whitespace().nth(4));
+    terminal.is_some_and(|terminal| terminal != "0")
+}
+
 /// The ids that this process acts under.
 pub fn own_ids() -> (u32, u32) {
     (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw())

@@ -24,6 +24,12 @@ pub fn myself() -> Myself {
     }
 }
 
+/// The name of a user; the number as text where the database knows none.
+pub fn name_of(uid: u32) -> String {
+    let entry = User::from_uid(Uid::from_raw(uid)).ok().flatten();
+    entry.map_or_else(|| uid.to_string(), |user| user.name)
+}
+
 /// What this machine calls itself.
 pub fn hostname() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()

@@ -221,6 +221,57 @@ pub struct Network {
     pub allow: Vec<String>,
     pub deny: Vec<String>,
     pub unknown: Unknown,
+    /// Hosts that are allowed for some requests only.
+    pub hosts: Vec<HostRule>,
+    /// The same as the requirements demand it, a file each: what the task's own rules allow must be allowed by each of them too.
+    pub required_hosts: Vec<Vec<HostRule>>,
+}
+
+/// Closed: what is not said opens nothing.
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            mode: NetworkMode::None,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            unknown: Unknown::Deny,
+            hosts: Vec::new(),
+            required_hosts: Vec::new(),
+        }
+    }
+}
+
+/// Which requests a host is allowed for. A host with such rules denies every request that none of them allows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct HostRule {
+    /// A pattern as in the allow list.
+    pub host: String,
+    /// Those of the pattern where there is none.
+    pub ports: Vec<u16>,
+    pub methods: Methods,
+    /// Every path where there is none; see `egress::path::PathPattern`.
+    pub paths: Vec<String>,
+}
+
+/// HTTP methods.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Methods {
+    All,
+    /// GET, HEAD and OPTIONS.
+    ReadOnly,
+    #[serde(untagged)]
+    Only(Vec<String>),
+}
+
+impl Methods {
+    pub fn allow(&self, method: &str) -> bool {
+        match self {
+            Methods::All => true,
+            Methods::ReadOnly => ["GET", "HEAD", "OPTIONS"].contains(&method),
+            Methods::Only(methods) => methods.iter().any(|own| own == method),
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]

@@ -6,6 +6,7 @@
 //! The keys, with their defaults and reasons, stand in `config/default.toml`; the same tables serve there as defaults.
 
 mod flags;
+mod hosts;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ use crate::document::{Document, Faults, Origin, Sited, Table, Value, read_file};
 use crate::path::SandboxPath;
 
 pub use flags::Overrides;
+pub use hosts::HostSpec;
+pub(crate) use hosts::{host_rules, hosts};
 
 /// The one version of the format.
 const VERSION: i64 = 1;
@@ -130,6 +133,9 @@ pub struct NetworkSpec {
     #[schemars(default)]
     pub deny: Vec<Sited<String>>,
     pub unknown: Option<Sited<Unknown>>,
+    /// Hosts that are allowed for some requests only; their traffic is looked into.
+    #[schemars(default)]
+    pub hosts: Vec<HostSpec>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, JsonSchema)]
@@ -200,6 +206,7 @@ impl TaskSpec {
                 allow: joined(below.network.allow, self.network.allow),
                 deny: joined(below.network.deny, self.network.deny),
                 unknown: self.network.unknown.or(below.network.unknown),
+                hosts: joined(below.network.hosts, self.network.hosts),
             },
             gate: GateSpec {
                 rules: joined(below.gate.rules, self.gate.rules),
@@ -382,6 +389,7 @@ fn network(table: &Table<'_>) -> NetworkSpec {
         allow: table.list("allow", host_pattern),
         deny: table.list("deny", host_pattern),
         unknown: table.word("unknown"),
+        hosts: hosts(table),
     }
 }
 

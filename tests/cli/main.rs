@@ -1,5 +1,6 @@
 //! The command line as a person and a program see it: what is printed where, and with which exit code.
 
+mod approvals;
 mod help;
 mod rules;
 mod run;

@@ -8,7 +8,7 @@ use rustix::termios::{self, LocalModes, Winsize};
 use crate::belljar;
 
 /// A pseudo-terminal: our end, and the one that belljar gets.
-fn terminal() -> (File, OwnedFd) {
+pub fn terminal() -> (File, OwnedFd) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
     grantpt(&ours).unwrap();
     unlockpt(&ours).unwrap();
@@ -28,13 +28,15 @@ fn terminal() -> (File, OwnedFd) {
     (File::from(ours), theirs.into())
 }
 
-fn until(terminal: &mut File, text: &str) {
+/// Reads until some text was seen; gives all of it.
+pub fn until(terminal: &mut File, text: &str) -> String {
     let mut seen = Vec::new();
     let mut buffer = [0; 1024];
     while !String::from_utf8_lossy(&seen).contains(text) {
         let n = terminal.read(&mut buffer).unwrap();
         seen.extend_from_slice(&buffer[..n]);
     }
+    String::from_utf8_lossy(&seen).into_owned()
 }
 
 #[test]

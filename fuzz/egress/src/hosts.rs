@@ -25,6 +25,7 @@ fuzz_target!(|text: &str| {
         allow: vec!["*:*".to_owned()],
         deny: Vec::new(),
         unknown: Unknown::Deny,
+        ..Network::default()
     };
     let gate = Gate::new(&network, Vec::new(), OwnAddresses::system()).expect("the pattern is one");
     let destination = Destination {

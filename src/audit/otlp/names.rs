@@ -53,6 +53,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("server_port", "server.port"),
     ("address", "network.peer.address"),
     ("method", "http.request.method"),
+    ("path", "url.path"),
     ("rule", "belljar.rule.name"),
     ("hash", "belljar.checkpoint.hash"),
 ];

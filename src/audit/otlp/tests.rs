@@ -265,6 +265,7 @@ fn one_task(journal: &Journal, traceparent: Option<&str>, exit_code: i32) -> (Ta
             port: 443,
             protocol: "https_connect".into(),
             method: None,
+            path: None,
             decision: "deny".into(),
             rule: "unknown".into(),
             reason: "not in the list".into(),

@@ -66,6 +66,7 @@ impl Fixture {
                     port: 443,
                     protocol: "https_connect".into(),
                     method: None,
+                    path: None,
                     decision: "deny".into(),
                     rule: "network.deny".into(),
                     reason: "the task denies it".into(),

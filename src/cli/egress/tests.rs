@@ -21,6 +21,7 @@ fn belljar(args: &[&str]) -> anyhow::Result<String> {
             allow: vec!["*.example.com".to_owned()],
             deny: vec!["evil.example.com".to_owned()],
             unknown: Unknown::Ask,
+            ..Network::default()
         })
     };
     run(cli.egress, &mut out, spec)?;

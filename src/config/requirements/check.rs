@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::Requirements;
 use crate::config::identity::{self, Method};
-use crate::config::{Caller, Journal, Otlp, Sync, is_built_in};
+use crate::config::{Caller, Egress, Journal, Otlp, Sync, is_built_in};
 use crate::document::{Fault, Origin, Sited, Word};
 use crate::task::limits::Bytes;
 use crate::task::spec::TaskSpec;
@@ -27,6 +27,7 @@ pub(in crate::config) struct Asked<'a> {
 /// The configuration that no task spec can change.
 pub(in crate::config) struct ConfigAsked<'a> {
     pub journal: &'a Journal,
+    pub egress: &'a Egress,
     pub otlp: &'a [Otlp],
 }
 
@@ -71,6 +72,11 @@ impl Requirements {
             journal.sync = sync.clone();
         }
         spec.network.deny.extend(self.deny.iter().cloned());
+    }
+
+    /// A proxy that is demanded takes the place of none.
+    pub(in crate::config) fn fill_egress(&self, egress: &mut Egress) {
+        egress.upstream = egress.upstream.take().or_else(|| self.upstream.clone());
     }
 
     /// Every way in which a task asks for more than this file allows.
@@ -201,7 +207,8 @@ impl Requirements {
             found.note(origin, "network.mode", quoted(asked.mode), &words, &allowed.origin);
         }
         if let Some(allowed) = &self.allow {
-            for host in &network.allow {
+            let ruled = network.hosts.iter().map(|rule| &rule.host);
+            for host in network.allow.iter().chain(ruled) {
                 if !allowed.value.iter().any(|pattern| is_covered(&host.value, pattern)) {
                     found.note(
                         &host.origin,
@@ -314,6 +321,18 @@ impl Requirements {
                 "journal.sync",
                 quoted(sync.value),
                 &["each".to_owned()],
+                &demanded.origin,
+            );
+        }
+        if let (Some(demanded), Some(upstream)) = (&self.upstream, &asked.egress.upstream)
+            && demanded.value != upstream.value
+        {
+            let allowed = std::slice::from_ref(&demanded.value);
+            found.note(
+                &upstream.origin,
+                "egress.upstream",
+                format!("\"{}\"", upstream.value),
+                allowed,
                 &demanded.origin,
             );
         }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Requirements;
 use crate::config::bundle::Demand;
 use crate::config::identity::{Keys, Oidc};
-use crate::config::layers::{endpoint, redaction};
+use crate::config::layers::{endpoint, redaction, upstream};
 use crate::document::{Document, Faults, Sited, Table, Value, Word};
 use crate::policy::rules::built_in;
 use crate::task::{Unknown, spec};
@@ -45,6 +45,11 @@ pub(super) fn from_toml(text: &str, file: &str) -> Result<Requirements, Faults> 
             demands.allow = texts_or_none(&table, "allow", spec::host_pattern);
             demands.deny = table.list("deny", spec::host_pattern);
             demands.unknown = words(&table, "unknown");
+            demands.always = table.list("always", spec::host_pattern);
+            demands.hosts = spec::hosts(&table);
+        }
+        if let Some(table) = root.table("egress") {
+            demands.upstream = table.parsed("upstream", upstream);
         }
         if let Some(table) = root.table("gate") {
             demands.rules = table.list("rules", |text| match text.strip_prefix(spec::BUILT_IN) {

@@ -6,7 +6,7 @@ use crate::config::tests::Place;
 use crate::path::SandboxPath;
 use crate::policy::{Command, Policy, Stdin, Verdict};
 use crate::task::limits::Bytes;
-use crate::task::{Backend, GitMode, ImageRef, NetworkMode, Reviewer, Unknown, Unmatched};
+use crate::task::{Backend, GitMode, ImageRef, Methods, NetworkMode, Reviewer, Unknown, Unmatched};
 
 const EXAMPLE: &str = include_str!("../../../config/requirements.example.toml");
 
@@ -97,9 +97,9 @@ task.toml:7:46: limits.pids: 5000 is more than the 4096 that /etc/requirements.t
 task.toml:7:64: limits.task_time: 32400s is more than the 28800s that /etc/requirements.toml:27:13 allows
 task.toml:8:48: network.allow: "evil.example" is not allowed, only "*.packages.example.net" (/etc/requirements.toml:34:9)
 task.toml:8:75: network.unknown: "ask" is not allowed, only "deny" (/etc/requirements.toml:36:11)
-task.toml:9:22: gate.unmatched: "allow" is not allowed, only "ask", "deny" (/etc/requirements.toml:40:13)
+task.toml:9:22: gate.unmatched: "allow" is not allowed, only "ask", "deny" (/etc/requirements.toml:42:13)
 task.toml:9:42: gate.reviewer: "auto_review" is not allowed, only "user" (/etc/codex.toml:1:31)
-task.toml:9:42: gate.reviewer: "auto_review" is not allowed, only "user" (/etc/requirements.toml:41:13)
+task.toml:9:42: gate.reviewer: "auto_review" is not allowed, only "user" (/etc/requirements.toml:43:13)
 task.toml:9:73: gate.approval_time: 3600s is more than the 1800s that /etc/requirements.toml:30:17 allows"#;
     assert_eq!(violations(&place, spec), expected);
 }
@@ -385,6 +385,50 @@ fn git_modes_of_roots_are_held_to_the_demands() {
         .admit("writable_roots = [{ host = \".\", path = \"/w\", git = \"read-only\" }]")
         .unwrap();
     assert_eq!(task.roots[0].git, GitMode::ReadOnly);
+}
+
+#[test]
+fn hosts_are_forced_and_held_to_some_requests() {
+    let place = Place::new();
+    place.write(
+        "etc/requirements.toml",
+        r#"version = 1
+[network]
+allow = ["*.example.org"]
+always = ["mirror.example.net"]
+hosts = [{ host = "*", methods = "read-only" }]
+[egress]
+upstream = "http://proxy.example:3128"
+"#,
+    );
+    let task = place
+        .admit("[[network.hosts]]\nhost = \"api.example.org\"\nmethods = [\"POST\"]")
+        .unwrap();
+    assert_eq!(task.network.mode, NetworkMode::Proxy);
+    assert_eq!(task.network.allow, ["mirror.example.net"]);
+    assert_eq!(task.network.hosts[0].methods, Methods::Only(vec!["POST".into()]));
+    assert_eq!(task.network.required_hosts[0][0].methods, Methods::ReadOnly);
+    assert!(
+        place.admit("").unwrap().network.allow.is_empty(),
+        "nothing opens a task without a way out"
+    );
+    assert_eq!(
+        violations(&place, "network = { hosts = [{ host = \"evil.example\" }] }"),
+        "task.toml:2:31: network.allow: \"evil.example\" is not allowed, only \"*.example.org\" (/etc/requirements.toml:3:9)"
+    );
+    assert_eq!(
+        place.config().egress.upstream.unwrap().value,
+        "http://proxy.example:3128"
+    );
+    place.write(
+        "home/.config/belljar/config.toml",
+        "[egress]\nupstream = \"http://other.example:80\"\n",
+    );
+    assert_eq!(
+        violations(&place, ""),
+        "/home/.config/belljar/config.toml:2:12: egress.upstream: \"http://other.example:80\" is not allowed, \
+         only \"http://proxy.example:3128\" (/etc/requirements.toml:7:12)"
+    );
 }
 
 #[test]

@@ -27,8 +27,9 @@ use crate::egress::account::Account;
 use crate::egress::client::Client;
 use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::{Authority, HostError};
+use crate::egress::request::Asked;
 use crate::egress::room;
-use crate::egress::way::{Closed, Passage, Way};
+use crate::egress::way::{Closed, Passage, Way, Who};
 
 const DECISION: HeaderName = HeaderName::from_static("x-belljar-decision");
 
@@ -45,7 +46,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-type Answer = Response<Either<Full<Bytes>, Metered>>;
+pub(in crate::egress) type Answer = Response<Either<Full<Bytes>, Metered>>;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// What outlives one request of a connection.
@@ -127,6 +128,16 @@ async fn answer(request: Request<Incoming>, client: Client, way: Arc<Way>, conne
         protocol,
         method: Some(method),
     };
+    if !tunnel {
+        let asked = Asked {
+            method: request.method().as_str(),
+            path: request.uri().path_and_query().map_or("/", |path| path.as_str()),
+            headers: request.headers(),
+        };
+        if let Err(denial) = way.admit_request(Who::Client(client), &destination, asked, None).await {
+            return refusal(&denial);
+        }
+    }
     let passage = match way.open(destination, client).await {
         Ok(passage) => passage,
         Err(Closed::Denied(denial)) => return refusal(&denial),
@@ -289,7 +300,7 @@ fn rewrite(
 }
 
 /// Removes the headers of one connection, and those that `Connection` names as such.
-fn strip(headers: &mut HeaderMap) {
+pub(in crate::egress) fn strip(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(header::CONNECTION)
         .iter()
@@ -307,7 +318,7 @@ fn strip(headers: &mut HeaderMap) {
 }
 
 /// The one shape of a refusal: 403 and the denial as JSON; 400 where the request cannot be read, 503 where nothing was decided.
-fn refusal(denial: &Denial) -> Answer {
+pub(in crate::egress) fn refusal(denial: &Denial) -> Answer {
     let status = match denial.kind {
         DenialKind::Denied | DenialKind::Local | DenialKind::Unresolved | DenialKind::Unknown => StatusCode::FORBIDDEN,
         DenialKind::Malformed => StatusCode::BAD_REQUEST,
@@ -319,11 +330,11 @@ fn refusal(denial: &Denial) -> Answer {
 }
 
 /// An answer for a connection that was allowed and failed.
-fn unreachable(destination: &Destination, error: &str) -> Answer {
+pub(in crate::egress) fn unreachable(destination: &Destination, error: &str) -> Answer {
     plain(StatusCode::BAD_GATEWAY, destination, error)
 }
 
-fn plain(status: StatusCode, destination: &Destination, error: &str) -> Answer {
+pub(in crate::egress) fn plain(status: StatusCode, destination: &Destination, error: &str) -> Answer {
     let body = serde_json::json!({
         "decision": "allow",
         "error": error,
@@ -356,7 +367,7 @@ pub(in crate::egress) fn over_limit(full: room::Full) -> String {
     )
 }
 
-fn whole_chain(error: &dyn std::error::Error) -> String {
+pub(in crate::egress) fn whole_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
@@ -367,7 +378,7 @@ fn whole_chain(error: &dyn std::error::Error) -> String {
 }
 
 /// A body that is counted on its way, and cut where a limit is reached.
-struct Metered {
+pub(in crate::egress) struct Metered {
     body: Incoming,
     account: Arc<Account>,
     direction: Direction,

@@ -4,7 +4,7 @@
 //! A buffer is held only while bytes flow, so ten thousand idle tunnels hold none.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,12 +16,20 @@ use super::hello::{self, Seen};
 use crate::egress::account::Account;
 use crate::egress::gate::{Denial, DenialKind, Route};
 use crate::egress::host::Host;
+use crate::egress::tls;
 use crate::egress::way::{Passage, Way};
 
 /// Large enough that a system call moves much: of 64 KiB to 1 MiB, each doubling took some 5 % less processor time a byte.
 const BUFFER: usize = 512 * 1024;
 /// Buffers that are kept for the next burst: 8 MiB over all tunnels of the process.
 const KEPT: usize = 16;
+
+/// What a client may speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Speech {
+    Any,
+    TlsOnly,
+}
 
 enum TunnelError {
     Io(io::Error),
@@ -36,18 +44,30 @@ impl From<io::Error> for TunnelError {
 
 /// Carries bytes until both sides are done, one fails, or the policy ends it. `early` is what the client sent before it was
 /// answered.
-pub(in crate::egress) async fn run(client: TcpStream, early: Bytes, passage: Passage, way: &Way) {
+pub(in crate::egress) async fn run(client: TcpStream, early: Bytes, passage: Passage, way: &Arc<Way>) {
     let Passage { stream, route, account } = passage;
     let (client_read, client_write) = client.into_split();
-    let (server_read, server_write) = stream.into_split();
     let carried = async {
-        tokio::try_join!(
+        if let Some(inspection) = way.inspects(&route).map_err(TunnelError::Denied)? {
+            let mut read = client_read;
+            let beginning = read_beginning(&mut read, early, &route, Speech::TlsOnly, way).await?;
+            let client = tls::Client {
+                beginning,
+                read,
+                write: client_write,
+            };
+            let served = tls::serve(client, stream, &route, &account, way, inspection).await;
+            return served.map_err(|error| TunnelError::Io(io::Error::other(error)));
+        }
+        let (server_read, server_write) = stream.into_split();
+        let both = tokio::try_join!(
             carry_up(client_read, server_write, early, &route, &account, way),
             carry_down(server_read, client_write, &account),
-        )
+        );
+        both.map(drop)
     };
     let ended = tokio::select! {
-        carried = carried => carried.map(drop),
+        carried = carried => carried,
         denial = way.watch_over(&route, &account) => Err(TunnelError::Denied(denial)),
     };
     match ended {
@@ -68,7 +88,12 @@ async fn carry_up(
     account: &Account,
     way: &Way,
 ) -> Result<(), TunnelError> {
-    let beginning = read_beginning(&mut client, early, route, way).await?;
+    let speech = if route.is_for_tls() {
+        Speech::TlsOnly
+    } else {
+        Speech::Any
+    };
+    let beginning = read_beginning(&mut client, early, route, speech, way).await?;
     server.write_all(&beginning).await?;
     account.add_sent(beginning.len());
     pump(client, server, |bytes| account.add_sent(bytes)).await?;
@@ -85,6 +110,7 @@ async fn read_beginning(
     client: &mut OwnedReadHalf,
     early: Bytes,
     route: &Route,
+    speech: Speech,
     way: &Way,
 ) -> Result<BytesMut, TunnelError> {
     let mut beginning = BytesMut::from(early);
@@ -115,7 +141,7 @@ async fn read_beginning(
         Err(_) => return Err(denied(route, "limit", "the TLS hello took too long".to_owned())),
     };
     match seen {
-        Seen::NotTls if route.is_for_tls() => {
+        Seen::NotTls if speech == Speech::TlsOnly => {
             let port = route.destination().port;
             Err(denied(route, "tls", format!("only TLS is let out to port {port}")))
         }

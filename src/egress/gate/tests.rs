@@ -14,6 +14,7 @@ fn network(allow: &[&str], deny: &[&str]) -> Network {
         allow: owned(allow),
         deny: owned(deny),
         unknown: WhenUnknown::Ask,
+        ..Network::default()
     }
 }
 

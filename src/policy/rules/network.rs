@@ -40,7 +40,8 @@ impl Protocol {
         }
     }
 
-    pub(super) fn name(self) -> &'static str {
+    /// The word of Codex's files.
+    pub fn name(self) -> &'static str {
         match self {
             Self::Http => "http",
             Self::Https => "https",

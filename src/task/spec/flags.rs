@@ -72,6 +72,7 @@ impl TaskSpec {
                 allow: flag.all("--allow", flags.allow, host_pattern),
                 deny: flag.all("--deny", flags.deny, host_pattern),
                 unknown: None,
+                hosts: Vec::new(),
             },
             gate: GateSpec {
                 rules: flag.all("--rules", flags.rules, host_path),

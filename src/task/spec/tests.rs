@@ -1,4 +1,5 @@
 use super::*;
+use crate::task::{HostRule, Methods};
 
 const WHOLE: &str = r#"
 version = 1
@@ -304,4 +305,74 @@ fn a_higher_layer_replaces_values_and_adds_to_lists() {
     assert_eq!(values(&spec.network.deny), ["a", "b"]);
     assert_eq!(values(&spec.gate.rules), ["low.rules", "high.rules"]);
     assert_eq!((spec.env["A"].value.as_str(), spec.env["B"].value.as_str()), ("1", "2"));
+}
+
+#[test]
+fn hosts_say_what_may_be_asked_of_them() {
+    let spec = TaskSpec::from_toml(
+        r#"version = 1
+[[network.hosts]]
+host = "api.example.org"
+ports = [443]
+methods = "read-only"
+paths = ["/v1/", "/repos/*/issues"]
+[[network.hosts]]
+host = "*.example.net:8443"
+methods = ["GET", "POST"]
+"#,
+        "task.toml",
+    )
+    .unwrap();
+    let rules = host_rules(&spec.network.hosts);
+    let expected = [
+        HostRule {
+            host: "api.example.org".into(),
+            ports: vec![443],
+            methods: Methods::ReadOnly,
+            paths: vec!["/v1/".into(), "/repos/*/issues".into()],
+        },
+        HostRule {
+            host: "*.example.net:8443".into(),
+            ports: Vec::new(),
+            methods: Methods::Only(vec!["GET".into(), "POST".into()]),
+            paths: Vec::new(),
+        },
+    ];
+    assert_eq!(rules, expected);
+}
+
+#[test]
+fn what_is_wrong_with_hosts_is_told_with_its_place() {
+    let text = r#"version = 1
+[[network.hosts]]
+host = "api.example.org:443"
+ports = [443, 0]
+methods = ["get", "CONNECT"]
+paths = ["v1", "/a/../b", "/%2e", "/a*b", "//a"]
+path = "/"
+[[network.hosts]]
+methods = "readonly"
+paths = []
+[[network.hosts]]
+host = "a.example.org"
+methods = []
+"#;
+    let odd = "is not a plain path (from \"/\" on, without escapes, query, dots or empty segments; a \"*\" is a whole segment)";
+    let expected = format!(
+        r#"task.toml:4:10: network.hosts[0].ports: the host names a port already
+task.toml:4:15: network.hosts[0].ports[1]: 0 is not a whole number from 1 to 65535
+task.toml:5:12: network.hosts[0].methods[0]: "get" is not an HTTP method in capitals
+task.toml:5:19: network.hosts[0].methods[1]: CONNECT is never let through
+task.toml:6:10: network.hosts[0].paths[0]: "v1" {odd}
+task.toml:6:16: network.hosts[0].paths[1]: "/a/../b" {odd}
+task.toml:6:27: network.hosts[0].paths[2]: "/%2e" {odd}
+task.toml:6:35: network.hosts[0].paths[3]: "/a*b" {odd}
+task.toml:6:43: network.hosts[0].paths[4]: "//a" {odd}
+task.toml:7:1: network.hosts[0].path: unknown key (did you mean "paths"?)
+task.toml:8:1: network.hosts[1].host: the key is missing (expected a host or a pattern of hosts)
+task.toml:9:11: network.hosts[1].methods: "readonly" is not one of "all", "read-only", nor a list of methods
+task.toml:10:9: network.hosts[1].paths: an empty list would allow nothing (leave the key out for all)
+task.toml:13:11: network.hosts[2].methods: an empty list would allow nothing (leave the key out for all)"#
+    );
+    assert_eq!(faults(text), expected);
 }

@@ -1,0 +1,248 @@
+//! What an answer comes to: its record, the rule that it adds, and how long it is remembered.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Claim, Desk, Ended, GRANTS_MAX, lock};
+use crate::approval::fatigue::Denied;
+use crate::approval::question::scope_word;
+use crate::approval::{Asked, Reply, Settled, nobody};
+use crate::audit::journal::JournalError;
+use crate::audit::record::{Event, Opinion};
+use crate::policy::{Answer, Approver, ApproverKind, Scope};
+
+/// An answer that holds for the task.
+pub(super) struct Grant {
+    pub reply: Reply,
+    pub by: Approver,
+}
+
+impl Desk {
+    /// Records how a question ended, and remembers the answer as far as it holds.
+    pub(super) async fn conclude(&self, asked: &Arc<Asked>, claim: Claim, waited: Duration) -> Ended {
+        let (reply, by, opinion, told) = match claim {
+            Claim::Replied {
+                reply,
+                by,
+                opinion,
+                told,
+            } => (reply, by, opinion, told),
+            Claim::Withdrawn(why) => {
+                self.record_answer(
+                    asked,
+                    "withdrawn",
+                    None,
+                    &nobody(why),
+                    Some(why.to_owned()),
+                    waited,
+                    None,
+                )
+                .await?;
+                self.tell_change(asked.id, "withdrawn", nobody(why));
+                return Ok((Answer::Deny(format!("the question was withdrawn: {why}")), nobody(why)));
+            }
+        };
+        let (reply, note) = self.with_rule(asked, reply, &by).await?;
+        let said = match &reply {
+            Reply::Approve(_) => None,
+            Reply::Deny { reason, .. } => Some(told_reason(&by, reason.as_deref())),
+        };
+        let reason = match &note {
+            Some(note) => Some(said.clone().map_or(note.clone(), |said| format!("{said}; {note}"))),
+            None => said.clone(),
+        };
+        self.record_answer(asked, reply.word(), Some(reply.scope()), &by, reason, waited, opinion)
+            .await?;
+        let note = note.or(self.keep(asked, &reply, &by, said.as_deref()).await);
+        if by.kind == ApproverKind::Person && matches!(reply, Reply::Approve(_)) {
+            lock(&self.breaker).reset();
+        }
+        if let Some(told) = told {
+            // Whoever answered may have gone.
+            let _ = told.send(Ok(Settled {
+                scope: reply.scope(),
+                note,
+            }));
+        }
+        self.tell_change(asked.id, reply.word(), by.clone());
+        Ok((
+            match said {
+                None => Answer::Approve(reply.scope()),
+                Some(reason) => Answer::Deny(reason),
+            },
+            by,
+        ))
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "they are the fields of one record")]
+    async fn record_answer(
+        &self,
+        asked: &Asked,
+        answer: &str,
+        scope: Option<Scope>,
+        by: &Approver,
+        reason: Option<String>,
+        waited: Duration,
+        opinion: Option<Opinion>,
+    ) -> Result<(), JournalError> {
+        let event = Event::ApprovalAnswered {
+            approval: asked.id,
+            answer: answer.to_owned(),
+            scope: scope.map(|scope| scope_word(scope).to_owned()),
+            approver: by.clone(),
+            reason,
+            wait_seconds: waited.as_secs_f64(),
+            opinion,
+        };
+        self.journal.append(self.entry(asked, event)).await.map(drop)
+    }
+
+    /// Adds the rule that the reply asks for. Where that fails, the reply holds once, and the note says why.
+    async fn with_rule(
+        &self,
+        asked: &Asked,
+        reply: Reply,
+        by: &Approver,
+    ) -> Result<(Reply, Option<String>), JournalError> {
+        let (Scope::Rule, Some(rule), Some(book)) = (reply.scope(), asked.rule(&reply), self.rule_book.get()) else {
+            return Ok(match reply.scope() {
+                Scope::Rule => (reply.once(), Some("no rule could be offered".to_owned())),
+                Scope::Once | Scope::Task | Scope::Session => (reply, None),
+            });
+        };
+        if let Err(error) = rule.check() {
+            return Ok((reply.once(), Some(format!("no rule was added: {error}"))));
+        }
+        let event = Event::RuleAdded {
+            file: book.file(),
+            rule: rule.line(),
+            approver: by.clone(),
+        };
+        self.journal.append(self.entry(asked, event)).await?;
+        let book = book.clone();
+        let added = tokio::task::spawn_blocking(move || book.add(&rule)).await;
+        Ok(match added {
+            Ok(Ok(())) => (reply, None),
+            Ok(Err(error)) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a rule could not be added");
+                (reply.once(), Some(format!("no rule was added: {error}")))
+            }
+            Err(_) => (
+                reply.once(),
+                Some("no rule was added: the process is ending".to_owned()),
+            ),
+        })
+    }
+
+    /// Remembers an answer; says what could not be remembered.
+    async fn keep(&self, asked: &Arc<Asked>, reply: &Reply, by: &Approver, said: Option<&str>) -> Option<String> {
+        let for_now = match (reply, by.kind) {
+            (_, ApproverKind::Reviewer | ApproverKind::Grant | ApproverKind::Nobody) => return None,
+            (reply, ApproverKind::Person | ApproverKind::Harness) => reply,
+        };
+        {
+            let mut state = lock(&self.state);
+            match (for_now.scope(), said) {
+                (Scope::Once, None) | (Scope::Rule, _) => {}
+                (Scope::Once, Some(said)) => {
+                    let bounds = &self.approvers.bounds;
+                    let denied = Denied {
+                        at: Instant::now(),
+                        by: by.clone(),
+                        reason: said.to_owned(),
+                    };
+                    state.fatigue.note_denied(bounds, asked.digest, denied);
+                }
+                (Scope::Task | Scope::Session, _) => {
+                    if state.grants.len() < GRANTS_MAX {
+                        let grant = Grant {
+                            reply: reply.clone(),
+                            by: by.clone(),
+                        };
+                        state.grants.insert(asked.digest, grant);
+                    }
+                }
+            }
+        }
+        let (Scope::Session, Some(session)) = (reply.scope(), &self.approvers.session) else {
+            return None;
+        };
+        let (session, asked, reply, by) = (session.clone(), asked.clone(), reply.clone(), by.clone());
+        let kept =
+            tokio::task::spawn_blocking(move || session.keep(asked.id, &asked.digest, &asked.about, &reply, &by)).await;
+        match kept {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "an answer could not be kept for the session"
+                );
+                Some(format!("it holds for this task only: {error}"))
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// The answer that was given for the session, by this or another task.
+    pub(super) async fn kept_for_the_session(&self, asked: &Arc<Asked>) -> Option<(Answer, Approver)> {
+        let (session, digest) = (self.approvers.session.clone()?, asked.digest);
+        let found = tokio::task::spawn_blocking(move || session.find(&digest)).await.ok()?;
+        let kept = match found {
+            Ok(kept) => kept?,
+            Err(error) => {
+                // Then somebody is asked, as if there were no such file.
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "answers for the session are not used"
+                );
+                return None;
+            }
+        };
+        Grant {
+            reply: kept.reply(),
+            by: kept.approver,
+        }
+        .answer(asked)
+    }
+}
+
+impl Grant {
+    /// What it says to a question; nothing where the question wants a person and none gave it.
+    pub(super) fn answer(&self, asked: &Asked) -> Option<(Answer, Approver)> {
+        let scope = self.reply.scope();
+        match &self.reply {
+            Reply::Approve(_) if asked.person_only() && self.by.kind != ApproverKind::Person => None,
+            Reply::Approve(scope) => Some((
+                Answer::Approve(*scope),
+                granted(&self.by, &format!("granted for the {}", scope_word(*scope))),
+            )),
+            Reply::Deny { reason, .. } => Some((
+                Answer::Deny(told_reason(&self.by, reason.as_deref())),
+                granted(&self.by, &format!("denied for the {}", scope_word(scope))),
+            )),
+        }
+    }
+}
+
+pub(super) fn granted(by: &Approver, via: &str) -> Approver {
+    Approver {
+        kind: ApproverKind::Grant,
+        name: by.name.clone(),
+        via: via.to_owned(),
+    }
+}
+
+/// The reason of a no, as the agent is told it.
+fn told_reason(by: &Approver, reason: Option<&str>) -> String {
+    let who = match by.kind {
+        ApproverKind::Person => "a person said no",
+        ApproverKind::Harness => "the harness said no",
+        ApproverKind::Reviewer | ApproverKind::Grant | ApproverKind::Nobody => {
+            return reason.unwrap_or("no").to_owned();
+        }
+    };
+    match reason {
+        Some(reason) => format!("{who}: {reason}"),
+        None => who.to_owned(),
+    }
+}
