@@ -2,7 +2,10 @@
 //!
 //! Every proxy carries a CONNECT to the same loopback server. belljar's judges, records (as JSON lines to a file) and checks
 //! addresses as it does for a task; only the dialler leads the checked public address to loopback. squid and tinyproxy run
-//! where they are installed. Prints a table, and writes it as JSON to `target/bench-egress.json`.
+//! where they are installed.
+
+#[path = "table/mod.rs"]
+mod table;
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -25,6 +28,7 @@ use belljar::egress::{
 use belljar::id::ExecId;
 use belljar::task::{Network, NetworkMode, Unknown};
 use futures_util::future::BoxFuture;
+use table::{Row, Unit};
 
 const SETUPS: usize = 3000;
 const WARM_UP: usize = 300;
@@ -101,26 +105,26 @@ fn measure(name: &'static str, connect: &dyn Fn() -> io::Result<TcpStream>) -> i
 }
 
 fn report(measured: &[Measured]) -> io::Result<()> {
-    println!("{:<10} {:>12} {:>12} {:>10}", "", "set-up p50", "set-up p99", "GB/s");
-    let mut rows = Vec::new();
-    for row in measured {
-        let micros = |time: Duration| time.as_secs_f64() * 1e6;
-        let gigabytes = row.bytes_per_second / 1e9;
-        println!(
-            "{:<10} {:>9.0} µs {:>9.0} µs {gigabytes:>10.2}",
-            row.name,
-            micros(row.setup_p50),
-            micros(row.setup_p99)
-        );
-        rows.push(serde_json::json!({
-            "name": row.name,
-            "setup_p50_microseconds": micros(row.setup_p50),
-            "setup_p99_microseconds": micros(row.setup_p99),
-            "bytes_per_second": row.bytes_per_second,
-        }));
-    }
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/bench-egress.json");
-    std::fs::write(file, serde_json::to_vec_pretty(&rows)?)
+    let of = |name: &str, value: fn(&Measured) -> f64| measured.iter().find(|one| one.name == name).map(value);
+    let setup: fn(&Measured) -> f64 = |one| one.setup_p50.as_secs_f64();
+    let tail: fn(&Measured) -> f64 = |one| one.setup_p99.as_secs_f64();
+    let rate: fn(&Measured) -> f64 = |one| one.bytes_per_second;
+    let row = |what, unit, value| Row::new(what, unit, of("belljar", value)).beside("direct", of("direct", value));
+    let rows = [
+        row(
+            "proxied connection set up, judged and recorded, p50",
+            Unit::Seconds,
+            setup,
+        )
+        .bound(250e-6)
+        .against("squid", of("squid", setup), 1.0)
+        .beside("tinyproxy", of("tinyproxy", setup)),
+        row("the same, p99", Unit::Seconds, tail),
+        row("proxied throughput", Unit::BytesPerSecond, rate)
+            .against("squid", of("squid", rate), 1.2)
+            .against("tinyproxy", of("tinyproxy", rate), 2.0),
+    ];
+    table::report("egress", &rows)
 }
 
 /// A server on loopback that echoes one byte, or floods and closes.

@@ -3,6 +3,9 @@
 //! `cargo bench --bench journal`, with `-- --quick` for a tenth of everything. The journal is made in `$TMPDIR`: put
 //! that on the disk that is to be measured.
 
+#[path = "table/mod.rs"]
+mod table;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,24 +15,26 @@ use belljar::audit::record::{Entry, Event, ExecFinished, ExecOutcome, Usage};
 use belljar::audit::{Known, verify};
 use belljar::id::{ExecId, TaskId};
 use belljar::policy::{Decision, RuleMatch};
+use table::{Row, Unit};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let quick = std::env::args().any(|arg| arg == "--quick");
     let part = if quick { 10 } else { 1 };
     let folder = tempfile::tempdir()?;
-    row("what", "measured".to_owned(), "target");
-    alone(&folder.path().join("batch"), Sync::Batch, 5_000 / part)?;
-    alone(&folder.path().join("each"), Sync::Each, 1_000 / part)?;
-    many_callers(&folder.path().join("callers"), 20_000 / part)?;
+    let mut rows = Vec::new();
+    rows.extend(alone(&folder.path().join("batch"), Sync::Batch, 5_000 / part)?);
+    rows.extend(alone(&folder.path().join("each"), Sync::Each, 1_000 / part)?);
+    rows.push(many_callers(&folder.path().join("callers"), 20_000 / part)?);
     let large = folder.path().join("large");
     let records = 1_000_000 / part;
-    sustained(&large, records)?;
-    proof(&large, records)?;
+    rows.push(sustained(&large, records)?);
+    rows.push(proof(&large, records)?);
+    table::report("journal", &rows)?;
     Ok(())
 }
 
 /// One exec after the other, each with the two waits that it has: before its start, and before its answer.
-fn alone(folder: &Path, sync: Sync, execs: usize) -> Result<(), Box<dyn std::error::Error>> {
+fn alone(folder: &Path, sync: Sync, execs: usize) -> Result<[Row; 2], Box<dyn std::error::Error>> {
     let journal = open(folder, sync)?;
     let task = TaskId::new();
     let mut added = Vec::with_capacity(execs);
@@ -48,22 +53,22 @@ fn alone(folder: &Path, sync: Sync, execs: usize) -> Result<(), Box<dyn std::err
         added.push(before + from.elapsed());
     }
     let name = sync.as_str();
-    let target = if sync == Sync::Batch { "<= 50 us" } else { "" };
-    row(
-        &format!("added to an exec alone, sync {name}, p50"),
-        micros(percentile(&mut added, 50)),
-        target,
+    let middle = Row::seconds(
+        format!("journal: added to an exec alone, sync {name}, p50"),
+        Some(percentile(&mut added, 50)),
     );
-    row(
-        &format!("added to an exec alone, sync {name}, p99"),
-        micros(percentile(&mut added, 99)),
-        "",
+    let tail = Row::seconds(
+        format!("journal: the same, sync {name}, p99"),
+        Some(percentile(&mut added, 99)),
     );
-    Ok(())
+    Ok(match sync {
+        Sync::Batch => [middle.bound(50e-6), tail],
+        Sync::Each => [middle, tail],
+    })
 }
 
 /// Sixteen callers at once, each waiting for its own records.
-fn many_callers(folder: &Path, execs: usize) -> Result<(), Box<dyn std::error::Error>> {
+fn many_callers(folder: &Path, execs: usize) -> Result<Row, Box<dyn std::error::Error>> {
     const CALLERS: usize = 16;
     let journal = open(folder, Sync::Batch)?;
     let from = Instant::now();
@@ -82,11 +87,14 @@ fn many_callers(folder: &Path, execs: usize) -> Result<(), Box<dyn std::error::E
         }
     });
     let rate = execs as f64 / from.elapsed().as_secs_f64();
-    row("execs/s of 16 callers, three records each", format!("{rate:.0}"), "");
-    Ok(())
+    Ok(Row::new(
+        "journal: execs of 16 callers, three records each",
+        Unit::Rate,
+        Some(rate),
+    ))
 }
 
-fn sustained(folder: &Path, records: usize) -> Result<(), Box<dyn std::error::Error>> {
+fn sustained(folder: &Path, records: usize) -> Result<Row, Box<dyn std::error::Error>> {
     let journal = open(folder, Sync::Batch)?;
     let task = TaskId::new();
     let from = Instant::now();
@@ -101,18 +109,15 @@ fn sustained(folder: &Path, records: usize) -> Result<(), Box<dyn std::error::Er
         }
     }
     let rate = written as f64 / from.elapsed().as_secs_f64();
-    row("records/s sustained", format!("{rate:.0}"), ">= 50,000");
-    Ok(())
+    Ok(Row::new("journal: records sustained", Unit::Rate, Some(rate)).bound(50_000.0))
 }
 
-fn proof(folder: &Path, records: usize) -> Result<(), Box<dyn std::error::Error>> {
+fn proof(folder: &Path, records: usize) -> Result<Row, Box<dyn std::error::Error>> {
     let from = Instant::now();
     let verified = verify(folder, &Known::default())?;
     let took = from.elapsed();
-    let name = format!("proof of {} records", verified.records);
-    let target = if records == 1_000_000 { "< 5 s" } else { "" };
-    row(&name, format!("{:.2} s", took.as_secs_f64()), target);
-    Ok(())
+    let row = Row::seconds(format!("journal: proof of {} records", verified.records), Some(took));
+    Ok(row.bound(5e-6 * records as f64))
 }
 
 fn open(folder: &Path, sync: Sync) -> Result<Journal, Box<dyn std::error::Error>> {
@@ -171,8 +176,8 @@ fn one_exec(task: TaskId) -> [Entry; 3] {
         error: None,
         wall_seconds: 1.25,
         usage: Usage::NONE,
-        network_bytes_sent: 0,
-        network_bytes_received: 0,
+        network_bytes_sent: Some(0),
+        network_bytes_received: Some(0),
         stdout_bytes: 4096,
         stderr_bytes: 0,
         stdout_digest: Some("sha256:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08".into()),
@@ -196,12 +201,4 @@ fn one_exec(task: TaskId) -> [Entry; 3] {
 fn percentile(times: &mut [Duration], percent: usize) -> Duration {
     times.sort_unstable();
     times[(times.len() - 1) * percent / 100]
-}
-
-fn micros(time: Duration) -> String {
-    format!("{:.1} us", time.as_secs_f64() * 1e6)
-}
-
-fn row(what: &str, measured: String, target: &str) {
-    println!("{what:<44} {measured:>12}  {target}");
 }

@@ -1,8 +1,11 @@
 //! What a judgement costs: an argv and a bash script, against the dangerous rules.
 //!
 //! Takes the commands of real agents where they are at hand (`../shared/cases/agent-commands.jsonl`), else the cases of the
-//! tests. Prints one line a measure: name, p50 and p99 in microseconds, and the target for p50; then how many of the scripts that
-//! bash accepts are understood, and why the others are not. With `BELLJAR_OPAQUE=N` the first N of those are printed too.
+//! tests. Also tells how many of the scripts that bash accepts are understood, and why the others are not. With
+//! `BELLJAR_OPAQUE=N` the first N of those are printed too.
+
+#[path = "table/mod.rs"]
+mod table;
 
 use std::collections::BTreeMap;
 use std::hint::black_box;
@@ -13,6 +16,7 @@ use belljar::path::SandboxPath;
 use belljar::policy::{Command, Digest, Policy, RuleText, Stdin};
 use belljar::task::Unmatched;
 use serde_json::Value;
+use table::Row;
 
 const ROUNDS: usize = 3;
 
@@ -39,8 +43,9 @@ fn main() -> anyhow::Result<()> {
         .map(|(script, _)| command(vec!["bash".to_owned(), "-lc".to_owned(), script]))
         .collect::<anyhow::Result<_>>()?;
     println!("{source}: {} argvs, {} scripts", argvs.len(), scripts.len());
-    measure("judge argv", 2.0, &policy, &argvs);
-    measure("judge bash script", 60.0, &policy, &scripts);
+    let argvs = measure("judge argv", 2e-6, &policy, &argvs);
+    let scripts = measure("judge bash script", 60e-6, &policy, &scripts);
+    table::report("judge", &[argvs, scripts].concat())?;
     Ok(())
 }
 
@@ -72,24 +77,27 @@ fn understood<'s>(policy: &Policy, scripts: impl Iterator<Item = &'s String>) ->
     Ok(())
 }
 
-fn measure(name: &str, target: f64, policy: &Policy, commands: &[Command]) {
+fn measure(name: &str, target: f64, policy: &Policy, commands: &[Command]) -> [Row; 2] {
     let place = Digest::of_bytes(b"a sandbox");
     let exec = ExecId::new();
-    let mut micros = Vec::with_capacity(commands.len() * ROUNDS);
+    let mut times = Vec::with_capacity(commands.len() * ROUNDS);
     for _ in 0..ROUNDS {
         for command in commands {
             let start = Instant::now();
             black_box(policy.judge(exec, black_box(command), &place));
-            micros.push(start.elapsed().as_secs_f64() * 1e6);
+            times.push(start.elapsed());
         }
     }
-    micros.sort_by(f64::total_cmp);
-    let at = |share: f64| micros[((micros.len() - 1) as f64 * share) as usize];
-    println!(
-        "{name:<20} p50 {:>8.2} µs  p99 {:>8.2} µs  target p50 {target} µs",
-        at(0.5),
-        at(0.99)
-    );
+    times.sort_unstable();
+    let at = |share: f64| {
+        times
+            .get(((times.len().saturating_sub(1)) as f64 * share) as usize)
+            .copied()
+    };
+    [
+        Row::seconds(format!("{name}, p50"), at(0.5)).bound(target),
+        Row::seconds(format!("{name}, p99"), at(0.99)),
+    ]
 }
 
 /// Scripts, with whether bash accepts each.

@@ -198,6 +198,13 @@ impl<'t> Document<'t> {
 
     /// Runs `read` over the root table; its value counts only when nothing was found wrong.
     pub fn read<T>(&self, read: impl FnOnce(&Table<'_>) -> T) -> Result<T, Faults> {
+        let (value, faults) = self.read_all(read);
+        Faults::check(faults)?;
+        Ok(value)
+    }
+
+    /// The value with all that was found wrong, for a reader that goes on to look for more.
+    pub fn read_all<T>(&self, read: impl FnOnce(&Table<'_>) -> T) -> (T, Vec<Fault>) {
         let faults = RefCell::new(Vec::new());
         let root = Table {
             document: self,
@@ -210,8 +217,7 @@ impl<'t> Document<'t> {
         };
         let value = read(&root);
         drop(root);
-        Faults::check(faults.into_inner())?;
-        Ok(value)
+        (value, faults.into_inner())
     }
 }
 

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | [`id`], [`path`] | words: ids and the two worlds of paths |
 //! | [`document`] | words: TOML read with places, every fault at once |
+//! | [`crash`] | words: where a test can end the process |
 //! | [`task`] | WHAT runs: the task spec, roots, limits |
 //! | [`policy`] | MAY it: rules, the shell splitter, the judgement |
 //! | [`audit`] | WHAT happened: records, the journal, OTLP |
@@ -26,6 +27,7 @@ pub mod approval;
 pub mod audit;
 pub mod cli;
 pub mod config;
+pub mod crash;
 pub mod document;
 pub mod egress;
 pub mod exec;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// The layers, lowest first. A module may use those of its own layer and below.
 const LAYERS: &[&[&str]] = &[
-    &["id", "path", "document", "task", "policy"],
+    &["id", "path", "document", "crash", "task", "policy"],
     &["audit"],
     &["sys", "secret", "config", "approval", "image", "sandbox", "egress"],
     &["exec"],
@@ -62,6 +62,7 @@ const DOORS: &[(&str, &[&str])] = &[
         "rustix",
         &[
             "sys/",
+            "crash.rs",
             "sandbox/",
             "image/",
             "exec/run.rs",
@@ -69,7 +70,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "cli/terminal.rs",
         ],
     ),
-    ("rustls_platform_verifier", &["egress/tls/"]),
+    ("rustls_platform_verifier", &["egress/tls/", "audit/otlp"]),
     ("seccompiler", &["sandbox/seccomp.rs", "sys/"]),
     ("secrecy", &["secret/"]),
     ("starlark", &["policy/"]),

@@ -47,7 +47,10 @@ test)
 bench)
     need runc runc "is measured in the same run"
     need bwrap bubblewrap "is measured in the same run"
-    need busybox busybox-static "a root file system of one program, for runc"
+    need busybox busybox-static "a root file system of one program, for the peers"
+    need docker docker.io "is measured in the same run, with a daemon of the bench's own"
+    need squid squid "a proxy, is measured in the same run"
+    need tinyproxy tinyproxy "a proxy, is measured in the same run"
     ;;
 images)
     need mmdebstrap mmdebstrap "makes root file systems from Debian packages"
@@ -63,6 +66,12 @@ if [ ${#packages[@]} -gt 0 ]; then
         echo "setup: installing from Debian:" >&2
         printf '%s\n' "${reasons[@]}" >&2
         export DEBIAN_FRONTEND=noninteractive
+        # Programs are wanted, not their services: policy-rc.d keeps Debian from starting any (invoke-rc.d(8)).
+        if [ ! -e /usr/sbin/policy-rc.d ]; then
+            printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+            chmod 755 /usr/sbin/policy-rc.d
+            trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+        fi
         apt-get update -qq >&2
         apt-get install -qq -y --no-install-recommends "${packages[@]}" >&2
     else

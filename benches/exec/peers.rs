@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::{Measured, Rounds, Spread};
-
-const BYTES: u64 = 1 << 30;
+use super::live::Spread;
+use super::{BYTES, Measured, Rounds};
 
 /// How long a daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,7 +24,7 @@ fn has(program: &str) -> bool {
 }
 
 /// A small root: busybox under its names.
-fn make_root(root: &Path) -> anyhow::Result<()> {
+pub fn make_root(root: &Path) -> anyhow::Result<()> {
     let program = belljar::sandbox::outside::find("busybox").context("the peers need busybox-static")?;
     std::fs::create_dir_all(root.join("bin"))?;
     for folder in ["proc", "sys", "dev", "etc", "tmp"] {
@@ -55,10 +54,13 @@ pub fn runc(folder: &Path, rounds: Rounds) -> anyhow::Result<Measured> {
     let measured = (|| {
         let exec = || runc(&["exec", &live, "/bin/true"]);
         let bytes = BYTES.to_string();
+        let [first_byte, whole_run] = runs(rounds.peer_starts, |round| {
+            runc(&["run", "--bundle", text(&echoing), &format!("{live}-{round}")])
+        })?;
         Ok::<_, anyhow::Error>(Measured {
             exec: timed(rounds.peer_execs, exec)?,
             execs_a_second: Some(callers(rounds, exec)?),
-            stdout_gigabytes: Some(stream(&mut runc(&[
+            stdout: Some(stream(&mut runc(&[
                 "exec",
                 &live,
                 "/bin/head",
@@ -66,9 +68,8 @@ pub fn runc(folder: &Path, rounds: Rounds) -> anyhow::Result<Measured> {
                 &bytes,
                 "/dev/zero",
             ]))?),
-            first_byte: first_bytes(rounds.peer_starts, |round| {
-                runc(&["run", "--bundle", text(&echoing), &format!("{live}-{round}")])
-            })?,
+            first_byte,
+            whole_run,
             ..Measured::default()
         })
     })();
@@ -170,10 +171,13 @@ pub fn docker(folder: &Path, rounds: Rounds) -> anyhow::Result<Measured> {
     ]))?;
     let exec = || daemon.docker(&["exec", "live", "/bin/true"]);
     let bytes = BYTES.to_string();
+    let [first_byte, whole_run] = runs(rounds.peer_starts, |_| {
+        daemon.docker(&["run", "--rm", "--network=none", "bench", "/bin/echo", "x"])
+    })?;
     let measured = Measured {
         exec: timed(rounds.peer_execs, exec)?,
         execs_a_second: Some(callers(rounds, exec)?),
-        stdout_gigabytes: Some(stream(&mut daemon.docker(&[
+        stdout: Some(stream(&mut daemon.docker(&[
             "exec",
             "live",
             "/bin/head",
@@ -181,13 +185,39 @@ pub fn docker(folder: &Path, rounds: Rounds) -> anyhow::Result<Measured> {
             &bytes,
             "/dev/zero",
         ]))?),
-        first_byte: first_bytes(rounds.peer_starts, |_| {
-            daemon.docker(&["run", "--rm", "--network=none", "bench", "/bin/echo", "x"])
-        })?,
+        first_byte,
+        whole_run,
+        two_hundred: Some(two_hundred(&daemon)?),
         ..Measured::default()
     };
     quiet(daemon.docker(&["rm", "--force", "live"]))?;
     Ok(measured)
+}
+
+/// 200 tasks by docker, taken from 20: it would be most of a minute.
+fn two_hundred(daemon: &Daemon) -> anyhow::Result<Duration> {
+    const SOME: u32 = 20;
+    let begun = Instant::now();
+    let name = |number| format!("one-{number}");
+    for number in 0..SOME {
+        let name = name(number);
+        let words = [
+            "run",
+            "--detach",
+            "--network=none",
+            "--name",
+            &name,
+            "bench",
+            "/bin/sleep",
+            "100000",
+        ];
+        run(daemon.docker(&words).stdout(Stdio::null()))?;
+    }
+    let took = begun.elapsed() * (200 / SOME);
+    let names: Vec<_> = (0..SOME).map(name).collect();
+    let words = ["rm", "--force"].into_iter().chain(names.iter().map(String::as_str));
+    run(daemon.docker(&words.collect::<Vec<_>>()).stdout(Stdio::null()))?;
+    Ok(took)
 }
 
 pub fn bwrap(rounds: Rounds) -> anyhow::Result<Measured> {
@@ -223,8 +253,10 @@ pub fn bwrap(rounds: Rounds) -> anyhow::Result<Measured> {
             .stdin(Stdio::null());
         command
     };
+    let [first_byte, whole_run] = runs(rounds.peer_starts, echo)?;
     Ok(Measured {
-        first_byte: first_bytes(rounds.peer_starts, echo)?,
+        first_byte,
+        whole_run,
         ..Measured::default()
     })
 }
@@ -284,19 +316,21 @@ fn stream(command: &mut Command) -> anyhow::Result<f64> {
     }
     child.wait()?;
     anyhow::ensure!(received == BYTES, "{command:?}: {received} bytes of {BYTES} arrived");
-    Ok(BYTES as f64 / begun.elapsed().as_secs_f64() / 1e9)
+    Ok(BYTES as f64 / begun.elapsed().as_secs_f64())
 }
 
-fn first_bytes(rounds: usize, command: impl Fn(usize) -> Command) -> anyhow::Result<Option<Spread>> {
-    let mut times = Vec::with_capacity(rounds);
+/// From the start to the first byte of output, and to the end.
+fn runs(rounds: usize, command: impl Fn(usize) -> Command) -> anyhow::Result<[Option<Spread>; 2]> {
+    let (mut first, mut whole) = (Vec::with_capacity(rounds), Vec::with_capacity(rounds));
     for round in 0..rounds {
         let begun = Instant::now();
         let mut child = command(round).stdout(Stdio::piped()).spawn()?;
         let mut out = child.stdout.take().context("it was asked for")?;
         out.read_exact(&mut [0])?;
-        times.push(begun.elapsed());
+        first.push(begun.elapsed());
         let status = child.wait()?;
+        whole.push(begun.elapsed());
         anyhow::ensure!(status.success(), "it ended with {status}");
     }
-    Ok(Spread::of(times))
+    Ok([Spread::of(first), Spread::of(whole)])
 }

@@ -21,7 +21,7 @@ pub struct Filter {
     pub host: Option<String>,
     /// The id of a rule that matched.
     pub rule: Option<String>,
-    /// Who approved or refused.
+    /// Who approved or refused, or ran the task.
     pub person: Option<String>,
     pub since: Option<Timestamp>,
     pub until: Option<Timestamp>,
@@ -68,6 +68,8 @@ pub struct Whole {
     pub records: Vec<Value>,
     /// Connections of its task while it ran, which may be those of another exec that ran beside it.
     pub egress: Vec<Value>,
+    /// What the harness said of the same tool call: the intention beside the deed.
+    pub events: Vec<Value>,
 }
 
 /// One exec whole; `None` when the journal has no record of it.
@@ -83,11 +85,22 @@ pub fn show(reader: &Reader, exec: ExecId) -> Result<Option<Whole>, JournalError
         )?,
         None => Vec::new(),
     };
+    let call = own
+        .iter()
+        .find_map(|record| record.value()["call_id"].as_str().map(str::to_owned));
+    let events = match (first.task, call) {
+        (Some(task), Some(call)) => reader.select(
+            "task = ?1 AND exec IS NULL AND kind = 'agent.event' AND json_extract(json, '$.call_id') = ?2 ORDER BY seq",
+            &[&task.as_bytes().as_slice(), &call],
+        )?,
+        _ => Vec::new(),
+    };
     Ok(Some(Whole {
         exec: exec.to_string(),
         task: first.task.map(|task| task.to_string()),
         records: own.iter().map(Stored::value).collect(),
         egress: egress.iter().map(Stored::value).collect(),
+        events: events.iter().map(Stored::value).collect(),
     }))
 }
 
@@ -164,7 +177,11 @@ impl Filter {
             );
         }
         if let Some(person) = &self.person {
-            add("json_extract(json, '$.approver.name') = ?", Box::new(person.clone()));
+            add(
+                "(json_extract(json, '$.approver.name') = ? OR task IN (SELECT task FROM records WHERE kind = 'task.admitted' \
+                 AND json_extract(json, '$.identity.user') = ?))",
+                Box::new(person.clone()),
+            );
         }
         (conditions.join(" AND "), values)
     }

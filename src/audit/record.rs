@@ -249,8 +249,9 @@ pub struct ExecFinished {
     pub error: Option<String>,
     pub wall_seconds: f64,
     pub usage: Usage,
-    pub network_bytes_sent: u64,
-    pub network_bytes_received: u64,
+    /// Through the proxy, over connections whose sockets the exec's processes held: evidence, not proof. None where it cannot be told.
+    pub network_bytes_sent: Option<u64>,
+    pub network_bytes_received: Option<u64>,
     pub stdout_bytes: u64,
     pub stderr_bytes: u64,
     pub stdout_digest: Option<String>,

@@ -1,11 +1,14 @@
 //! Whether somebody should look at a task or an exec: what was asked, what it did, what was denied and what was unusual, by rules
 //! alone, with the records that each finding rests on.
 
+use std::collections::{HashMap, HashSet};
+
+use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::journal::{JournalError, Reader, Seq, Stored};
-use super::query::executable;
+use super::journal::{JournalError, Reader, Seq};
+use super::query::{self, Filter, executable};
 use crate::id::{ExecId, TaskId};
 
 /// The answer; the order is urgency: the greatest of all findings wins.
@@ -39,6 +42,8 @@ pub struct Finding {
 pub enum About {
     Task(TaskId),
     Exec(ExecId),
+    /// All that was recorded from then on.
+    Since(Timestamp),
 }
 
 /// As many earlier runs of a program make it known enough for a run of it to be unusual.
@@ -50,23 +55,37 @@ const YOUNG_JOURNAL: u64 = 100;
 /// How many times the most of all earlier runs is unusual.
 const UNUSUAL: f64 = 5.0;
 
-/// Looks at all records of a task or an exec; `None` when the journal has none.
+/// Looks at all records of a task, an exec or a span of time; `None` when the journal has none.
 pub fn triage(reader: &Reader, about: About) -> Result<Option<Triage>, JournalError> {
-    let records = match about {
-        About::Task(task) => reader.select("task = ?1 ORDER BY seq", &[&task.as_bytes().as_slice()])?,
-        About::Exec(exec) => reader.select("exec = ?1 ORDER BY seq", &[&exec.as_bytes().as_slice()])?,
+    let filter = match about {
+        About::Task(task) => Filter {
+            task: Some(task),
+            ..Filter::default()
+        },
+        About::Exec(exec) => Filter {
+            exec: Some(exec),
+            ..Filter::default()
+        },
+        About::Since(since) => Filter {
+            since: Some(since),
+            ..Filter::default()
+        },
     };
-    if records.is_empty() {
+    let mut findings = Findings::default();
+    let mut records = 0;
+    let mut ends = HashSet::new();
+    query::each(reader, &filter, |record| {
+        records += 1;
+        judge(record.seq, &record.kind, &record.value(), &mut findings);
+        if record.kind == "exec.finished" {
+            ends.insert(record.seq);
+        }
+        true
+    })?;
+    if records == 0 {
         return Ok(None);
     }
-    let mut findings = Findings::default();
-    for record in &records {
-        let value = record.value();
-        judge(record.seq, &record.kind, &value, &mut findings);
-        if record.kind == "exec.finished" {
-            unusual(reader, record, &value, &mut findings)?;
-        }
-    }
+    unusual(reader, &ends, &mut findings)?;
     let mut findings = findings.made;
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.verdict));
     let verdict = findings
@@ -77,7 +96,7 @@ pub fn triage(reader: &Reader, about: About) -> Result<Option<Triage>, JournalEr
     Ok(Some(Triage {
         verdict,
         findings,
-        records: records.len(),
+        records,
     }))
 }
 
@@ -143,47 +162,55 @@ fn judge(seq: Seq, kind: &str, value: &Value, findings: &mut Findings) {
     }
 }
 
-/// What this run of a program has that no earlier one in this journal had.
-fn unusual(reader: &Reader, record: &Stored, value: &Value, findings: &mut Findings) -> Result<(), JournalError> {
-    let Some(program) = executable(value) else {
-        return Ok(());
-    };
-    let mut runs = 0;
-    let mut most = [0.0f64; MEASURES.len()];
+/// What is known of a program from its runs so far.
+#[derive(Default)]
+struct Known {
+    runs: usize,
+    most: [f64; MEASURES.len()],
+}
+
+/// What these runs of programs have that no earlier one in this journal had; one walk over all ends of execs.
+fn unusual(reader: &Reader, ends: &HashSet<Seq>, findings: &mut Findings) -> Result<(), JournalError> {
+    let Some(last) = ends.iter().max() else { return Ok(()) };
+    let mut known: HashMap<String, Known> = HashMap::new();
     let mut execs = 0;
     reader.each(
-        "kind = 'exec.finished' AND seq < ?1 ORDER BY seq",
-        &[&(record.seq as i64)],
-        |earlier| {
-            execs += 1;
-            let earlier = earlier.value();
-            if executable(&earlier) == Some(program) {
-                runs += 1;
-                for (most, (pointers, _)) in most.iter_mut().zip(MEASURES) {
-                    *most = most.max(measure(&earlier, pointers));
+        "kind = 'exec.finished' AND seq <= ?1 ORDER BY seq",
+        &[&(*last as i64)],
+        |record| {
+            let value = record.value();
+            if let Some(program) = executable(&value) {
+                let before = known.entry(program.to_owned()).or_default();
+                if ends.contains(&record.seq) {
+                    compare(program, &value, before, execs, record.seq, findings);
+                }
+                before.runs += 1;
+                for (most, (pointers, _)) in before.most.iter_mut().zip(MEASURES) {
+                    *most = most.max(measure(&value, pointers));
                 }
             }
+            execs += 1;
             true
         },
-    )?;
-    if runs == 0 && execs >= YOUNG_JOURNAL {
-        findings.add(
-            Verdict::NeedsPerson,
-            format!("{program} never ran here before"),
-            record.seq,
-        );
+    )
+}
+
+fn compare(program: &str, value: &Value, before: &Known, execs: u64, seq: Seq, findings: &mut Findings) {
+    if before.runs == 0 && execs >= YOUNG_JOURNAL {
+        let text = format!("{program} never ran here before");
+        findings.add(Verdict::NeedsPerson, text, seq);
     }
-    if runs >= KNOWN_RUNS {
-        for (most, (pointers, what)) in most.iter().zip(MEASURES) {
-            let now = measure(value, pointers);
-            if *most > 0.0 && now > most * UNUSUAL {
-                let times = now / most;
-                let text = format!("{program} used {times:.0} times as much {what} as ever before");
-                findings.add(Verdict::NeedsPerson, text, record.seq);
-            }
+    if before.runs < KNOWN_RUNS {
+        return;
+    }
+    for (most, (pointers, what)) in before.most.iter().zip(MEASURES) {
+        let now = measure(value, pointers);
+        if *most > 0.0 && now > most * UNUSUAL {
+            let times = now / most;
+            let text = format!("{program} used {times:.0} times as much {what} as ever before");
+            findings.add(Verdict::NeedsPerson, text, seq);
         }
     }
-    Ok(())
 }
 
 /// What is compared between runs: fields that are added up, and their name.

@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
-use crate::config::{Config, Surroundings, admit};
-use crate::task::Task;
-use crate::task::spec::{Overrides, TaskSpec};
+use crate::config::{Config, Rejection, Surroundings, admit};
+use crate::document::{Fault, Faults, Origin, Sited};
+use crate::egress::pattern::{List, Pattern};
+use crate::policy::{Policy, RuleText};
+use crate::task::spec::{NetworkSpec, Overrides, TaskSpec};
+use crate::task::{Task, Unmatched};
 
 /// A task: a spec file, flags, or both. Flags win over the file.
 #[derive(Debug, Default, clap::Args)]
@@ -98,22 +101,37 @@ impl TaskArgs {
     pub fn admit(self) -> anyhow::Result<Ready> {
         let mut surroundings = Surroundings::of_process();
         let cwd = std::env::current_dir().context("cannot tell the current folder")?;
-        let (spec, base) = match &self.spec {
+        let ((spec, mut faults), base) = match &self.spec {
             Some(file) => {
                 let folder = file.parent().unwrap_or(Path::new("")).to_owned();
-                (TaskSpec::read(file)?, cwd.join(folder))
+                (TaskSpec::read_all(file), cwd.join(folder))
             }
-            None => (TaskSpec::default(), cwd.clone()),
+            None => (Default::default(), cwd.clone()),
         };
         surroundings.project = Some(base.clone());
         let config = Config::load(&surroundings)?;
-        let spec = spec.apply(self.overrides(), &cwd)?;
-        let task = admit(spec, &base, &config, &surroundings.caller())?;
-        Ok(Ready {
-            task,
-            config,
-            surroundings,
-        })
+        let (spec, of_flags) = spec.apply_all(self.overrides(), &cwd);
+        faults.extend(of_flags);
+        faults.extend(faults_of_hosts(&spec.network));
+        let rules = spec.gate.rules.clone();
+        // What was misread is missing from here on; that what is left would do is not asked.
+        match (admit(spec, &base, &config, &surroundings.caller()), faults.is_empty()) {
+            (Ok(task), true) => {
+                return Ok(Ready {
+                    task,
+                    config,
+                    surroundings,
+                });
+            }
+            (Err(Rejection::Violations(violations)), true) => return Err(Rejection::Violations(violations).into()),
+            (Err(Rejection::Faults(more)), _) => faults.extend(more.into_vec()),
+            (Ok(_) | Err(Rejection::Violations(_)), false) => {}
+        }
+        faults.extend(faults_of_rules(&rules, &base));
+        match Faults::check(faults) {
+            Err(faults) => Err(Rejection::Faults(faults).into()),
+            Ok(()) => anyhow::bail!("the task was rejected for no reason that was told"),
+        }
     }
 
     fn overrides(self) -> Overrides {
@@ -143,4 +161,53 @@ impl TaskArgs {
             command: self.command,
         }
     }
+}
+
+/// The patterns that the proxy could not read.
+fn faults_of_hosts(network: &NetworkSpec) -> Vec<Fault> {
+    let lists = [
+        ("network.allow", &network.allow, List::Allow),
+        ("network.deny", &network.deny, List::Deny),
+    ];
+    let patterns = lists
+        .into_iter()
+        .flat_map(|(key, patterns, list)| patterns.iter().map(move |pattern| (key, pattern, list)));
+    patterns
+        .filter_map(|(key, pattern, list)| {
+            let error = Pattern::parse(&pattern.value, list).err()?;
+            let (origin, key) = match &pattern.origin {
+                // A flag names itself.
+                Origin::Flag(_) => (pattern.origin.clone(), String::new()),
+                Origin::File { .. } => (pattern.origin.clone(), key.to_owned()),
+            };
+            let what = match std::error::Error::source(&error) {
+                Some(source) => format!("{error}: {source}"),
+                None => error.to_string(),
+            };
+            Some(Fault { origin, key, what })
+        })
+        .collect()
+}
+
+/// What is wrong in the files of rules themselves; one that is not there has been told already.
+fn faults_of_rules(files: &[Sited<String>], base: &Path) -> Vec<Fault> {
+    let texts = files.iter().filter_map(|file| {
+        let path = base.join(&file.value);
+        let text = std::fs::read_to_string(&path).ok()?;
+        let name = path.display().to_string();
+        Some(RuleText { name, text })
+    });
+    let Err(error) = Policy::from_texts(&texts.collect::<Vec<_>>(), Unmatched::Allow) else {
+        return Vec::new();
+    };
+    let placed = error.faults.into_iter().map(|fault| Fault {
+        origin: Origin::File {
+            file: fault.file.into(),
+            line: fault.line,
+            column: fault.column,
+        },
+        key: String::new(),
+        what: fault.text,
+    });
+    placed.collect()
 }

@@ -2,6 +2,7 @@
 
 pub mod approvals;
 pub mod ask;
+pub mod attach;
 pub mod audit;
 mod clean;
 pub mod config;
@@ -46,6 +47,7 @@ Exit codes: the command's own; 120 refused; 124 timed out; 125 belljar failed;
 enum Command {
     Run(Box<run::RunArgs>),
     Exec(exec::ExecArgs),
+    Attach(attach::AttachArgs),
     /// Lists, shows and stops live tasks; prints the schema of task specs
     #[command(subcommand)]
     Task(task::TaskCommand),
@@ -77,6 +79,7 @@ impl Cli {
         match self.command {
             Command::Run(args) => wait_for(run::run(*args)),
             Command::Exec(args) => wait_for(exec::run(args)),
+            Command::Attach(args) => wait_for(attach::run(args)),
             Command::Task(command) => wait_for(task::run(command)),
             Command::Approvals(command) => wait_for(approvals::run(command)),
             Command::Rules(args) => rules::run(args),

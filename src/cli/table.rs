@@ -42,7 +42,16 @@ pub fn images(names: &[Named]) -> String {
 
 /// Execs, one a row.
 pub fn execs(execs: &[ExecInfo]) -> String {
-    let mut table = plain(&[
+    table_of(execs, |_| None)
+}
+
+/// The same, with the ids by which they are named.
+pub fn execs_with_ids(execs: &[ExecInfo]) -> String {
+    table_of(execs, |exec| Some(exec.id.to_string()))
+}
+
+fn table_of(execs: &[ExecInfo], id: impl Fn(&ExecInfo) -> Option<String>) -> String {
+    let names = [
         "command",
         "judgement",
         "outcome",
@@ -51,28 +60,23 @@ pub fn execs(execs: &[ExecInfo]) -> String {
         "memory",
         "output",
         "network",
-    ]);
-    for column in 3..8 {
+    ];
+    let has_ids = execs.iter().any(|exec| id(exec).is_some());
+    let header: Vec<_> = has_ids.then_some("id").into_iter().chain(names).collect();
+    let mut table = plain(&header);
+    for column in header.len() - 5..header.len() {
         right(&mut table, column);
     }
     for exec in execs {
         let judgement = exec.judgement.clone().unwrap_or_else(|| "-".to_owned());
-        let [outcome, wall, cpu, memory, output, network] = match &exec.end {
+        let cells = match &exec.end {
             Some(ExecEnd::Finished(finished)) => finished_cells(finished),
             Some(ExecEnd::Refused(_)) => only("refused"),
             Some(ExecEnd::Failed { .. }) => only("failed"),
             None => only("running"),
         };
-        table.add_row([
-            command(&exec.argv),
-            judgement,
-            outcome,
-            wall,
-            cpu,
-            memory,
-            output,
-            network,
-        ]);
+        let first = id(exec).into_iter().chain([command(&exec.argv), judgement]);
+        table.add_row(first.chain(cells).collect::<Vec<_>>());
     }
     table.trim_fmt()
 }
@@ -117,8 +121,9 @@ fn only(outcome: &str) -> [String; 6] {
 fn finished_cells(finished: &ExecFinished) -> [String; 6] {
     let usage = &finished.usage;
     let network = match (finished.network_bytes_received, finished.network_bytes_sent) {
-        (0, 0) => "-".to_owned(),
-        (received, sent) => format!("{} in, {} out", Bytes(received), Bytes(sent)),
+        (Some(0), Some(0)) => "-".to_owned(),
+        (None, _) | (_, None) => "unknown".to_owned(),
+        (Some(received), Some(sent)) => format!("{} in, {} out", Bytes(received), Bytes(sent)),
     };
     [
         outcome(finished),

@@ -83,7 +83,7 @@ async fn show(one: One) -> anyhow::Result<u8> {
     }
     print!("{}", described(&info));
     if !execs.is_empty() {
-        println!("\n{}", table::execs(&execs));
+        println!("\n{}", table::execs_with_ids(&execs));
     }
     Ok(0)
 }

@@ -19,8 +19,9 @@ pub struct EgressBytes {
     pub received: u64,
 }
 
+/// Counts bytes in both directions, while connections live.
 #[derive(Debug, Default)]
-pub(super) struct Totals {
+pub struct Totals {
     sent: AtomicU64,
     received: AtomicU64,
 }
@@ -30,6 +31,21 @@ impl Totals {
         EgressBytes {
             sent: self.sent.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Where the bytes of one connection are counted beside its own account.
+pub(super) struct Counts {
+    pub of_task: Arc<Totals>,
+    pub of_exec: Option<Arc<Totals>>,
+}
+
+impl Counts {
+    fn each(&self, direction: impl Fn(&Totals) -> &AtomicU64, bytes: usize) {
+        let both = [Some(&self.of_task), self.of_exec.as_ref()];
+        for totals in both.into_iter().flatten() {
+            direction(totals).fetch_add(bytes as u64, Ordering::Relaxed);
         }
     }
 }
@@ -55,12 +71,12 @@ pub(super) struct Account {
     started: Instant,
     sent: AtomicU64,
     received: AtomicU64,
-    totals: Arc<Totals>,
+    counts: Counts,
     place: Option<OwnedPermit<End>>,
 }
 
 impl Account {
-    pub fn new(route: &Route, exec: Option<ExecId>, totals: Arc<Totals>, place: OwnedPermit<End>) -> Self {
+    pub fn new(route: &Route, exec: Option<ExecId>, totals: Counts, place: OwnedPermit<End>) -> Self {
         let destination = route.destination();
         Self {
             exec,
@@ -75,7 +91,7 @@ impl Account {
             started: Instant::now(),
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
-            totals,
+            counts: totals,
             place: Some(place),
         }
     }
@@ -102,12 +118,12 @@ impl Account {
 
     pub fn add_sent(&self, bytes: usize) {
         self.sent.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.totals.sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.counts.each(|totals| &totals.sent, bytes);
     }
 
     pub fn add_received(&self, bytes: usize) {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
-        self.totals.received.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.counts.each(|totals| &totals.received, bytes);
     }
 
     /// Bytes in both directions so far: what has not grown is idle.

@@ -1,9 +1,11 @@
 //! Who in the sandbox asked: the other end of a connection to the proxy, and the exec that it belongs to.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 
+use super::account::Totals;
 use crate::id::ExecId;
 
 /// The other end of a connection to the proxy, as the sandbox's own network numbers it.
@@ -36,6 +38,11 @@ impl Client {
 pub trait Attribution: Send + Sync {
     /// `None` where nobody or more than one exec holds it, or it cannot be told.
     fn exec_of(&self, client: Client) -> BoxFuture<'_, Option<ExecId>>;
+
+    /// Where the bytes of a new connection of this exec are counted, beside the task's own count.
+    fn totals_of(&self, _exec: Option<ExecId>) -> Option<Arc<Totals>> {
+        None
+    }
 }
 
 /// Knows of no exec.

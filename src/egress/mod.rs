@@ -49,14 +49,14 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use account::EgressBytes;
+pub use account::{EgressBytes, Totals};
 pub use ask::{Asker, EgressQuestion, NobodyToAsk};
-pub use client::{Attribution, Client, Unattributed};
+pub use client::{Attribution, Client, Transport, Unattributed};
 pub use gate::{Denial, Destination, Gate, NetworkRule, OwnAddresses, Protocol};
 pub use limits::Limits;
 pub use way::{RecordError, Recorder};
 
-use account::{End, Totals};
+use account::End;
 use ask::Questions;
 use dial::{Dialler, DirectDialler};
 use pace::Pace;

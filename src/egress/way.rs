@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 
-use super::account::{Account, End, Totals};
+use super::account::{Account, Counts, End, Totals};
 use super::ask::Questions;
 use super::client::{Attribution, Client};
 use super::dial::Dialler;
@@ -101,7 +101,11 @@ impl Way {
             let reason = "the proxy is shutting down".to_owned();
             Closed::Denied(Denial::new(route.destination(), DenialKind::Unable, "shutdown", reason))
         })?;
-        let account = Arc::new(Account::new(&route, exec, self.totals.clone(), place));
+        let counts = Counts {
+            of_task: self.totals.clone(),
+            of_exec: self.attribution.totals_of(exec),
+        };
+        let account = Arc::new(Account::new(&route, exec, counts, place));
         let dialled = tokio::time::timeout(self.limits.dial_time, self.dialler.dial(&route)).await;
         let error = match dialled {
             Ok(Ok(stream)) => {

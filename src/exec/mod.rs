@@ -6,6 +6,7 @@
 pub mod pipeline;
 mod run;
 pub mod stream;
+pub mod traffic;
 pub mod usage;
 
 use std::time::Duration;

@@ -17,10 +17,13 @@ use tokio::sync::mpsc;
 
 use super::run::{self, Ended, Limits};
 use super::stream::Log;
+use super::traffic::Traffic;
 use super::{Control, ExecEnd, ExecEvent, ExecRequest};
 use crate::approval::{Asked, Desk, Subject};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Entry, Event, ExecFinished, ExecOutcome, env_names};
+use crate::crash;
+use crate::egress::EgressBytes;
 use crate::id::{ApprovalId, TaskId};
 use crate::policy::amend::{About, Amendment};
 use crate::policy::{Basis, Decision, InForce, Judgement, Permit, Question, Refusal};
@@ -33,6 +36,8 @@ pub struct Context {
     pub policy: Arc<InForce>,
     pub desk: Arc<Desk>,
     pub sandbox: Arc<Sandbox>,
+    /// What goes through the way out; none where there is none.
+    pub traffic: Option<Arc<Traffic>>,
     pub exec_time: Option<Duration>,
     /// Of stdout and stderr together, in bytes.
     pub output: u64,
@@ -133,18 +138,24 @@ async fn steps(
     }));
     judged.await?;
     started.await?;
+    crash::point("exec: recorded, not started");
 
     let basis = permit.basis().clone();
+    let moved = context.traffic.as_ref().map(|traffic| traffic.begin(request.id));
     let ended = start_and_wait(context, request, permit, inputs, log, on).await;
     let (end, failure) = match ended {
         Ok(ended) => (ended, None),
         Err(error) => (Ended::lost(&error.to_string()), Some(error)),
     };
-    let finished = finished(context, request, basis, end);
+    crash::point("exec: over, not recorded");
+    // Without a way out nothing went out.
+    let moved = moved.map_or(Some(EgressBytes::default()), |moved| moved.sum());
+    let finished = finished(context, request, basis, end, moved);
     context
         .journal
         .append(entry(Event::ExecFinished(Box::new(finished.clone()))))
         .await?;
+    crash::point("exec: its end is recorded, not told");
     match failure {
         None => Ok(ExecEnd::Finished(Box::new(finished))),
         Some(error) => Err(error.into()),
@@ -259,7 +270,13 @@ fn refused(request: &ExecRequest, refusal: &Refusal) -> Event {
     }
 }
 
-fn finished(context: &Context, request: &ExecRequest, basis: Basis, end: Ended) -> ExecFinished {
+fn finished(
+    context: &Context,
+    request: &ExecRequest,
+    basis: Basis,
+    end: Ended,
+    moved: Option<EgressBytes>,
+) -> ExecFinished {
     let command = &request.command;
     ExecFinished {
         argv: command.argv.clone(),
@@ -271,8 +288,8 @@ fn finished(context: &Context, request: &ExecRequest, basis: Basis, end: Ended) 
         error: end.error,
         wall_seconds: end.wall.as_secs_f64(),
         usage: end.usage,
-        network_bytes_sent: 0,
-        network_bytes_received: 0,
+        network_bytes_sent: moved.map(|bytes| bytes.sent),
+        network_bytes_received: moved.map(|bytes| bytes.received),
         stdout_bytes: end.stdout.bytes,
         stderr_bytes: end.stderr.bytes,
         stdout_digest: end.stdout.digest,

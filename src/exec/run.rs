@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use belljar_guest::{FromSlot, Rusage, Step, ToSlot};
 use bytes::Bytes;
+use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 use tokio::io::Interest;
 use tokio::sync::{mpsc, watch};
@@ -15,6 +16,7 @@ use super::pipeline::Inputs;
 use super::stream::Log;
 use super::{Control, ExecEvent, ExecRequest, Stream, usage};
 use crate::audit::record::{ExecOutcome, Usage};
+use crate::crash;
 use crate::policy::{Digest, Permit, Stdin, TtySize};
 use crate::sandbox::oci::{Sandbox, SandboxError, Slot, Started, Stdio};
 use crate::sys::{packet, process};
@@ -28,11 +30,15 @@ const PIECE_BYTES: usize = 256 << 10;
 /// How long a killed command may take to be reported by its slot, before the slot's whole cgroup is killed from outside.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How long after the command's end its pipes are read for what others, who got them from it, still write.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a terminal is read after the command's end: the kernel hands what was written there on in its own time. A pipe needs none,
+/// for what was written before the end is in it.
+const TERMINAL_PATIENCE: Duration = Duration::from_secs(2);
 
-/// The same for a command whose leftovers stay: they keep the pipes, and nobody reads those any more.
+/// The same for a command whose leftovers stay: they keep the terminal, and nobody reads it any more.
 const DETACHED_PATIENCE: Duration = Duration::from_millis(50);
+
+/// How long a reader who stands still may hold up an exec that is to be ended.
+const READER_PATIENCE: Duration = Duration::from_secs(2);
 
 /// From this time on it is asked for how long a command had to wait for resources.
 const STALL_FROM: Duration = Duration::from_millis(50);
@@ -159,7 +165,8 @@ pub async fn run(
             (Streams::Pipes { out, err, feed }, started)
         }
     };
-    let Started { slot, permit: _ } = started;
+    let Started { mut slot, permit: _ } = started;
+    crash::point("exec: asked of the slot");
     // While the slot is at its work, so that nobody waits for it.
     let stalled = slot.stall();
     // Nothing else comes before: the slot answers at once.
@@ -167,11 +174,12 @@ pub async fn run(
         Ok(Some((FromSlot::Started { .. }, fds))) => (streams.with_terminal(fds)?, None),
         Ok(Some((FromSlot::NotStarted { step, errno }, _))) => (streams, Some(Report::NotStarted { step, errno })),
         Ok(None) => (streams, Some(closed(sandbox).await)),
-        Ok(Some((FromSlot::Exited { .. }, _))) | Err(_) => (streams, Some(Report::Gone)),
+        Ok(Some((FromSlot::Ready | FromSlot::Exited { .. }, _))) | Err(_) => (streams, Some(Report::Gone)),
     };
     let report = match report {
         Some(report) => (report, None, Streamed::default(), Streamed::default()),
         None => {
+            crash::point("exec: runs");
             let event = ExecEvent::Started;
             on(&event);
             log.append(event).await;
@@ -324,7 +332,7 @@ async fn attend(
                     Ok(Some((FromSlot::Exited { status, usage, .. }, _))) => Report::Exited { status, usage },
                     Ok(None) if cause.is_none() => closed(sandbox).await,
                     // Out of turn, or gone: nothing that this slot says can be trusted any more.
-                    Ok(Some((FromSlot::Started { .. } | FromSlot::NotStarted { .. }, _)) | None) | Err(_) => Report::Gone,
+                    Ok(Some((FromSlot::Ready | FromSlot::Started { .. } | FromSlot::NotStarted { .. }, _)) | None) | Err(_) => Report::Gone,
                 }),
                 asked = control.recv(), if callers => match asked {
                     Some(Control::Signal(signal)) => {
@@ -352,10 +360,15 @@ async fn attend(
         if matches!(report, Some(Report::Gone | Report::Killed)) {
             slot.kill();
         }
-        // What the command wrote before its end is in the pipes, and is read as fast as the readers take it; only a pipe that somebody
-        // else holds open, and a reader who stands still while the exec is to be ended, are not waited for without end.
-        over.send_replace(Some(if detach { DETACHED_PATIENCE } else { DRAIN_PATIENCE }));
-        let hurry = tokio::time::Instant::now() + DRAIN_PATIENCE;
+        // What the command wrote before its end is in the pipes, and is read as fast as the readers take it; who else holds a pipe open,
+        // and a reader who stands still while the exec is to be ended, are not waited for.
+        let patience = match (terminal.is_some(), detach) {
+            (false, _) => Duration::ZERO,
+            (true, false) => TERMINAL_PATIENCE,
+            (true, true) => DETACHED_PATIENCE,
+        };
+        over.send_replace(Some(patience));
+        let hurry = tokio::time::Instant::now() + READER_PATIENCE;
         let mut canceled = false;
         while !io_done {
             tokio::select! {
@@ -384,7 +397,8 @@ fn end(slot: &Slot, why: Cause, cause: &mut Option<Cause>, kill_deadline: &mut O
     }
 }
 
-/// Reads a stream to its end: counts it, digests it, and hands on what the budget allows.
+/// Reads a stream to its end: counts it, digests it, and hands on what the budget allows. `over` tells that the command has ended, and
+/// for how long the stream may be silent then; the stream may outlive the command, in the hands of others.
 async fn pump(
     fd: OwnedFd,
     stream: Stream,
@@ -397,27 +411,45 @@ async fn pump(
         return;
     };
     let mut buffer: Vec<u8> = Vec::new();
-    loop {
-        // Room for one piece only while there is something to read: most commands write little, and thousands run.
-        let quiet = async {
-            let patience = over
-                .wait_for(Option::is_some)
-                .await
-                .map(|patience| patience.unwrap_or_default());
-            tokio::time::sleep(patience.unwrap_or_default()).await;
+    let mut patience: Option<Duration> = None;
+    // No more than this can have been written before the end; what comes after it is by others.
+    let mut left = PIPE_BYTES;
+    while left > 0 {
+        // A stream that never falls silent is always ready before the news that the command is over.
+        patience = patience.or(*over.borrow());
+        let ready = match patience {
+            // What the reactor says may lag behind what is there.
+            Some(Duration::ZERO) => None,
+            _ => tokio::select! {
+                biased;
+                ready = fd.readable() => match ready {
+                    Ok(ready) => Some(ready),
+                    Err(_) => break,
+                },
+                said = over.wait_for(Option::is_some), if patience.is_none() => {
+                    patience = Some(said.ok().and_then(|said| *said).unwrap_or_default());
+                    None
+                }
+                () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => break,
+            },
         };
-        tokio::select! {
-            biased;
-            ready = fd.readable() => if ready.is_err() { break },
-            () = quiet => break,
-        }
+        // Room for one piece only while there is something to read: most commands write little, and thousands run.
         buffer.reserve(PIECE_BYTES);
-        let read = fd.async_io(Interest::READABLE, |fd| {
-            rustix::io::read(fd, rustix::buffer::spare_capacity(&mut buffer)).map_err(io::Error::from)
-        });
-        match read.await {
+        // Not `async_io`: that would wait for more, deaf to the end of the command.
+        match rustix::io::read(fd.get_ref(), rustix::buffer::spare_capacity(&mut buffer)) {
+            Err(Errno::AGAIN) => {
+                if patience == Some(Duration::ZERO) {
+                    break;
+                }
+                if let Some(mut ready) = ready {
+                    ready.clear_ready();
+                }
+                continue;
+            }
+            Err(Errno::INTR) => continue,
             // A pseudo-terminal whose other side is closed says EIO.
             Ok(0) | Err(_) => break,
+            Ok(read) if patience.is_some() => left = left.saturating_sub(read),
             Ok(_) => {}
         }
         let data = if buffer.len() > PIECE_BYTES / 4 {
@@ -437,6 +469,8 @@ async fn pump(
             })
             .await;
         }
+        // A command that never pauses must not keep its own end, nor a limit, from being seen.
+        tokio::task::yield_now().await;
     }
 }
 

@@ -48,28 +48,8 @@ pub fn of_rusage(rusage: &Rusage) -> Usage {
 /// Whose limit a kill for want of memory was about. The kernel kills in the whole of the folder whose limit was hit: where the task
 /// never ran into its own, it was that of a folder above, or the machine was out of memory.
 pub fn oom_limit(task: &Counters) -> OomLimit {
-    match task.memory_limit_ooms.or(task.memory_limit_hits) {
-        Some(0) => OomLimit::Above,
-        Some(_) | None => OomLimit::Task,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kill_is_put_down_to_the_task_s_limit_only_where_it_was_run_into() {
-        let counters = |hits, ooms| Counters {
-            memory_limit_hits: hits,
-            memory_limit_ooms: ooms,
-            ..Counters::default()
-        };
-        // Version 1 counts hits only.
-        assert_eq!(oom_limit(&counters(Some(3), None)), OomLimit::Task);
-        assert_eq!(oom_limit(&counters(Some(0), None)), OomLimit::Above);
-        // A limit that was hit and held by taking pages back killed nobody.
-        assert_eq!(oom_limit(&counters(Some(3), Some(0))), OomLimit::Above);
-        assert_eq!(oom_limit(&counters(Some(3), Some(1))), OomLimit::Task);
+    match task.memory_limit_reached {
+        Some(false) => OomLimit::Above,
+        Some(true) | None => OomLimit::Task,
     }
 }

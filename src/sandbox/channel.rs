@@ -120,8 +120,8 @@ impl Guest {
         })
     }
 
-    /// A new slot: the host's end of its socket and its pidfd.
-    pub async fn add_slot(&self) -> Result<(Link, OwnedFd), ChannelError> {
+    /// A new slot, which has joined its cgroups by these files: the host's end of its socket and its pidfd.
+    pub async fn add_slot(&self, joins: &[BorrowedFd<'_>]) -> Result<(Link, OwnedFd), ChannelError> {
         let slot = self.next_slot.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (ours, theirs) = packet::pair()?;
         let (answer, answered) = oneshot::channel();
@@ -132,10 +132,19 @@ impl Guest {
             }
             pending.slots.insert(slot, answer);
         }
-        self.link.say(&ToInit::AddSlot { slot }, &[theirs.as_fd()])?;
+        let descriptors: Vec<_> = [theirs.as_fd()].into_iter().chain(joins.iter().copied()).collect();
+        self.link.say(&ToInit::AddSlot { slot }, &descriptors)?;
         drop(theirs);
         let pidfd = wait(answered).await?;
-        Ok((Link::new(ours)?, pidfd))
+        let link = Link::new(ours)?;
+        match timeout(PATIENCE, link.hear::<FromSlot>())
+            .await
+            .map_err(|_| ChannelError::Silent)??
+        {
+            Some((FromSlot::Ready, _)) => Ok((link, pidfd)),
+            Some(_) => Err(ChannelError::OutOfTurn),
+            None => Err(ChannelError::Gone),
+        }
     }
 
     /// A socket on the sandbox's loopback.

@@ -8,7 +8,7 @@
 //!         pidfd, pipe  <─────────────────────────────┘                                     pipe: which step failed, or EOF at exec
 //! ```
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
@@ -21,6 +21,7 @@ use super::outside;
 use super::plan::{Ids, Owner, Plan, Source};
 use super::setup::{self, Inherited, StepError};
 use crate::path::HostPath;
+use crate::sys::cgroup::Joins;
 use crate::sys::mount::{self, Attributes, Depth};
 use crate::sys::namespace::{self, Cloned, IdRange, Setgroups};
 use crate::sys::{packet, process};
@@ -37,8 +38,8 @@ pub struct LaunchRequest {
     pub plan: Plan,
     /// An empty folder of the host over which the root is mounted, in the sandbox's own mount namespace only.
     pub place: HostPath,
-    /// Files to write the new process's id to before it does anything.
-    pub joins: Vec<PathBuf>,
+    /// The cgroups that the new process is in before it does anything.
+    pub joins: Joins,
     pub by: LaunchedBy,
 }
 
@@ -234,11 +235,13 @@ fn launch(request: &LaunchRequest, control: OwnedFd, guest: BorrowedFd<'_>) -> R
         LaunchedBy::Builtin { .. } => namespace::SANDBOX,
         LaunchedBy::Runtime { .. } => namespace::RUNTIME,
     };
-    match namespace::clone_into(namespaces).map_err(failed("make namespaces"))? {
+    let (cloned, joins) = clone_and_join(namespaces, &request.joins)?;
+    match cloned {
         Cloned::Child => {
             drop((sync, failure));
             let inherited = Inherited {
                 request,
+                joins,
                 sync: child_sync,
                 control,
                 guest,
@@ -258,7 +261,7 @@ fn launch(request: &LaunchRequest, control: OwnedFd, guest: BorrowedFd<'_>) -> R
             std::process::exit(1)
         }
         Cloned::Parent { pid, pidfd } => {
-            drop((child_sync, report, control));
+            drop((child_sync, report, control, joins));
             let helped = help(request, pid, &sync);
             if helped.is_err() {
                 let _ = process::pidfd_kill(pidfd.as_fd());
@@ -269,19 +272,42 @@ fn launch(request: &LaunchRequest, control: OwnedFd, guest: BorrowedFd<'_>) -> R
     }
 }
 
-/// What the child cannot do for itself: id maps, cgroups and, for root, mounts with mapped ids.
+/// The new process, in the cgroup that it can be cloned into, and the files by which it is to join the others.
+fn clone_and_join(namespaces: u64, joins: &Joins) -> Result<(Cloned, Vec<File>), StepError> {
+    let open = |path: &PathBuf| {
+        let opened = OpenOptions::new().write(true).open(path);
+        opened.map_err(|error| StepError {
+            step: format!("open {}", path.display()),
+            error,
+        })
+    };
+    let mut files = joins.files.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+    let cloned = match &joins.into {
+        None => namespace::clone_into(namespaces, None),
+        Some(folder) => {
+            let cloned =
+                setup::open_folder(folder).and_then(|folder| namespace::clone_into(namespaces, Some(folder.as_fd())));
+            match cloned {
+                Ok(cloned) => Ok(cloned),
+                // Linux before 5.7, or a folder from which only its files may be written: it joins by itself, which takes longer.
+                Err(_) => {
+                    files.push(open(&folder.join("cgroup.procs"))?);
+                    namespace::clone_into(namespaces, None)
+                }
+            }
+        }
+    };
+    let cloned = cloned.map_err(|error| StepError {
+        step: "make namespaces".to_owned(),
+        error,
+    })?;
+    Ok((cloned, files))
+}
+
+/// What the child cannot do for itself: id maps and, for root, mounts with mapped ids.
 fn help(request: &LaunchRequest, pid: rustix::process::Pid, sync: &OwnedFd) -> Result<(), StepError> {
     let step = |step: String| move |error| StepError { step, error };
     let plan = &request.plan;
-    for file in &request.joins {
-        let write = |file: &PathBuf| {
-            OpenOptions::new()
-                .write(true)
-                .open(file)?
-                .write_all(pid.as_raw_nonzero().to_string().as_bytes())
-        };
-        write(file).map_err(step(format!("join {}", file.display())))?;
-    }
     let (uids, gids) = plan.ids.maps();
     let setgroups = match plan.ids {
         Ids::Range { .. } => Setgroups::Allow,

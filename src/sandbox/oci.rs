@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,9 +15,11 @@ use tokio::time::timeout;
 
 use super::bundle::{self, HardLimits};
 use super::channel::{ChannelError, Guest, SlotLink};
+use super::holders::{Holders, Holding, Transport};
 use super::launcher::{self, LaunchError, LaunchRequest, LaunchedBy, Launcher};
 use super::plan::Plan;
 use super::{outside, seccomp};
+use crate::id::ExecId;
 use crate::path::HostPath;
 use crate::policy::{Command, Digest, Permit};
 use crate::sys::cgroup::{Caps, Cgroups, Counters, Leaf, Stall, TaskCgroup, Version};
@@ -52,6 +54,8 @@ pub enum SandboxError {
         #[from]
         source: io::Error,
     },
+    #[error("a new process in the sandbox did not join its cgroup")]
+    NotInItsCgroup,
     #[error("the permit is for another command")]
     PermitMismatch,
     #[error("the sandbox is gone")]
@@ -73,6 +77,7 @@ pub struct Sandbox {
     cgroup: Option<Arc<Mutex<TaskCgroup>>>,
     pid1: AsyncFd<OwnedFd>,
     pool: Mutex<Pool>,
+    holders: Arc<Holders>,
 }
 
 #[derive(Default)]
@@ -87,6 +92,16 @@ struct Pool {
 pub struct Slot {
     pub link: SlotLink,
     leaf: Option<Leaf>,
+    /// While a command runs in it, or what a command left.
+    holding: Option<Holding>,
+}
+
+/// Where a slot comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// It stood ready, and may be gone by now.
+    Ready,
+    New,
 }
 
 /// A command that was started in a slot.
@@ -122,6 +137,7 @@ impl Sandbox {
             pid1: launched,
             failure,
             cgroup,
+            leaf,
             plan,
         } = {
             let machinery = machinery.clone();
@@ -130,7 +146,6 @@ impl Sandbox {
                 .await
                 .map_err(io::Error::other)??
         };
-        let cgroup = cgroup.map(|cgroup| Arc::new(Mutex::new(cgroup)));
         let digest = plan.digest();
         let started = async {
             let guest = match Guest::greet(control).await {
@@ -147,8 +162,9 @@ impl Sandbox {
                 cgroup: cgroup.clone(),
                 pid1: packet::watched(launched, Interest::READABLE)?,
                 pool: Mutex::new(Pool::default()),
+                holders: Arc::default(),
             };
-            let slot = sandbox.make_slot().await?;
+            let slot = sandbox.make_slot_in(leaf).await?;
             sandbox.pool().ready.push_back(slot);
             Ok::<_, SandboxError>(sandbox)
         };
@@ -177,30 +193,37 @@ impl Sandbox {
     }
 
     async fn make_slot(&self) -> Result<Slot, SandboxError> {
-        let (link, pidfd) = self.guest.add_slot().await?;
         let leaf = match &self.cgroup {
             None => None,
             Some(cgroup) => {
-                let pid = process::pid_of(pidfd.as_fd())?.ok_or(SandboxError::Gone)?;
                 let cgroup = cgroup.clone();
-                let leaf = tokio::task::spawn_blocking(move || {
-                    let mut leaf = cgroup.lock().unwrap_or_else(PoisonError::into_inner).create_leaf()?;
-                    // The pidfd is held until after this, so the number cannot have become another process's.
-                    leaf.join(pid)?;
-                    leaf.reset();
-                    Ok::<_, io::Error>(leaf)
-                });
-                Some(
-                    leaf.await
-                        .map_err(io::Error::other)?
-                        .map_err(|source| SandboxError::Cgroup { source })?,
-                )
+                let made = tokio::task::spawn_blocking(move || make_leaf(&cgroup));
+                Some(made.await.map_err(io::Error::other)??)
             }
         };
-        Ok(Slot {
+        self.make_slot_in(leaf).await
+    }
+
+    /// A slot that sits in this leaf.
+    async fn make_slot_in(&self, leaf: Option<Leaf>) -> Result<Slot, SandboxError> {
+        let failed = |source| SandboxError::Cgroup { source };
+        let joins = leaf.as_ref().map_or(Ok(Vec::new()), Leaf::joins).map_err(failed)?;
+        let joins: Vec<_> = joins.iter().map(AsFd::as_fd).collect();
+        let (link, pidfd) = self.guest.add_slot(&joins).await?;
+        let mut slot = Slot {
             link: SlotLink { link, pidfd },
             leaf,
-        })
+            holding: None,
+        };
+        if let Some(leaf) = &mut slot.leaf {
+            // That it sits there is not taken from its word.
+            let pid = process::pid_of(slot.link.pidfd.as_fd())?.ok_or(SandboxError::Gone)?;
+            if leaf.pids() != [pid] {
+                return Err(SandboxError::NotInItsCgroup);
+            }
+            leaf.reset();
+        }
+        Ok(slot)
     }
 
     /// Whether PID 1 still does its work. The slot that it makes to prove it is kept for the next command.
@@ -213,7 +236,7 @@ impl Sandbox {
     }
 
     /// A slot to run one command in: a ready one, else a new one.
-    pub async fn take_slot(self: &Arc<Self>) -> Result<Slot, SandboxError> {
+    async fn take_slot(self: &Arc<Self>) -> Result<(Slot, Origin), SandboxError> {
         let (slot, empty) = {
             let mut pool = self.pool();
             let slot = pool.ready.pop_front();
@@ -223,12 +246,12 @@ impl Sandbox {
             self.refill();
         }
         match slot {
-            Some(slot) => Ok(slot),
-            None => self.make_slot().await,
+            Some(slot) => Ok((slot, Origin::Ready)),
+            None => Ok((self.make_slot().await?, Origin::New)),
         }
     }
 
-    /// Makes a slot ready ahead of need: on cgroup version 1 a join after a pause costs milliseconds that nobody should wait for.
+    /// Makes a slot ready ahead of need: it costs more than all the rest of an exec, and on cgroup version 2 milliseconds after a pause.
     fn refill(self: &Arc<Self>) {
         let mut pool = self.pool();
         if pool.refill.as_ref().is_some_and(|task| !task.is_finished()) {
@@ -280,21 +303,26 @@ impl Sandbox {
             tty,
             detach,
         };
-        let slot = self.take_slot().await?;
-        slot.link.say(&ToSlot::Start(start), &fds)?;
-        Ok(Started { slot, permit })
+        let message = ToSlot::Start(start);
+        loop {
+            let (mut slot, origin) = self.take_slot().await?;
+            let processes = slot.leaf.as_ref().and_then(Leaf::processes);
+            slot.holding = Some(self.holders.add(permit.exec(), processes));
+            match (slot.link.say(&message, &fds), origin) {
+                (Ok(()), _) => return Ok(Started { slot, permit }),
+                // An earlier command has killed what stood ready for the next ones; a new one takes its place.
+                (Err(error), Origin::Ready) if error.kind() == io::ErrorKind::BrokenPipe => slot.retire(),
+                (Err(error), _) => return Err(error.into()),
+            }
+        }
     }
 
     /// Takes a slot back after its command has ended: it serves again where the next exec can be counted truly in it.
     pub fn give_back(&self, mut slot: Slot) {
+        slot.holding = None;
         let reusable = match &mut slot.leaf {
             None => true,
-            Some(leaf) => {
-                leaf.pids().len() <= 1 && leaf.is_reusable(LEFTOVER_BYTES) && {
-                    leaf.reset();
-                    true
-                }
-            }
+            Some(leaf) => leaf.pids().len() <= 1 && leaf.serve_again(LEFTOVER_BYTES),
         };
         if reusable {
             let mut pool = self.pool();
@@ -309,6 +337,11 @@ impl Sandbox {
     /// Keeps a slot whose command has left something running on purpose.
     pub fn keep(&self, slot: Slot) {
         self.pool().kept.push(slot);
+    }
+
+    /// The exec that holds a socket of the sandbox; see [`Holders::of_socket`].
+    pub fn holder_of(&self, transport: Transport, local: SocketAddr) -> Option<ExecId> {
+        self.holders.of_socket(self.pid1.get_ref().as_fd(), transport, local)
     }
 
     /// A socket on the sandbox's loopback, for the proxy to accept on.
@@ -383,7 +416,9 @@ struct Begun {
     pid1: OwnedFd,
     /// What an outside runtime says when it fails.
     failure: Option<OwnedFd>,
-    cgroup: Option<TaskCgroup>,
+    cgroup: Option<Arc<Mutex<TaskCgroup>>>,
+    /// For the first slot.
+    leaf: Option<Leaf>,
     plan: Plan,
 }
 
@@ -403,13 +438,16 @@ fn launch(
         .cgroups
         .create_task(&plan.task.to_string(), caps)
         .map_err(|source| SandboxError::Cgroup { source })?;
-    let joins: Vec<PathBuf> = cgroup.as_ref().map(TaskCgroup::guest_joins).unwrap_or_default();
+    let joins = cgroup.as_ref().map(TaskCgroup::guest_joins).unwrap_or_default();
+    let cgroup = cgroup.map(|cgroup| Arc::new(Mutex::new(cgroup)));
     let request = LaunchRequest { plan, place, joins, by };
     let launched = {
         let mut launcher = machinery.launcher.lock().unwrap_or_else(PoisonError::into_inner);
         launcher.launch(&request, control.as_fd())
     };
     drop(control);
+    // While the new process sets itself up.
+    let leaf = cgroup.as_ref().map(make_leaf).transpose();
     let result = launched.and_then(|launched| match request.by {
         // It keeps the pipe for as long as it lives; the guest's first word tells that it went well.
         LaunchedBy::Runtime { .. } => Ok((launched.pidfd, Some(launched.failure))),
@@ -418,20 +456,31 @@ fn launch(
             Some(error) => Err(error),
         },
     });
-    match result {
-        Ok((pid1, failure)) => Ok(Begun {
-            pid1,
-            failure,
-            cgroup,
-            plan: request.plan,
-        }),
-        Err(error) => {
-            if let Some(cgroup) = cgroup {
-                end_and_remove(&cgroup);
-            }
-            Err(error.into())
+    let begun = match (result, leaf) {
+        (Ok((pid1, failure)), Ok(leaf)) => {
+            return Ok(Begun {
+                pid1,
+                failure,
+                cgroup,
+                leaf,
+                plan: request.plan,
+            });
         }
+        (Err(error), _) => Err(error.into()),
+        (Ok((pid1, _)), Err(error)) => {
+            let _ = process::pidfd_kill(pid1.as_fd());
+            Err(error)
+        }
+    };
+    if let Some(cgroup) = cgroup {
+        end_and_remove(&cgroup.lock().unwrap_or_else(PoisonError::into_inner));
     }
+    begun
+}
+
+fn make_leaf(cgroup: &Arc<Mutex<TaskCgroup>>) -> Result<Leaf, SandboxError> {
+    let leaf = cgroup.lock().unwrap_or_else(PoisonError::into_inner).create_leaf();
+    leaf.map_err(|source| SandboxError::Cgroup { source })
 }
 
 /// Why the guest of a runtime that is being killed did not speak: what the runtime said, where it said something.
@@ -472,8 +521,8 @@ pub fn end_and_remove(cgroup: &TaskCgroup) {
 }
 
 impl Slot {
-    pub fn counters(&self) -> Option<Counters> {
-        self.leaf.as_ref().map(Leaf::counters)
+    pub fn counters(&mut self) -> Option<Counters> {
+        self.leaf.as_mut().map(Leaf::counters)
     }
 
     /// For how long something in it had to wait, ever since it was made.
@@ -492,8 +541,8 @@ impl Slot {
     /// Ends a slot that will not serve again. Its leaf goes with it, or else with the task.
     pub fn retire(self) {
         self.kill();
-        let Slot { link, leaf } = self;
-        drop(link);
+        let Slot { link, leaf, holding } = self;
+        drop((link, holding));
         if let Some(leaf) = leaf {
             // A leaf is busy until its last process is reaped, which PID 1 does in its own time.
             tokio::task::spawn_blocking(move || {

@@ -97,9 +97,14 @@ fn steps(
     report: OwnedFd,
 ) -> Result<std::convert::Infallible, StepError> {
     let Inherited {
-        request, sync, control, ..
+        request,
+        joins,
+        sync,
+        control,
+        ..
     } = inherited;
     let plan = &request.plan;
+    setup::join(joins).step("join the task's cgroups")?;
     setup::expect_go(&sync).step("wait for the launcher")?;
     // What the host unmounts must go away here too: this namespace lives as long as the task.
     mount::make_slave().step("cut off the mounts")?;

@@ -113,7 +113,7 @@ fn trials(state: &Path) -> Trials {
 fn in_child(flags: u64, body: impl FnOnce() -> Result<(), StepError>) -> Result<(), StepError> {
     let (hold, release) = packet::pipe().step("make a pipe")?;
     let (failure, report) = packet::pipe().step("make a pipe")?;
-    match namespace::clone_into(flags).step("make namespaces")? {
+    match namespace::clone_into(flags, None).step("make namespaces")? {
         Cloned::Child => {
             drop((release, failure));
             let mut byte = [0; 1];

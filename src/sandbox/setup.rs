@@ -3,6 +3,7 @@
 //! Nothing here is allowed to fail quietly: the first step that fails ends the process, and its name and reason reach the host.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -40,6 +41,8 @@ impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
 /// What the child holds when it begins.
 pub struct Inherited<'a> {
     pub request: &'a LaunchRequest,
+    /// Files of cgroups; see [`join`].
+    pub joins: Vec<File>,
     /// To the launcher.
     pub sync: OwnedFd,
     pub control: OwnedFd,
@@ -57,12 +60,14 @@ pub fn run(inherited: Inherited<'_>, seccomp: &[u64]) -> StepError {
 fn steps(inherited: Inherited<'_>, seccomp: &[u64]) -> Result<std::convert::Infallible, StepError> {
     let Inherited {
         request,
+        joins,
         sync,
         control,
         guest,
     } = inherited;
     let plan = &request.plan;
-    // Once the launcher has written the id maps and put this process into its cgroup.
+    join(joins).step("join the task's cgroups")?;
+    // Once the launcher has written the id maps.
     expect_go(&sync).step("wait for the launcher")?;
     namespace::new_cgroup_namespace().step("make a cgroup namespace")?;
     mount::make_private().step("cut off the mounts")?;
@@ -111,6 +116,11 @@ fn steps(inherited: Inherited<'_>, seccomp: &[u64]) -> Result<std::convert::Infa
     process::keep_only(null, stderr, control).step("arrange descriptors")?;
     process::load_seccomp(seccomp).step("load the seccomp filter")?;
     Err(process::exec_file(guest, &[c"belljar-guest"], &[])).step("start the guest")
+}
+
+/// Moves this process, of one thread, into cgroups: by its own hand, see `sys::cgroup`.
+pub(super) fn join(files: Vec<File>) -> io::Result<()> {
+    files.into_iter().try_for_each(|mut file| file.write_all(b"0"))
 }
 
 pub(super) fn expect_go(sync: &OwnedFd) -> io::Result<()> {

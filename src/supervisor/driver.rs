@@ -14,6 +14,7 @@ use crate::approval::{Approvers, Desk};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
 use crate::config::AgentEvents;
+use crate::crash;
 use crate::egress::gate::GateError;
 use crate::egress::host::HostError;
 use crate::egress::tls::InspectionError;
@@ -156,6 +157,7 @@ impl Supervisor {
             path: folder.clone(),
             source,
         })?;
+        crash::point("task: its folder is made");
         let admitted = Event::TaskAdmitted {
             name: task.name.clone(),
             purpose: task.purpose.clone(),
@@ -179,6 +181,7 @@ impl Supervisor {
                     source: io::Error::other(error),
                 })??
             };
+            crash::point("task: protected names are held");
             let plan = plan_with(&task, &image, inside.env)
                 .with_files(inside.files)
                 .with_protected(&guard.protected);
@@ -213,11 +216,12 @@ impl Supervisor {
             Ok(started) => started,
             Err(error) => return Err(failed(error).await),
         };
+        crash::point("task: its sandbox is made");
         let desk = Desk::new(&task, image.digest.as_deref(), approvers.into(), self.journal.clone());
         let policy = Arc::new(InForce::new(policy));
         let refused = way_out::Refused::default();
-        let proxy = match gate {
-            None => None,
+        let (proxy, traffic) = match gate {
+            None => (None, None),
             Some(gate) => {
                 let opened = way_out::open(
                     &sandbox,
@@ -229,7 +233,7 @@ impl Supervisor {
                     inspection,
                 );
                 match opened.await {
-                    Ok(proxy) => Some(proxy),
+                    Ok((proxy, traffic)) => (Some(proxy), Some(traffic)),
                     Err(error) => {
                         sandbox.destroy().await;
                         return Err(failed(error).await);
@@ -265,12 +269,14 @@ impl Supervisor {
             policy,
             desk,
             sandbox,
+            traffic,
             exec_time: task.limits.exec_time,
             output: task.limits.output.0,
             image_digest: image.digest.clone(),
             plan_digest,
             requirements_digest: self.requirements_digest.clone(),
         };
+        crash::point("task: started");
         let live = Live::new(task, context, image, refused, self.agent_events);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
         tokio::spawn(live.clone().drive(proxy, guard, lock, folder.clone()));

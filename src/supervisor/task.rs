@@ -16,6 +16,7 @@ use super::{
 };
 use crate::audit::record::{Entry, Event, TaskOutcome, Usage};
 use crate::config::AgentEvents;
+use crate::crash;
 use crate::egress::ProxyHandle;
 use crate::exec::pipeline::{self, Context, Inputs};
 use crate::exec::stream::{ExecEvents, Log};
@@ -281,6 +282,7 @@ impl Live {
         };
         self.request_stop(why);
         let summary = self.finish(why, proxy, guard).await;
+        crash::point("task: its end is recorded");
         let removed = tokio::task::spawn_blocking(move || std::fs::remove_dir_all(&folder));
         if let Ok(Err(error)) = removed.await {
             tracing::warn!(%error, "a task's folder could not be removed; the next start tries again");
@@ -309,7 +311,9 @@ impl Live {
         if let Some(proxy) = proxy {
             proxy.shutdown().await;
         }
+        crash::point("task: its execs are over");
         self.context.sandbox.destroy().await;
+        crash::point("task: its sandbox is gone");
         if whole.is_err() {
             // With their sandbox gone they end for certain.
             for exec in &execs {

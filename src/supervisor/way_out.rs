@@ -20,6 +20,7 @@ use crate::egress::{
     Asker, Destination, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy,
     ProxyHandle, RecordError, Recorder,
 };
+use crate::exec::traffic::Traffic;
 use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::path::SandboxPath;
 use crate::policy::amend::{About, Amendment};
@@ -138,14 +139,14 @@ fn trust_bundle() -> SandboxPath {
 
 /// Opens the way out of a sandbox that was just made.
 pub async fn open(
-    sandbox: &Sandbox,
+    sandbox: &Arc<Sandbox>,
     gate: Arc<Gate>,
     task: &Task,
     journal: Journal,
     desk: Arc<Desk>,
     refused: Refused,
     inspection: Option<Arc<Inspection>>,
-) -> Result<ProxyHandle, StartError> {
+) -> Result<(ProxyHandle, Arc<Traffic>), StartError> {
     let (http, socks, dns_tcp, dns_udp) = tokio::try_join!(
         sandbox.listen(HTTP_PROXY_PORT, ListenKind::Tcp),
         sandbox.listen(SOCKS_PORT, ListenKind::Tcp),
@@ -164,7 +165,10 @@ pub async fn open(
     let mut parts = Parts::new(gate, recorder, asker);
     parts.limits.ask_time = time;
     parts.inspection = inspection;
-    Proxy::start(listeners, parts).map_err(|source| StartError::Proxy { source })
+    let traffic = Traffic::new(sandbox.clone());
+    parts.attribution = traffic.clone();
+    let proxy = Proxy::start(listeners, parts).map_err(|source| StartError::Proxy { source })?;
+    Ok((proxy, traffic))
 }
 
 struct ToJournal {

@@ -6,19 +6,26 @@
 //!                  └── slot-N       one exec after the other, counted
 //! ```
 //!
-//! Version 1 has a tree a controller; the version 2 tree that stands beside it on such machines has no controllers, but it counts
-//! CPU time and can kill a whole leaf at once, so it is used too. Which is there is found out, never assumed.
+//! Version 1 has a tree a controller; the version 2 tree that stands beside it on such machines has no controllers, but it can kill a
+//! whole task at once, so it is used too. Which is there is found out, never assumed.
+//!
+//! Who moves a process of another waits for a grace period of the kernel's, 6 to 12 ms after a pause; a thread that moves itself
+//! through version 1's `tasks`, or is cloned into a folder of version 2, does not. So processes join their leaves by themselves.
 //! Formats: Linux `Documentation/admin-guide/cgroup-v2.rst` and `cgroup-v1/`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::process::Pid;
 
 /// The folder of ours in every tree.
 const FOLDER: &str = "belljar";
+
+/// The kernel charges memory in pieces of up to this much, and kills when one no longer fits.
+const CHARGE_BYTES: u64 = 1 << 20;
 
 /// The period of the CPU quota.
 const CPU_PERIOD_MICROS: u64 = 100_000;
@@ -49,6 +56,25 @@ enum TreeKind {
     UnifiedOnly,
     /// The version 2 tree with its controllers.
     Unified,
+}
+
+impl TreeKind {
+    /// The file by which a process of one thread moves itself.
+    fn own_join(self) -> &'static str {
+        match self {
+            TreeKind::Memory | TreeKind::Pids | TreeKind::Cpu | TreeKind::Cpuacct | TreeKind::Blkio => "tasks",
+            TreeKind::UnifiedOnly | TreeKind::Unified => "cgroup.procs",
+        }
+    }
+}
+
+/// How a new process gets into a leaf.
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Joins {
+    /// It writes "0" to these, before it has a second thread.
+    pub files: Vec<PathBuf>,
+    /// It is cloned into this folder of version 2.
+    pub into: Option<PathBuf>,
 }
 
 /// What this machine's cgroups can do for us.
@@ -90,8 +116,8 @@ pub struct Counters {
     pub oom_kills: Option<u64>,
     /// How often more memory was asked for than the folder's own limit has.
     pub memory_limit_hits: Option<u64>,
-    /// How often that ended in a kill, where the kernel counts it (version 2).
-    pub memory_limit_ooms: Option<u64>,
+    /// Whether the limit was run into so that something had to be killed; version 1 tells only whether it was run into.
+    pub memory_limit_reached: Option<bool>,
     pub throttled_micros: Option<u64>,
 }
 
@@ -446,12 +472,17 @@ impl TaskCgroup {
         self.version
     }
 
-    /// The files to which a process writes "0" to join the guest's leaf.
-    pub fn guest_joins(&self) -> Vec<PathBuf> {
-        self.folders
-            .iter()
-            .map(|(_, folder)| folder.join("guest/cgroup.procs"))
-            .collect()
+    /// How a process gets into the guest's leaf.
+    pub fn guest_joins(&self) -> Joins {
+        let mut joins = Joins::default();
+        for (kind, folder) in &self.folders {
+            let folder = folder.join("guest");
+            match kind {
+                TreeKind::Unified | TreeKind::UnifiedOnly => joins.into = Some(folder),
+                kind => joins.files.push(folder.join(kind.own_join())),
+            }
+        }
+        joins
     }
 
     /// A new leaf for a slot.
@@ -459,14 +490,14 @@ impl TaskCgroup {
         let name = format!("slot-{}", self.next_leaf);
         self.next_leaf += 1;
         let mut folders = Vec::new();
-        let unified = self.folders.iter().any(|(kind, _)| *kind == TreeKind::UnifiedOnly);
+        let cpuacct = self.folders.iter().any(|(kind, _)| *kind == TreeKind::Cpuacct);
         for (kind, folder) in &self.folders {
             let counts = match kind {
                 // The quota is the task's; a leaf stays with the guest there, unless nothing else counts CPU time.
-                TreeKind::Cpu => !unified && folder.join("cpuacct.usage_user").exists(),
-                // The version 2 tree counts CPU time as well, in one file.
-                TreeKind::Cpuacct => !unified,
-                TreeKind::Memory | TreeKind::Pids | TreeKind::Blkio | TreeKind::UnifiedOnly | TreeKind::Unified => true,
+                TreeKind::Cpu => !cpuacct && folder.join("cpuacct.usage_user").exists(),
+                // It has no way to join that does not wait.
+                TreeKind::UnifiedOnly => false,
+                TreeKind::Memory | TreeKind::Pids | TreeKind::Blkio | TreeKind::Cpuacct | TreeKind::Unified => true,
             };
             if counts {
                 let folder = folder.join(&name);
@@ -488,7 +519,15 @@ impl TaskCgroup {
             let number = |name: &str| fs::read_to_string(folder.join(name)).ok();
             match kind {
                 TreeKind::Memory => {
-                    counters.memory_limit_hits = number("memory.failcnt").and_then(|text| text.trim().parse().ok());
+                    let bytes = |name: &str| number(name).and_then(|text| text.trim().parse::<u64>().ok());
+                    let hits = ["memory.failcnt", "memory.memsw.failcnt"].map(bytes);
+                    counters.memory_limit_hits = hits[0].map(|hits_alone| hits_alone + hits[1].unwrap_or(0));
+                    // Where memory and memory with swap have the same limit, Linux 6 counts no hit: the peak tells it.
+                    let (peak, limit) = (bytes("memory.max_usage_in_bytes"), bytes("memory.limit_in_bytes"));
+                    let at_limit = peak
+                        .zip(limit)
+                        .is_some_and(|(peak, limit)| peak + CHARGE_BYTES >= limit);
+                    counters.memory_limit_reached = Some(at_limit || counters.memory_limit_hits > Some(0));
                 }
                 TreeKind::Cpu => {
                     let nanoseconds = number("cpu.stat").and_then(|text| keyed(&text, "throttled_time"));
@@ -497,7 +536,7 @@ impl TaskCgroup {
                 TreeKind::Unified => {
                     let events = number("memory.events").unwrap_or_default();
                     counters.memory_limit_hits = keyed(&events, "max");
-                    counters.memory_limit_ooms = keyed(&events, "oom");
+                    counters.memory_limit_reached = keyed(&events, "oom").map(|ooms| ooms > 0);
                     counters.throttled_micros = number("cpu.stat").and_then(|text| keyed(&text, "throttled_usec"));
                 }
                 TreeKind::Pids | TreeKind::Cpuacct | TreeKind::Blkio | TreeKind::UnifiedOnly => {}
@@ -565,12 +604,26 @@ fn read_pids(list: &str) -> Vec<Pid> {
         .collect()
 }
 
+/// The list of processes in a leaf, held open; empty once the leaf is gone.
+#[derive(Debug, Clone)]
+pub struct Processes(Arc<File>);
+
+impl Processes {
+    pub fn pids(&self) -> Vec<Pid> {
+        read_pids(&read_text(&self.0).unwrap_or_default())
+    }
+}
+
 /// A slot's leaf in every tree that counts, its files held open.
 #[derive(Debug)]
 pub struct Leaf {
     folders: Vec<(TreeKind, PathBuf)>,
     files: Vec<Files>,
+    /// The list of processes, in the one tree that can also kill them.
+    procs: Option<Processes>,
     baseline: Counters,
+    /// As they were last read.
+    last: Counters,
     resettable: bool,
 }
 
@@ -580,26 +633,37 @@ impl Leaf {
             .iter()
             .map(|(kind, folder)| Files::open(*kind, folder))
             .collect::<io::Result<Vec<_>>>()?;
+        let procs = match folders.last() {
+            Some((_, folder)) => Some(Processes(Arc::new(File::open(folder.join("cgroup.procs"))?))),
+            None => None,
+        };
         Ok(Leaf {
             folders,
             files,
+            procs,
             baseline: Counters::default(),
+            last: Counters::default(),
             resettable: true,
         })
     }
 
-    /// Moves a process in. Slow after a pause on version 1 (the kernel waits for a grace period), so it is done ahead of need.
-    pub fn join(&self, pid: Pid) -> io::Result<()> {
-        let pid = pid.as_raw_nonzero().to_string();
-        self.folders
-            .iter()
-            .try_for_each(|(_, folder)| write(&folder.join("cgroup.procs"), &pid))
+    /// The files to which a process of one thread writes "0" to join. Opened here, so that it needs no way to them itself.
+    pub fn joins(&self) -> io::Result<Vec<File>> {
+        let open = |(kind, folder): &(TreeKind, PathBuf)| {
+            let path = folder.join(kind.own_join());
+            OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .map_err(|error| at(&path, error))
+        };
+        self.folders.iter().map(open).collect()
     }
 
     /// Starts counting anew.
     pub fn reset(&mut self) {
         self.resettable = self.files.iter().all(Files::reset_peak);
-        self.baseline = self.raw();
+        self.last = self.raw();
+        self.baseline = self.last;
     }
 
     fn raw(&self) -> Counters {
@@ -609,8 +673,9 @@ impl Leaf {
     }
 
     /// What was used since the last reset.
-    pub fn counters(&self) -> Counters {
+    pub fn counters(&mut self) -> Counters {
         let raw = self.raw();
+        self.last = raw;
         let base = &self.baseline;
         let since = |now: Option<u64>, then: Option<u64>| now.map(|now| now.saturating_sub(then.unwrap_or(0)));
         Counters {
@@ -630,36 +695,39 @@ impl Leaf {
         stall(&self.folders)
     }
 
-    /// Whether the next exec can be counted truly in this leaf: peaks can be reset, and nothing is left that would be charged to it.
-    pub fn is_reusable(&self, leftover_bytes: u64) -> bool {
+    /// Starts counting anew from the last reading, if the next exec can be counted truly in this leaf: peaks can be reset, and nothing is
+    /// left that would be charged to it.
+    pub fn serve_again(&mut self, leftover_bytes: u64) -> bool {
         // Peaks of processes cannot be reset: only a leaf that never held more than the slot and one command starts from a known one.
-        let quiet = self.raw().pids_peak.is_none_or(|peak| peak <= 2);
-        let usage = self
-            .files
-            .iter()
-            .find_map(|files| read_number(files.usage.as_ref()?))
-            .unwrap_or(0);
-        self.resettable && quiet && usage <= leftover_bytes
+        let quiet = self.last.pids_peak.is_none_or(|peak| peak <= 2);
+        if !self.resettable || !quiet {
+            return false;
+        }
+        let usage = self.files.iter().find_map(|files| read_number(files.usage.as_ref()?));
+        self.resettable = usage.is_none_or(|usage| usage <= leftover_bytes) && self.files.iter().all(Files::reset_peak);
+        self.baseline = self.last;
+        self.resettable
     }
 
     /// The processes in the leaf.
     pub fn pids(&self) -> Vec<Pid> {
-        let list = self
-            .files
-            .iter()
-            .rev()
-            .find_map(|files| read_text(files.procs.as_ref()?));
-        read_pids(&list.unwrap_or_default())
+        self.procs.as_ref().map(Processes::pids).unwrap_or_default()
+    }
+
+    /// The list of processes, for who outlives the leaf's owner.
+    pub fn processes(&self) -> Option<Processes> {
+        self.procs.clone()
     }
 
     /// Kills everything in the leaf, the slot too.
     pub fn kill(&self) {
         for (_, folder) in &self.folders {
+            // What cannot fork any more cannot run away from being looked for.
+            let _ = write(&folder.join("pids.max"), "0");
             if write(&folder.join("cgroup.kill"), "1").is_ok() {
                 return;
             }
         }
-        // Without cgroup.kill a process can fork while it is looked for: look until none is left, at most a bounded number of times.
         for _ in 0..1000 {
             let pids = self.pids();
             if pids.is_empty() {
@@ -681,7 +749,6 @@ impl Leaf {
 #[derive(Debug)]
 struct Files {
     kind: TreeKind,
-    procs: Option<File>,
     cpu: Option<File>,
     cpu_system: Option<File>,
     peak: Option<File>,
@@ -698,7 +765,6 @@ impl Files {
         let both = |name: &str| OpenOptions::new().read(true).write(true).open(folder.join(name)).ok();
         let mut files = Files {
             kind,
-            procs: read("cgroup.procs"),
             cpu: None,
             cpu_system: None,
             peak: None,
@@ -814,6 +880,8 @@ fn io_bytes(text: &str) -> (u64, u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+
     use super::*;
 
     const MOUNTS: &str = "\
@@ -876,16 +944,22 @@ mod tests {
         let mut leaf = task.create_leaf().unwrap();
         leaf.reset();
         let mut child = std::process::Command::new("sh")
-            .args(["-c", "read go; i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done"])
+            .args([
+                "-c",
+                "for join; do echo 0 >$join; done; echo; read go; i=0; while [ $i -lt 100000 ]; do i=$((i+1)); done",
+                "sh",
+            ])
+            .args(leaf.folders.iter().map(|(kind, folder)| folder.join(kind.own_join())))
             .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
             .spawn()
             .unwrap();
-        leaf.join(Pid::from_child(&child)).unwrap();
+        child.stdout.take().unwrap().read_exact(&mut [0]).unwrap();
         assert_eq!(leaf.pids(), vec![Pid::from_child(&child)]);
         child.stdin.take().unwrap().write_all(b"\n").unwrap();
         child.wait().unwrap();
         let counters = leaf.counters();
-        assert!(counters.user_micros > 0, "{counters:?}");
+        assert!(counters.user_micros + counters.system_micros > 0, "{counters:?}");
         assert_eq!(counters.pids_peak, Some(1));
         leaf.remove().unwrap();
         task.remove().unwrap();

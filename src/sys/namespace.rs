@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use rustix::process::Pid;
 
@@ -29,16 +29,18 @@ pub const MOUNTS: u64 = libc::CLONE_NEWNS as u64;
 /// A user namespace alone, to take id maps from.
 pub const USER: u64 = libc::CLONE_NEWUSER as u64;
 
-/// Clones this process into new namespaces (`flags` of clone(2)).
+/// Clones this process into new namespaces (`flags` of clone(2)) and, where one is named, into a cgroup of version 2.
 ///
 /// Only for a single-threaded process: the child gets a copy of all memory and goes on from here.
 ///
 /// # Panics
 /// When this process has more than one thread: the child could find locks held by threads that it does not have.
 #[allow(unsafe_code)]
-pub fn clone_into(flags: u64) -> io::Result<Cloned> {
+pub fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
     let threads = fs::read_dir("/proc/self/task")?.count();
     assert_eq!(threads, 1, "clone_into is for single-threaded processes");
+    const INTO_CGROUP: u64 = 0x2_0000_0000;
+    let flags = flags | cgroup.map_or(0, |_| INTO_CGROUP);
     let mut pidfd: RawFd = -1;
     let arguments = libc::clone_args {
         flags: flags | libc::CLONE_PIDFD as u64,
@@ -51,7 +53,7 @@ pub fn clone_into(flags: u64) -> io::Result<Cloned> {
         tls: 0,
         set_tid: 0,
         set_tid_size: 0,
-        cgroup: 0,
+        cgroup: cgroup.map_or(0, |folder| folder.as_raw_fd() as u64),
     };
     // SAFETY: the arguments are a live clone_args of the size given. Without a stack and without CLONE_VM the child runs on a copy
     // of this stack, as after fork, and the process has one thread (checked above), so every lock is free in the child.
@@ -117,7 +119,7 @@ pub fn user_namespace(pid: Pid) -> io::Result<OwnedFd> {
 /// A user namespace that only serves as an id map: of a process that does nothing and ends at once.
 pub fn mapping(uids: &[IdRange], gids: &[IdRange]) -> io::Result<OwnedFd> {
     let (hold, release) = super::packet::pipe()?;
-    match clone_into(USER)? {
+    match clone_into(USER, None)? {
         Cloned::Child => {
             drop(release);
             let mut byte = [0; 1];

@@ -16,7 +16,7 @@ use schemars::{JsonSchema, Schema};
 
 use super::limits::{Bytes, parse_time};
 use super::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User};
-use crate::document::{Document, Faults, Origin, Sited, Table, Value, read_file};
+use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, read_file};
 use crate::path::SandboxPath;
 
 pub use flags::Overrides;
@@ -155,6 +155,21 @@ impl TaskSpec {
     /// Reads a file.
     pub fn read(path: &Path) -> Result<TaskSpec, Faults> {
         Self::from_toml(&read_file(path)?, &path.display().to_string())
+    }
+
+    /// Reads what can be read of a file, with all that is wrong in it: for a caller that goes on to look for more.
+    pub fn read_all(path: &Path) -> (TaskSpec, Vec<Fault>) {
+        let text = match read_file(path) {
+            Ok(text) => text,
+            Err(faults) => return (TaskSpec::default(), faults.into_vec()),
+        };
+        match Document::parse(&text, &path.display().to_string()) {
+            Err(faults) => (TaskSpec::default(), faults.into_vec()),
+            Ok(document) => document.read_all(|root| {
+                version(root);
+                read_spec(root)
+            }),
+        }
     }
 
     /// Reads a text; `file` is the name under which faults are reported.

@@ -53,6 +53,49 @@ fn execs_come_from_outside_and_stop_ends_the_task() {
 }
 
 #[test]
+fn a_command_whose_caller_is_gone_can_be_attached_to_again() {
+    let state = tempfile::tempdir().unwrap();
+    let task = waiting(state.path(), "work");
+    let script = "echo one; while [ ! -e /tmp/go ]; do sleep 0.01; done; echo two; exit 5";
+    let mut caller = belljar(state.path())
+        .args(["exec", "work", "--", "sh", "-c", script])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(caller.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "one\n");
+    caller.kill().unwrap();
+    caller.wait().unwrap();
+
+    let (_, shown, _) = call(state.path(), &["task", "show", "work", "--json"]);
+    let shown: Value = serde_json::from_str(&shown).unwrap();
+    assert_eq!(shown["execs"][0]["state"], "running", "{shown}");
+    let id = shown["execs"][0]["id"].as_str().unwrap();
+    let again = belljar(state.path())
+        .args(["attach", &id[id.len() - 12..]])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    assert_eq!(call(state.path(), &["exec", "work", "--", "touch", "/tmp/go"]).0, 0);
+    assert_eq!(
+        told(again.wait_with_output().unwrap()),
+        (5, "one\ntwo\n".to_owned(), String::new())
+    );
+    // What is over can be read again while its task lives.
+    assert_eq!(
+        call(state.path(), &["attach", id]),
+        (5, "one\ntwo\n".to_owned(), String::new())
+    );
+    assert_eq!(call(state.path(), &["attach", "none"]).0, 125);
+    call(state.path(), &["task", "stop", "work"]);
+    task.wait_with_output().unwrap();
+}
+
+#[test]
 fn a_task_that_is_not_there_is_named_with_a_hint() {
     let state = tempfile::tempdir().unwrap();
     let (code, out, err) = call(state.path(), &["exec", "gone", "--", "true"]);

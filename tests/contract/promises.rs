@@ -193,6 +193,49 @@ pub async fn what_a_command_leaves_running_ends_with_it(runtime: Runtime) {
     live.task.stop().await;
 }
 
+pub async fn a_detached_command_answers_before_what_it_leaves_ends(runtime: Runtime) {
+    let live = Live::start(runtime).await;
+    let done = live
+        .run(json!({ "argv": ["/bin/sh", "-c", "sleep 600 & yes & echo said >&2"], "detach": true }))
+        .await;
+    assert_eq!((done.stderr.as_slice(), done.end.exit_code), (&b"said\n"[..], Some(0)));
+    let running = live.sh("cat /proc/[0-9]*/comm | sort -u | tr '\n' ' '").await;
+    assert!(running.text().contains("sleep"), "{}", running.text());
+    live.task.stop().await;
+}
+
+pub async fn a_pipe_in_the_hands_of_another_command_holds_nobody_up(runtime: Runtime) {
+    let live = Live::start(runtime).await;
+    let take = "import socket; s = socket.socket(socket.AF_UNIX); s.bind('/tmp/s'); s.listen(); print('there', flush=True); \
+                held = socket.recv_fds(s.accept()[0], 1, 1); print('held', flush=True); s.accept()";
+    let taker = live.submit(json!({ "argv": ["python3", "-c", take] }));
+    until(&taker, "there").await;
+    let give = "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect('/tmp/s'); print('said', flush=True); \
+                socket.send_fds(s, [b'x'], [1]); s.recv(1)";
+    let done = live.run(json!({ "argv": ["python3", "-c", give] })).await;
+    assert_eq!((done.text(), done.end.exit_code), ("said", Some(0)));
+    until(&taker, "held").await;
+    assert!(taker.info().end.is_none(), "the other command still holds it");
+    live.task.stop().await;
+}
+
+pub async fn killing_what_watches_over_commands_harms_no_later_one(runtime: Runtime) {
+    let live = Live::start(runtime).await;
+    // Those that stand ready, and last the one that this command runs in.
+    let script = "for p in /proc/[0-9]*; do p=${p#/proc/}; [ \"$p\" != $PPID ] && [ \"$(cat /proc/$p/comm)\" = belljar-slot ] \
+                  && kill -9 $p; done; kill -9 $PPID; sleep 600";
+    let done = live.sh(script).await;
+    assert_eq!(
+        (done.end.outcome, done.end.signal),
+        (ExecOutcome::Signaled, Some(9)),
+        "{done:?}"
+    );
+    for _ in 0..3 {
+        assert_eq!(live.sh("echo fine").await.text(), "fine");
+    }
+    live.task.stop().await;
+}
+
 pub async fn two_commands_run_at_once(runtime: Runtime) {
     let live = Live::start(runtime).await;
     // Each ends only when the other has begun.

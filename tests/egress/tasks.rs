@@ -40,6 +40,30 @@ print('BLOCKED')",
     open.end();
 }
 
+/// What goes out is put down to the exec whose processes held the socket, and to no other that runs beside it.
+#[test]
+fn bytes_are_put_down_to_the_exec_that_moved_them() {
+    let Some(world) = World::make(Caller::Root) else { return };
+    let mut task = world.place.start(&world.network(&[]));
+    let moved = |ran: &crate::jail::Ran| {
+        let number = |key: &str| ran.end[key].as_u64();
+        (number("network_bytes_sent"), number("network_bytes_received"))
+    };
+    let alone = task.sh(&format!("curl -sS http://{ALLOWED}/hello"));
+    let (sent, received) = moved(&alone);
+    // Of a plain request's answer the body counts.
+    assert_eq!(received, Some("hello from outside\n".len() as u64), "{alone:?}");
+    let other = task.begin(json!({"argv": ["sh", "-c", "echo up; exec sleep 600"]}));
+    assert_eq!(task.output(&other).trim(), "up");
+    let beside = task.sh(&format!("curl -sS http://{ALLOWED}/hello"));
+    assert_eq!(moved(&beside), (sent, received), "{beside:?}");
+    let idle = task.sh("true");
+    assert_eq!(moved(&idle), (Some(0), Some(0)));
+    task.signal(&other, 9);
+    assert_eq!(moved(&task.finish(&other)), (Some(0), Some(0)));
+    task.end();
+}
+
 /// When belljar dies, so does the way out: nothing falls back to open, and nothing is left that could be reached.
 #[test]
 fn a_killed_belljar_takes_the_way_out_with_it() {

@@ -31,7 +31,8 @@ pub fn run(control: OwnedFd) -> Result<()> {
         };
         match message {
             ToInit::AddSlot { slot } => {
-                let Some(socket) = fds.pop() else {
+                let mut joins = fds.drain(..);
+                let Some(socket) = joins.next() else {
                     host.say(
                         &FromInit::Failed {
                             what: Failed::Slot(slot),
@@ -43,8 +44,9 @@ pub fn run(control: OwnedFd) -> Result<()> {
                 };
                 match kernel::fork() {
                     Ok(Fork::Child) => {
+                        let joins = joins.collect();
                         drop((host, signals));
-                        slot::run(socket)
+                        slot::run(socket, joins)
                     }
                     Ok(Fork::Parent(pid)) => {
                         slots.push((slot, pid));

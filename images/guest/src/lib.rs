@@ -14,7 +14,7 @@
 use serde::{Deserialize, Serialize};
 
 /// The version of these messages; the guest says it first, and a host that does not know it destroys the sandbox.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The descriptor at which the guest finds its control socket.
 pub const CONTROL_FD: i32 = 3;
@@ -31,7 +31,7 @@ pub const FDS_MAX: usize = 16;
 /// Asked of PID 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToInit {
-    /// Fork a slot. Descriptor: its socket.
+    /// Fork a slot. Descriptors: its socket, and the files by which it joins its cgroups before it does anything.
     AddSlot { slot: u32 },
     /// Bring up loopback's listener on 127.0.0.1 at `port`.
     Listen { port: u16, kind: ListenKind },
@@ -103,6 +103,8 @@ pub struct Start {
 /// Said by a slot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum FromSlot {
+    /// The first message: it sits in its cgroups.
+    Ready,
     /// Descriptor, with a tty: its master side.
     Started { pid: i32 },
     /// Nothing was started.

@@ -6,7 +6,7 @@
 use std::env;
 use std::ffi::{CStr, CString};
 use std::fs;
-use std::io::{Error, ErrorKind, Result};
+use std::io::{Error, ErrorKind, Result, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process;
 
@@ -29,13 +29,21 @@ struct Running {
     leftovers: u32,
 }
 
-/// Serves the host until it closes the socket.
-pub fn run(socket: OwnedFd) -> ! {
-    let code = match serve(socket) {
+/// Joins its cgroups, then serves the host until it closes the socket.
+pub fn run(socket: OwnedFd, joins: Vec<OwnedFd>) -> ! {
+    let code = match join(joins).and_then(|()| serve(socket)) {
         Ok(()) => 0,
         Err(_) => 1,
     };
     process::exit(code)
+}
+
+/// By its own hand: the kernel moves a thread that moves itself at once, and makes one that is moved by others wait for milliseconds
+/// (cgroup_procs_write_start in its `kernel/cgroup/cgroup.c`).
+fn join(files: Vec<OwnedFd>) -> Result<()> {
+    files
+        .into_iter()
+        .try_for_each(|file| fs::File::from(file).write_all(b"0"))
 }
 
 fn serve(socket: OwnedFd) -> Result<()> {
@@ -45,6 +53,7 @@ fn serve(socket: OwnedFd) -> Result<()> {
     kernel::become_subreaper()?;
     let signals = kernel::block_signals()?;
     let mut host = Link::new(socket);
+    host.say(&FromSlot::Ready, &[])?;
     let mut running: Option<Running> = None;
     loop {
         let (asked, died) = kernel::wait_readable(host.fd(), signals.as_fd())?;

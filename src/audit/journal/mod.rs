@@ -34,7 +34,7 @@ use super::redact::Redactor;
 
 use writer::WrittenBy;
 
-pub use read::{Reader, Stored};
+pub use read::{Reader, Stored, Summary};
 pub use retain::Retention;
 pub(crate) use retain::is_archive;
 pub(crate) use store::{FILE, GENESIS, chain, connect_read, connect_write, host_name, nanoseconds};

@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{FILE, JournalError, Seq, connect_read};
+use super::{FILE, JournalError, Seq, connect_read, is_archive};
 
 /// One record as it stands in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +34,20 @@ impl Stored {
     pub fn timestamp(&self) -> Timestamp {
         Timestamp::from_nanosecond(self.time.into()).unwrap_or(Timestamp::UNIX_EPOCH)
     }
+}
+
+/// A journal in figures; see [`Reader::summary`].
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Summary {
+    pub first_seq: Seq,
+    pub last_seq: Seq,
+    /// On the disk, without the archives.
+    pub bytes: u64,
+    pub archives: u64,
+    pub archive_bytes: u64,
+    /// The newest checkpoint; what comes after it no signature speaks for yet.
+    pub signed_seq: Seq,
+    pub open_starts: u64,
 }
 
 /// The columns that [`stored`] reads, in its order.
@@ -65,6 +79,30 @@ impl Reader {
     pub fn journal_id(&self) -> Result<String, JournalError> {
         self.ask("SELECT value FROM about WHERE name = 'journal'", &[], |row| row.get(0))
             .map(|id| id.unwrap_or_default())
+    }
+
+    /// The journal in figures.
+    pub fn summary(&self) -> Result<Summary, JournalError> {
+        let count = |sql: &str| -> Result<u64, JournalError> {
+            let found = self.ask(sql, &[], |row| row.get::<_, i64>(0))?;
+            Ok(found.unwrap_or(0).unsigned_abs())
+        };
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        let size = |path: PathBuf| std::fs::metadata(path).map_or(0, |file| file.len());
+        let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let archives: Vec<PathBuf> = files
+            .filter(|file| file.file_name().to_str().is_some_and(is_archive))
+            .map(|file| file.path())
+            .collect();
+        Ok(Summary {
+            first_seq: count("SELECT coalesce(min(seq), 0) FROM records")?,
+            last_seq: self.last_seq()?,
+            bytes: size(self.path.clone()) + size(folder.join(format!("{FILE}-wal"))),
+            archives: archives.len() as u64,
+            archive_bytes: archives.into_iter().map(size).sum(),
+            signed_seq: count("SELECT seq FROM records WHERE kind = 'journal.checkpoint' ORDER BY seq DESC LIMIT 1")?,
+            open_starts: count("SELECT count(*) FROM starts")?,
+        })
     }
 
     pub fn record(&self, seq: Seq) -> Result<Option<Stored>, JournalError> {

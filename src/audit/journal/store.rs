@@ -14,6 +14,7 @@ use super::{JournalError, Seq, Sync};
 use crate::audit::key::{Checkpoint, SigningKey};
 use crate::audit::record::{Entry, Event};
 use crate::audit::verify::hex;
+use crate::crash;
 
 /// The database's name in the journal's folder.
 pub(crate) const FILE: &str = "journal.db";
@@ -221,13 +222,16 @@ impl Store {
         };
         // A commit that only waits for a reader's lock on the log is worth the wait.
         self.waits.store(true, Ordering::Relaxed);
+        crash::point("journal: before a group is written");
         let end = append(&step, group, &self.place).map_err(error)?;
         let mut checkpoint = None;
         if let Some(key) = key {
             let draft = Draft::new(&signed(key, &self.journal_id, &end), jiff::Timestamp::now())?;
             checkpoint = Some(append(&step, &[draft], &self.place).map_err(error)?.last);
         }
+        crash::point("journal: before the commit");
         step.commit().map_err(error)?;
+        crash::point("journal: after the commit, before anybody is told");
         self.unsigned = if checkpoint.is_some() { 0 } else { unsigned };
         Ok(Some(Written {
             first: end.first,

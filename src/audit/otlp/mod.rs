@@ -97,6 +97,17 @@ pub struct SignalLag {
     pub error: Option<String>,
 }
 
+/// How far these collectors have come with the journal in `folder`, whichever process sends; asks none of them.
+pub fn lag(folder: &Path, collectors: &[OtlpConfig]) -> Result<Lag, JournalError> {
+    let mut lanes = Vec::new();
+    for config in collectors {
+        let config = Arc::new(config.clone());
+        lanes.extend(config.signals.iter().map(|signal| (config.clone(), *signal)));
+    }
+    let hub = Hub::open(folder, lanes)?;
+    Ok(hub.lag(hub.reader.last_seq()?))
+}
+
 /// Starts exporting; see [`ExporterHandle`].
 pub struct Exporter;
 

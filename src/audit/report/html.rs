@@ -5,23 +5,32 @@ use std::fmt::Write;
 
 use jiff::Timestamp;
 
+use super::plot::{self, Line};
 use super::{Exec, Moment, Report};
 use crate::task::limits::Bytes;
 
-const WIDTH: f64 = 960.0;
-const ROW: f64 = 14.0;
-/// Rows of the time line; commands beyond share rows with those that ended before.
-const ROWS: usize = 40;
-
 const STYLE: &str = "\
-:root{color-scheme:light dark;--ink:#1c2733;--dim:#647180;--line:#d8dee4;--paper:#fff;--good:#2f7d5b;--bad:#b3403a;--bar:#3d6ea8}\
-@media(prefers-color-scheme:dark){:root{--ink:#e3e9ef;--dim:#94a1ae;--line:#36424e;--paper:#151b21;--good:#5cb08a;--bad:#e0736c;--bar:#76a5da}}\
-body{font:14px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:62rem;margin:2rem auto;padding:0 1rem}\
-h1{font-size:1.4rem;margin:0}h2{font-size:1.05rem;margin:2rem 0 .5rem}p{margin:.25rem 0}.dim{color:var(--dim)}\
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}th,td{text-align:left;padding:.2rem .6rem .2rem 0;border-bottom:1px solid var(--line);vertical-align:top}\
-th{font-weight:600}td.n,th.n{text-align:right}code{font:12px/1.4 ui-monospace,monospace;overflow-wrap:anywhere}.bad{color:var(--bad)}\
-svg{width:100%;height:auto;display:block}svg text{font:10px system-ui,sans-serif;fill:var(--dim)}\
-.good{fill:var(--good)}.wrong{fill:var(--bad)}.bar{fill:var(--bar)}.axis{stroke:var(--line)}";
+:root{color-scheme:light dark;--ink:#1b2430;--dim:#66717f;--line:#e2e6ea;--paper:#f6f7f8;--card:#fff;--good:#3c8f6c;--failed:#c98a2b;\
+--wrong:#c2473f;--one:#3d6fb0;--two:#8a63b8;--on:#fff}\
+@media(prefers-color-scheme:dark){:root{--ink:#e4e9ee;--dim:#93a0ad;--line:#2b343e;--paper:#10151a;--card:#181f26;--good:#4fa581;\
+--failed:#d09a45;--wrong:#dc6a61;--one:#6f9fdb;--two:#b08fda;--on:#0d1216}}\
+*{box-sizing:border-box}body{font:14px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);max-width:68rem;margin:0 auto;padding:2rem 1.25rem 4rem}\
+h1{font-size:1.5rem;line-height:1.25;margin:0;letter-spacing:-.01em}h2{font-size:1rem;margin:2.25rem 0 .6rem}p{margin:.25rem 0}.dim{color:var(--dim)}\
+.sums{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.75rem;margin:1.25rem 0}\
+.sums div,figure,.sheet{background:var(--card);border:1px solid var(--line);border-radius:.6rem}\
+.sums div{padding:.7rem .9rem}.sums b{display:block;font-size:1.35rem;line-height:1.3;font-weight:600;font-variant-numeric:tabular-nums}.sums span{color:var(--dim);font-size:.85rem}\
+.sums .alert b{color:var(--wrong)}figure{margin:.75rem 0;padding:.8rem 1rem .6rem}figcaption{font-weight:600;margin-bottom:.35rem}\
+.key{display:inline-block;width:.65em;height:.65em;border-radius:2px;margin:0 .35em 0 .8em}figcaption .key~*{font-weight:400}\
+.sheet{padding:.2rem 1rem;overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
+th,td{text-align:left;padding:.4rem .9rem .4rem 0;border-bottom:1px solid var(--line);vertical-align:top}tr:last-child td{border-bottom:0}\
+th{font-weight:600;color:var(--dim);font-size:.85rem}td.n,th.n{text-align:right;white-space:nowrap}td.t{white-space:nowrap;color:var(--dim)}\
+code{font:12.5px/1.5 ui-monospace,SFMono-Regular,Menlo,monospace;overflow-wrap:anywhere}.bad{color:var(--wrong)}\
+svg{width:100%;height:auto;display:block}svg text{font:10.5px system-ui,sans-serif;fill:var(--dim)}svg text.on{font:10px ui-monospace,monospace;fill:var(--on)}\
+.good{fill:var(--good);background:var(--good)}.failed{fill:var(--failed);background:var(--failed)}.wrong,.deny{fill:var(--wrong);background:var(--wrong)}\
+.one{fill:var(--one);stroke:var(--one);background:var(--one)}.two{fill:var(--two);stroke:var(--two);background:var(--two)}\
+.area{fill-opacity:.28;stroke-width:1.2;stroke-linejoin:round}.touch{fill:transparent}.touch:hover{fill:var(--dim);fill-opacity:.18}\
+.grid{stroke:var(--line)}.axis{stroke:var(--dim);stroke-opacity:.5}\
+@media print{body{background:#fff;padding:0}figure,.sheet{break-inside:avoid}}";
 
 /// The report as one HTML file.
 pub fn html(report: &Report) -> String {
@@ -37,46 +46,43 @@ fn write(page: &mut String, report: &Report) -> std::fmt::Result {
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
          <meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>\n<style>{STYLE}</style></head><body>\n\
-         <h1>{title}</h1>\n<p class=\"dim\">{from} to {to}</p>\n",
+         <h1>{title}</h1>\n<p class=\"dim\">{from} to {to}, {span}</p>\n",
         title = escaped(&report.title),
         from = time(report.from),
         to = time(report.to),
+        span = duration(report.to - report.from),
     )?;
-    let totals = &report.totals;
-    writeln!(
-        page,
-        "<p>{} commands, {} of them failed, {} refused; {} CPU, {} network</p>",
-        totals.execs,
-        totals.failed,
-        totals.refused,
-        duration(totals.cpu_seconds),
-        Bytes(totals.network_bytes)
-    )?;
+    sums(page, report)?;
     tasks(page, report)?;
     if !report.execs.is_empty() {
-        writeln!(page, "<h2>When commands ran</h2>")?;
-        time_line(page, report)?;
-        bars(page, report, "CPU time", |exec| exec.cpu_seconds, duration)?;
-        bars(
-            page,
-            report,
-            "Memory at most",
-            |exec| exec.memory_peak_bytes as f64,
-            |bytes| Bytes(bytes as u64).to_string(),
-        )?;
-        bars(
-            page,
-            report,
-            "Network",
-            |exec| exec.network_bytes as f64,
-            |bytes| Bytes(bytes as u64).to_string(),
-        )?;
+        writeln!(page, "<h2>What happened when</h2>")?;
+        plot::time_line(page, report)?;
+        plots(page, report)?;
         execs(page, report)?;
     }
     moments(page, "Refused", &report.refused)?;
-    moments(page, "Approvals", &report.approvals)?;
     moments(page, "Denied connections", &report.denied_connections)?;
+    moments(page, "Approvals", &report.approvals)?;
+    moments(page, "What the harness told", &report.events)?;
     writeln!(page, "</body></html>")
+}
+
+fn sums(page: &mut String, report: &Report) -> std::fmt::Result {
+    let totals = &report.totals;
+    let denied = report.denied_connections.len() as u64;
+    writeln!(page, "<section class=\"sums\">")?;
+    for (value, name, alert) in [
+        (totals.execs.to_string(), "commands", false),
+        (totals.failed.to_string(), "did not end well", false),
+        (totals.refused.to_string(), "refused", totals.refused > 0),
+        (denied.to_string(), "connections denied", denied > 0),
+        (duration(totals.cpu_seconds), "CPU time", false),
+        (Bytes(totals.network_bytes).to_string(), "through the proxy", false),
+    ] {
+        let class = if alert { " class=\"alert\"" } else { "" };
+        writeln!(page, "<div{class}><b>{value}</b><span>{name}</span></div>")?;
+    }
+    writeln!(page, "</section>")
 }
 
 fn tasks(page: &mut String, report: &Report) -> std::fmt::Result {
@@ -85,12 +91,17 @@ fn tasks(page: &mut String, report: &Report) -> std::fmt::Result {
     }
     writeln!(
         page,
-        "<h2>Tasks</h2>\n<table><tr><th>task</th><th>purpose</th><th>user</th><th>image</th><th>outcome</th></tr>"
+        "<h2>Tasks</h2>\n<div class=\"sheet\"><table><tr><th>task</th><th>purpose</th><th>user</th><th>image</th><th>outcome</th></tr>"
     )?;
     for task in &report.tasks {
+        let bad = if matches!(task.outcome.as_str(), "failed" | "lost" | "timed_out") {
+            " class=\"bad\""
+        } else {
+            ""
+        };
         writeln!(
             page,
-            "<tr><td title=\"{}\">{}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            "<tr><td title=\"{}\">{}</td><td>{}</td><td>{}</td><td>{}</td><td{bad}>{}</td></tr>",
             escaped(&task.id),
             escaped(&task.name),
             escaped(&task.purpose),
@@ -99,87 +110,45 @@ fn tasks(page: &mut String, report: &Report) -> std::fmt::Result {
             escaped(&task.outcome)
         )?;
     }
-    writeln!(page, "</table>")
+    writeln!(page, "</table></div>")
 }
 
-/// A bar a command, from its start to its end; those that overlap stand below each other.
-fn time_line(page: &mut String, report: &Report) -> std::fmt::Result {
-    let span = (report.to - report.from).max(1e-3);
-    let x = |at: f64| ((at - report.from) / span * WIDTH).clamp(0.0, WIDTH);
-    let mut free_at: Vec<f64> = Vec::new();
-    let mut marks = String::new();
-    for exec in &report.execs {
-        let row = free_at.iter().position(|free| *free <= exec.start).unwrap_or_else(|| {
-            if free_at.len() < ROWS {
-                free_at.push(0.0);
-            }
-            free_at.len() - 1
-        });
-        free_at[row] = exec.start + exec.wall_seconds;
-        let (left, right) = (x(exec.start), x(exec.start + exec.wall_seconds));
-        writeln!(
-            marks,
-            "<rect class=\"{}\" x=\"{left:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\"><title>{} ({})</title></rect>",
-            if is_good(exec) { "good" } else { "wrong" },
-            row as f64 * ROW + 2.0,
-            (right - left).max(1.5),
-            ROW - 4.0,
-            escaped(&exec.command),
-            duration(exec.wall_seconds)
-        )?;
-    }
-    let height = free_at.len() as f64 * ROW;
-    writeln!(
+fn plots(page: &mut String, report: &Report) -> std::fmt::Result {
+    let series = &report.series;
+    let bytes = |bytes: f64| Bytes(bytes as u64).to_string();
+    let line = |values| Line {
+        name: "",
+        class: "one",
+        values,
+    };
+    let cores = |cores: f64| format!("{cores:.2}");
+    plot::areas(page, report, "CPUs at work", &[line(&series.cpus)], cores)?;
+    plot::areas(
         page,
-        "<svg viewBox=\"0 0 {WIDTH} {:.0}\" role=\"img\" aria-label=\"time line\">\n{marks}\
-         <line class=\"axis\" x1=\"0\" x2=\"{WIDTH}\" y1=\"{height}\" y2=\"{height}\"/>\
-         <text x=\"0\" y=\"{:.0}\">0</text><text x=\"{WIDTH}\" y=\"{:.0}\" text-anchor=\"end\">{}</text></svg>",
-        height + 16.0,
-        height + 12.0,
-        height + 12.0,
-        duration(span)
-    )
-}
-
-/// A bar a command, in the order of their starts.
-fn bars(
-    page: &mut String,
-    report: &Report,
-    name: &str,
-    value: impl Fn(&Exec) -> f64,
-    shown: impl Fn(f64) -> String,
-) -> std::fmt::Result {
-    const HEIGHT: f64 = 90.0;
-    let most = report.execs.iter().map(&value).fold(0.0, f64::max);
-    writeln!(page, "<h2>{name}</h2>")?;
-    if most <= 0.0 {
-        return writeln!(page, "<p class=\"dim\">none was counted</p>");
-    }
-    let step = WIDTH / report.execs.len() as f64;
-    writeln!(
-        page,
-        "<svg viewBox=\"0 0 {WIDTH} {:.0}\" role=\"img\" aria-label=\"{name} of each command\">",
-        HEIGHT + 16.0
+        report,
+        "Memory, the peaks of what ran added up",
+        &[line(&series.memory_bytes)],
+        bytes,
     )?;
-    for (n, exec) in report.execs.iter().enumerate() {
-        let height = value(exec) / most * HEIGHT;
-        writeln!(
-            page,
-            "<rect class=\"bar\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{height:.1}\"><title>{}: {}</title></rect>",
-            n as f64 * step,
-            HEIGHT + 14.0 - height,
-            (step * 0.8).clamp(0.5, 40.0),
-            escaped(&exec.command),
-            shown(value(exec))
-        )?;
-    }
-    writeln!(page, "<text x=\"0\" y=\"10\">{}</text></svg>", shown(most))
+    let network = [
+        Line {
+            name: "received",
+            class: "one",
+            values: &series.received_bytes_per_second,
+        },
+        Line {
+            name: "sent",
+            class: "two",
+            values: &series.sent_bytes_per_second,
+        },
+    ];
+    plot::areas(page, report, "Network", &network, |rate| format!("{}/s", bytes(rate)))
 }
 
 fn execs(page: &mut String, report: &Report) -> std::fmt::Result {
     writeln!(
         page,
-        "<h2>Commands</h2>\n<table><tr><th>start</th><th>command</th><th>outcome</th><th class=\"n\">wall</th>\
+        "<h2>Commands</h2>\n<div class=\"sheet\"><table><tr><th>start</th><th>command</th><th>outcome</th><th class=\"n\">wall</th>\
          <th class=\"n\">CPU</th><th class=\"n\">memory</th><th class=\"n\">network</th></tr>"
     )?;
     for exec in &report.execs {
@@ -187,9 +156,13 @@ fn execs(page: &mut String, report: &Report) -> std::fmt::Result {
             Some(code) if exec.outcome == "exited" => format!("exited {code}"),
             Some(_) | None => exec.outcome.clone(),
         };
+        let why = match exec.reason.as_str() {
+            "" => String::new(),
+            reason => format!("<br><span class=\"dim\">{}</span>", escaped(reason)),
+        };
         writeln!(
             page,
-            "<tr><td title=\"record {}\">{}</td><td><code>{}</code></td><td{}>{}</td><td class=\"n\">{}</td>\
+            "<tr><td class=\"t\" title=\"record {}\">{}</td><td><code>{}</code>{why}</td><td{}>{}</td><td class=\"n\">{}</td>\
              <td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
             exec.seq,
             clock(exec.start),
@@ -202,7 +175,7 @@ fn execs(page: &mut String, report: &Report) -> std::fmt::Result {
             Bytes(exec.network_bytes)
         )?;
     }
-    writeln!(page, "</table>")?;
+    writeln!(page, "</table></div>")?;
     if report.execs_left_out > 0 {
         writeln!(
             page,
@@ -217,21 +190,21 @@ fn moments(page: &mut String, name: &str, moments: &[Moment]) -> std::fmt::Resul
     if moments.is_empty() {
         return Ok(());
     }
-    writeln!(page, "<h2>{name}</h2>\n<table>")?;
+    writeln!(page, "<h2>{name}</h2>\n<div class=\"sheet\"><table>")?;
     for moment in moments {
         writeln!(
             page,
-            "<tr><td title=\"record {}\">{}</td><td><code>{}</code></td><td>{}</td></tr>",
+            "<tr><td class=\"t\" title=\"record {}\">{}</td><td><code>{}</code></td><td>{}</td></tr>",
             moment.seq,
             clock(moment.time),
             escaped(&moment.what),
             escaped(&moment.why)
         )?;
     }
-    writeln!(page, "</table>")
+    writeln!(page, "</table></div>")
 }
 
-fn is_good(exec: &Exec) -> bool {
+pub(super) fn is_good(exec: &Exec) -> bool {
     exec.outcome == "exited" && exec.exit_code == Some(0)
 }
 
@@ -243,20 +216,22 @@ fn time(seconds: f64) -> String {
     timestamp(seconds).strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
-fn clock(seconds: f64) -> String {
+pub(super) fn clock(seconds: f64) -> String {
     timestamp(seconds).strftime("%H:%M:%S").to_string()
 }
 
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     match seconds {
+        none if none <= 0.0 => "0".to_owned(),
         short if short < 1.0 => format!("{:.0} ms", short * 1e3),
         some if some < 120.0 => format!("{some:.1} s"),
-        long => format!("{:.0} min", long / 60.0),
+        long if long < 7200.0 => format!("{:.0} min", long / 60.0),
+        long => format!("{:.1} h", long / 3600.0),
     }
 }
 
 /// Safe between tags and in quotes; control characters and those that turn text around show as what they are.
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {
         match c {

@@ -32,6 +32,29 @@ fn a_report_has_what_ran_what_was_refused_and_what_was_denied() {
 }
 
 #[test]
+fn what_was_used_is_spread_over_the_time_in_which_it_was() {
+    let series = Series::over(240.0);
+    assert_eq!(series.step_seconds, 1.0);
+    let parts = |start, seconds| series.steps(start, seconds).collect::<Vec<_>>();
+    assert_eq!(parts(1.5, 2.0), [(1, 0.25), (2, 0.5), (3, 0.25)]);
+    assert_eq!(parts(10.0, 0.0), [(10, 1.0)]);
+    // What is not wholly on the axis is counted whole.
+    for (start, seconds) in [(-5.0, 10.0), (235.0, 50.0), (500.0, 1.0)] {
+        let whole: f64 = parts(start, seconds).iter().map(|(_, part)| part).sum();
+        assert!((whole - 1.0).abs() < 1e-9, "{start} {seconds}: {whole}");
+    }
+    let report = report_of(|_| {});
+    let cpu: f64 = report
+        .series
+        .cpus
+        .iter()
+        .map(|cpus| cpus * report.series.step_seconds)
+        .sum();
+    assert!((cpu - report.totals.cpu_seconds).abs() < 1e-6, "{cpu}");
+    assert_eq!(report.totals.network_bytes, 2100);
+}
+
+#[test]
 fn what_a_command_is_called_does_not_run_in_the_page() {
     let attack = "</title><script>alert(1)</script>\" onload='x' \u{202e}";
     let report = report_of(|entry| match &mut entry.event {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
 
-use super::{FilterArgs, find_id, text};
+use super::{FilterArgs, find_id, moment, text};
 use crate::audit::journal::Reader;
 use crate::audit::query::Filter;
 use crate::audit::report::{html, report};
@@ -36,8 +36,10 @@ enum ByArg {
 
 #[derive(Debug, Args)]
 pub(super) struct TriageArgs {
-    /// The id of a task or an exec, or the end of one
-    id: String,
+    /// The id of a task or an exec, or the end of one (4 characters or more); or a time, from which on all is looked at:
+    /// 2h for two hours ago, or 2026-01-31T12:00:00Z
+    #[arg(value_name = "TASK|EXEC|TIME")]
+    about: String,
     #[arg(long)]
     json: bool,
 }
@@ -112,14 +114,17 @@ fn cells(row: &Row) -> [String; 11] {
 
 pub(super) fn show_triage(args: &TriageArgs, folder: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
     let reader = Reader::open(folder)?;
-    // An id alone does not say what it is of.
-    let exec = find_id(&reader, "exec", &args.id).map(About::Exec);
-    let task = find_id(&reader, "task", &args.id).map(About::Task);
     let mut found = None;
-    for about in [exec, task].into_iter().flatten() {
+    for about in possible(&reader, &args.about) {
         found = found.or(triage(&reader, about)?);
     }
-    let found = found.ok_or_else(|| anyhow!("the journal has no exec and no task \"{}\"", text::shown(&args.id)))?;
+    let missing = || {
+        anyhow!(
+            "the journal has no exec, no task and no time \"{}\"",
+            text::shown(&args.about)
+        )
+    };
+    let found = found.ok_or_else(missing)?;
     if args.json {
         serde_json::to_writer(&mut *out, &found)?;
         writeln!(out)?;
@@ -127,6 +132,18 @@ pub(super) fn show_triage(args: &TriageArgs, folder: &Path, out: &mut dyn Write)
         show_findings(&found, out)?;
     }
     Ok(0)
+}
+
+/// What a text may stand for: an id alone does not say what it is of, and a short one may as well be a time.
+fn possible(reader: &Reader, text: &str) -> Vec<About> {
+    const SHORTEST_ID: usize = 4;
+    let mut possible = Vec::new();
+    if text.len() >= SHORTEST_ID {
+        possible.extend(find_id(reader, "exec", text).map(About::Exec));
+        possible.extend(find_id(reader, "task", text).map(About::Task));
+    }
+    possible.extend(moment(text, jiff::Timestamp::now()).map(About::Since));
+    possible
 }
 
 fn show_findings(found: &Triage, out: &mut dyn Write) -> std::io::Result<()> {

@@ -4,6 +4,7 @@
 //! byte for byte as it stands in the journal. Text from records is shown with its control characters escaped.
 
 mod answers;
+mod status;
 mod text;
 
 use std::io::{ErrorKind, Write};
@@ -21,6 +22,8 @@ use crate::audit::otlp::{Exporter, OtlpConfig, Protocol};
 use crate::audit::query::{self, Filter, Take};
 use crate::audit::schema::schemas;
 use crate::audit::{Known, VerifyError, verify};
+use crate::cli::journal;
+use crate::config::{Config, Surroundings};
 use crate::id::ExecId;
 use crate::task::limits::parse_time;
 
@@ -67,6 +70,11 @@ enum AuditCommand {
     },
     /// Proves that no record was changed, removed or cut off, or says which is the first that was
     Verify(VerifyArgs),
+    /// Shows how large the journal is, how far it is signed, and how far each collector is behind
+    Status {
+        #[arg(long)]
+        json: bool,
+    },
     /// Shows the public key that proves this journal's checkpoints; keep it elsewhere
     Key {
         #[arg(long)]
@@ -119,7 +127,7 @@ struct FilterArgs {
     /// The id of a rule that matched
     #[arg(long)]
     rule: Option<String>,
-    /// Who approved or refused
+    /// Who approved or refused, or ran the task
     #[arg(long)]
     person: Option<String>,
     /// From then on: 2026-01-31T12:00:00Z, or 2h for two hours ago
@@ -153,7 +161,7 @@ struct ExportArgs {
     /// Everything that the collector does not have yet
     #[arg(long)]
     otlp: bool,
-    /// The collector; else OTEL_EXPORTER_OTLP_ENDPOINT
+    /// The collector; else those of the configuration and of OTEL_EXPORTER_OTLP_ENDPOINT
     #[arg(long, requires = "otlp")]
     endpoint: Option<String>,
     /// http/protobuf instead of gRPC
@@ -185,6 +193,7 @@ pub fn run(args: AuditArgs, state: &Path, out: &mut dyn Write) -> anyhow::Result
             tail(lines, follow, &filter, &shape, &folder, out)
         }
         AuditCommand::Verify(args) => prove(&args, &folder, out),
+        AuditCommand::Status { json } => status::show(json, &folder, out),
         AuditCommand::Key { json } => key(json, state, out),
         AuditCommand::Export(args) => export(&args, &folder, out),
         AuditCommand::Stats(args) => answers::show_stats(&args, &folder, out),
@@ -367,24 +376,33 @@ fn export(args: &ExportArgs, folder: &Path, out: &mut dyn Write) -> anyhow::Resu
 }
 
 fn export_otlp(args: &ExportArgs, folder: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
-    let config = match &args.endpoint {
+    let config = Config::load(&Surroundings::of_process())?;
+    let collectors = match &args.endpoint {
         Some(endpoint) => {
-            let mut config = OtlpConfig::new(endpoint);
+            config.check_endpoints([endpoint.as_str()])?;
+            let mut collector = OtlpConfig::new(endpoint);
             if args.http {
-                config.protocol = Protocol::HttpProtobuf;
+                collector.protocol = Protocol::HttpProtobuf;
             }
-            config
+            vec![collector]
         }
-        None => OtlpConfig::from_variables(|name| std::env::var(name).ok())?
-            .context("no collector is named: give --endpoint, or set OTEL_EXPORTER_OTLP_ENDPOINT")?,
+        None => journal::collectors(&config, None)?,
     };
+    if collectors.is_empty() {
+        bail!("no collector is named: give --endpoint, configure [[otlp]], or set OTEL_EXPORTER_OTLP_ENDPOINT");
+    }
     let deadline = parse_time(&args.timeout).context("--timeout")?;
-    let exporter = Exporter::start(folder, vec![config])?;
+    let exporter = Exporter::start(folder, collectors)?;
     loop {
         let lag = flush(&exporter, deadline)?;
         for signal in &lag.signals {
             let error = signal.error.as_deref().map(text::shown).unwrap_or_default();
-            writeln!(out, "{:8} {} records missing {}", signal.signal, signal.records, error)?;
+            let endpoint = text::shown(&signal.endpoint);
+            writeln!(
+                out,
+                "{endpoint} {:8} {} records missing {error}",
+                signal.signal, signal.records
+            )?;
         }
         out.flush()?;
         if !args.follow {

@@ -89,8 +89,8 @@ impl Fixture {
                     memory_peak_bytes: Some(64 << 20),
                     ..Usage::NONE
                 },
-                network_bytes_sent: 0,
-                network_bytes_received: 0,
+                network_bytes_sent: Some(0),
+                network_bytes_received: Some(0),
                 stdout_bytes: 2048,
                 stderr_bytes: 0,
                 stdout_digest: None,

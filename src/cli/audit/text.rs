@@ -131,6 +131,9 @@ pub fn whole(whole: &Whole, out: &mut dyn Write) -> std::io::Result<()> {
     for record in &whole.records {
         page(record, out)?;
     }
+    for record in &whole.events {
+        page(record, out)?;
+    }
     if !whole.egress.is_empty() {
         writeln!(out, "\nconnections of the task meanwhile")?;
         for record in &whole.egress {

@@ -205,7 +205,9 @@ fn look_back(top: &OwnedFd, note: &Note, ours: &BTreeSet<PathBuf>) -> Vec<String
     let told = sweep(top, before).into_iter().map(|(what, name)| {
         let path = Path::new(note.path.as_str()).join(name);
         // A name may hold any byte; a record holds text.
-        format!("{what}: {}", path.to_string_lossy().escape_debug())
+        // Debug escapes control characters and bytes that are no UTF-8, and loses none.
+        let shown = format!("{path:?}");
+        format!("{what}: {}", &shown[1..shown.len() - 1])
     });
     told.collect()
 }

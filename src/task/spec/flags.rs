@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::document::{Fault, Word};
+use crate::document::Word;
 
 /// Flags as they were given; an absent one changes nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -44,6 +44,13 @@ impl TaskSpec {
     ///
     /// A root given by flag whose sandbox path the spec has already changes that root's host path and access, and keeps the rest.
     pub fn apply(self, flags: Overrides, cwd: &Path) -> Result<TaskSpec, Faults> {
+        let (spec, faults) = self.apply_all(flags, cwd);
+        Faults::check(faults)?;
+        Ok(spec)
+    }
+
+    /// The same, with all that is wrong: for a caller that goes on to look for more.
+    pub fn apply_all(self, flags: Overrides, cwd: &Path) -> (TaskSpec, Vec<Fault>) {
         let mut flag = Flags {
             faults: Vec::new(),
             cwd,
@@ -84,8 +91,7 @@ impl TaskSpec {
         top.rebase(cwd);
         let mut spec = top.over(self);
         flag.roots(&mut spec, flags.write, flags.read);
-        Faults::check(flag.faults)?;
-        Ok(spec)
+        (spec, flag.faults)
     }
 }
 

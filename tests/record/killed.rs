@@ -2,23 +2,15 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::belljar;
 
 const TASKS: usize = 200;
 
 /// belljars at once.
 const AT_ONCE: usize = 8;
-
-fn belljar(state: &Path, words: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_belljar"));
-    command
-        .args(words)
-        .env("BELLJAR_STATE", state)
-        .stdin(Stdio::null())
-        .stderr(Stdio::null());
-    command
-}
 
 /// Half of the tasks end well; the others lose their belljar: as soon as it is there, when its task's folder is, or when its command
 /// runs.
