@@ -9,7 +9,7 @@ use serde_json::json;
 use super::identity::Method;
 use super::{AgentEvents, Sync};
 use crate::audit::otlp::Signal;
-use crate::task::spec::TaskSpec;
+use crate::task::spec::{HostSpec, TaskSpec};
 use crate::task::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User};
 
 /// What there is a schema of.
@@ -63,6 +63,7 @@ struct ConfigFile {
     /// The defaults of all tasks.
     task: Option<TaskSpec>,
     journal: Option<Journal>,
+    egress: Option<Egress>,
     /// Where records are sent.
     #[schemars(default)]
     otlp: Vec<Otlp>,
@@ -96,6 +97,28 @@ struct JournalDemands {
     agent_events: Option<Vec<AgentEvents>>,
     /// A time: `90d`.
     keep: Option<String>,
+}
+
+/// How ways out reach the world.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its schema is made")]
+struct Egress {
+    /// Files of certificates, in PEM.
+    #[schemars(default)]
+    extra_roots: Vec<String>,
+    /// The URL of an HTTP proxy.
+    upstream: Option<String>,
+    /// Folders of stored answers.
+    #[schemars(default)]
+    cache: Vec<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its schema is made")]
+struct EgressDemands {
+    upstream: Option<String>,
 }
 
 #[derive(JsonSchema)]
@@ -135,6 +158,7 @@ struct RequirementsFile {
     roots: Option<RootDemands>,
     limits: Option<LimitDemands>,
     network: Option<NetworkDemands>,
+    egress: Option<EgressDemands>,
     gate: Option<GateDemands>,
     journal: Option<JournalDemands>,
     otlp: Option<OtlpDemands>,
@@ -198,6 +222,11 @@ struct NetworkDemands {
     deny: Vec<String>,
     #[schemars(length(min = 1))]
     unknown: Option<Vec<Unknown>>,
+    /// Patterns of hosts that every task with a way out may reach.
+    #[schemars(default)]
+    always: Vec<String>,
+    #[schemars(default)]
+    hosts: Vec<HostSpec>,
 }
 
 #[derive(JsonSchema)]
