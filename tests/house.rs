@@ -56,6 +56,7 @@ const DOORS: &[(&str, &[&str])] = &[
     ("psl", &["egress/"]),
     ("rcgen", &["egress/tls/"]),
     ("ring", &["config/identity/token.rs"]),
+    ("reqwest", &["approval/reviewer/model.rs", "config/bundle/fetch.rs"]),
     ("rusqlite", &["audit/"]),
     // Safe calls on a descriptor at hand; what makes or passes descriptors is in sys.
     (

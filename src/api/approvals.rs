@@ -19,7 +19,7 @@ use super::error::ApiError;
 use super::messages::ErrorCode;
 use super::routes::{Body, Tasks};
 use super::server::Peer;
-use crate::approval::{AnswerError, Change, OpenQuestion, Reply, Watch};
+use crate::approval::{AnswerError, Change, OpenQuestion, Reply, Settled, Watch};
 use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::policy::{Approver, ApproverKind, RuleMatch, Scope};
 use crate::supervisor::TaskHandle;
@@ -162,6 +162,16 @@ impl Approval {
     }
 }
 
+impl ApprovalSettled {
+    pub(super) fn of(id: ApprovalId, settled: Settled) -> Self {
+        Self {
+            id,
+            scope: settled.scope,
+            note: settled.note,
+        }
+    }
+}
+
 impl ApprovalChange {
     /// Nothing for the change that only ends a stream.
     pub(super) fn of(task: &TaskHandle, change: Change) -> Option<Self> {
@@ -224,11 +234,7 @@ async fn answer(
         match task.desk().answer(id, reply.clone(), by.clone()).await {
             Err(AnswerError::NoSuchQuestion { .. }) => continue,
             Ok(settled) => {
-                return Ok(Json(ApprovalSettled {
-                    id,
-                    scope: settled.scope,
-                    note: settled.note,
-                }));
+                return Ok(Json(ApprovalSettled::of(id, settled)));
             }
             Err(error) => return Err(error.into()),
         }

@@ -5,11 +5,13 @@
 //! <- {"id":1,"result":{"id":"0192…","state":"judging",…}}
 //! <- {"method":"exec.event","params":{"exec":"0192…","seq":1,"type":"judged","judgement":"allow"}}
 //! <- {"method":"exec.event","params":{"exec":"0192…","seq":3,"type":"output","stream":"stdout","data":"b2sK"}}
+//! <- {"method":"approval.event","params":{"type":"asked","approval":{"id":"0192…","about":"git push",…}}}
+//! -> {"id":2,"method":"approval.answer","params":{"approval":"0192…","decision":"approve"}}
 //! <- {"method":"task.ended","params":{…the summary…}}
 //! ```
 //!
 //! Answers may come in another order than requests; a request's events come after its answer. The end of the input stops the
-//! task. Who does not read the output makes the commands wait: the queue to it is bounded.
+//! task. An answer given here is the harness's: it counts as a yes where `gate.approvers` has the harness. Who does not read the output makes the commands wait: the queue to it is bounded.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -23,12 +25,15 @@ use tokio::io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::approvals::{Approval, ApprovalAnswer, ApprovalChange, ApprovalDecision, ApprovalSettled};
 use super::error::ApiError;
 use super::messages::{self, ErrorCode, Event, ExecStart};
 use super::wire;
-use crate::id::ExecId;
-use crate::policy::TtySize;
+use crate::approval::Change;
+use crate::id::{ApprovalId, ExecId};
+use crate::policy::{Approver, ApproverKind, Scope, TtySize};
 use crate::supervisor::{ExecHandle, TaskHandle};
+use crate::sys::user::myself;
 
 /// The longest line taken.
 const LINE_LIMIT: u64 = 64 << 20;
@@ -74,6 +79,20 @@ struct StdinParams {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct AnswerParams {
+    approval: ApprovalId,
+    decision: ApprovalDecision,
+    #[serde(default = "once")]
+    scope: Scope,
+    reason: Option<String>,
+}
+
+fn once() -> Scope {
+    Scope::Once
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct SignalParams {
     exec: ExecId,
     signal: i32,
@@ -110,6 +129,7 @@ where
         told: JoinSet::new(),
         waiting: JoinSet::new(),
     };
+    session.told.spawn(tell_questions(task.clone(), session.out.clone()));
     if let Some(exec) = first {
         session.tell(exec);
     }
@@ -244,6 +264,33 @@ impl Session {
                 self.find(exec)?.resize(wire::size(TtySize { rows, cols })?);
                 self.answer(&id, json!({})).await;
             }
+            "approval.list" => {
+                let open = self.task.desk().open().into_iter();
+                let open: Vec<Approval> = open.map(|question| Approval::of(&self.task, question)).collect();
+                self.answer(&id, open).await;
+            }
+            "approval.answer" => {
+                let AnswerParams {
+                    approval,
+                    decision,
+                    scope,
+                    reason,
+                } = read(params)?;
+                let answer = ApprovalAnswer {
+                    decision,
+                    scope,
+                    reason,
+                };
+                let (task, out, reply) = (self.task.clone(), self.out.clone(), answer.into_reply()?);
+                // It is answered once it is recorded, and what it adds is in force.
+                self.later(async move {
+                    let answer = match task.desk().answer(approval, reply, harness()).await {
+                        Ok(settled) => success(&id, ApprovalSettled::of(approval, settled)),
+                        Err(error) => failure(&id, &error.into()),
+                    };
+                    send(&out, answer).await;
+                })?;
+            }
             "exec.cancel" => {
                 self.find(read::<Named>(params)?.exec)?.cancel();
                 self.answer(&id, json!({})).await;
@@ -306,6 +353,34 @@ impl Session {
 
     async fn say(&self, message: Value) {
         send(&self.out, message).await;
+    }
+}
+
+/// Tells of the task's questions: those that wait, then what happens.
+async fn tell_questions(task: TaskHandle, out: mpsc::Sender<String>) {
+    // Before the list is taken, so that nothing falls in between.
+    let mut watch = task.desk().watch(ApproverKind::Harness);
+    let open = task.desk().open().into_iter().map(Change::Asked);
+    for change in open {
+        tell_change(&task, change, &out).await;
+    }
+    while let Some(change) = watch.next().await {
+        tell_change(&task, change, &out).await;
+    }
+}
+
+async fn tell_change(task: &TaskHandle, change: Change, out: &mpsc::Sender<String>) {
+    if let Some(change) = ApprovalChange::of(task, change) {
+        send(out, json!({"method": "approval.event", "params": change})).await;
+    }
+}
+
+/// Whoever speaks here drives the task.
+fn harness() -> Approver {
+    Approver {
+        kind: ApproverKind::Harness,
+        name: myself().name,
+        via: "stdio".to_owned(),
     }
 }
 

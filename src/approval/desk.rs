@@ -156,13 +156,10 @@ impl Desk {
     }
 
     fn enter(self: &Arc<Self>, asked: Asked) -> Entered {
-        let no = |why: String| {
-            let reason = format!("this needs an approval, and {why}");
-            Entered::Known(Answer::Deny(reason), nobody(&why))
-        };
         let mut state = lock(&self.state);
         if state.closing {
-            return no("the task is ending".to_owned());
+            let (answer, approver) = unasked("the task is ending");
+            return Entered::Known(answer, approver);
         }
         if let Some((answer, approver)) = state.known(&asked, &self.approvers.bounds) {
             return Entered::Known(answer, approver);
@@ -176,12 +173,6 @@ impl Desk {
                 id: open.asked.id,
                 end: open.end.clone(),
             });
-        }
-        if !self.is_reviewed(&asked) {
-            let open = state.open.len();
-            if let Err(why) = state.fatigue.take(&self.approvers.bounds, open, Instant::now()) {
-                return no(why);
-            }
         }
         let asked = Arc::new(asked);
         let (claim, claimed) = oneshot::channel();
@@ -218,6 +209,15 @@ impl Desk {
         if let Some(known) = self.kept_for_the_session(asked).await {
             lock(&self.state).open.remove(&asked.id);
             return Ok(known);
+        }
+        if !self.is_reviewed(asked) {
+            let mut state = lock(&self.state);
+            let others = state.open.len().saturating_sub(1);
+            let bounds = &self.approvers.bounds;
+            if let Err(why) = state.fatigue.take(bounds, others, Instant::now()) {
+                state.open.remove(&asked.id);
+                return Ok(unasked(&why));
+            }
         }
         let event = Event::ApprovalAsked {
             approval: asked.id,
@@ -292,7 +292,7 @@ impl Desk {
         OpenQuestion {
             asked: open.asked.clone(),
             since: open.since,
-            until: open.since + self.time,
+            until: open.since.checked_add(self.time).unwrap_or(Timestamp::MAX),
             waiting: open.waiting,
             scopes: scopes
                 .into_iter()
@@ -396,6 +396,12 @@ impl Desk {
         while owners.join_next().await.is_some() {}
         let _ = self.changes.send(Change::Closed);
     }
+}
+
+/// The no to what is not even asked.
+fn unasked(why: &str) -> (Answer, Approver) {
+    let reason = format!("this needs an approval, and {why}");
+    (Answer::Deny(reason), nobody(why))
 }
 
 impl State {

@@ -30,6 +30,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 
+use crate::path::HostPath;
 use crate::policy::amend::{AmendError, Amendment};
 use crate::policy::{Approver, ApproverKind, Scope};
 
@@ -97,6 +98,8 @@ pub struct Approvers {
     pub bounds: Bounds,
     /// Where answers for the session are kept; without one there are none.
     pub session: Option<Session>,
+    /// The file of the user's that answers become rules in; without one none do.
+    pub rule_file: Option<HostPath>,
 }
 
 impl Approvers {
@@ -109,6 +112,7 @@ impl Approvers {
             scopes: vec![Scope::Once, Scope::Task, Scope::Session, Scope::Rule],
             bounds: Bounds::default(),
             session: None,
+            rule_file: None,
         }
     }
 }

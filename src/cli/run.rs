@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use super::ask::AtTerminal;
 use super::flags::{Ready, TaskArgs};
@@ -24,9 +24,10 @@ use crate::audit::otlp::ExporterHandle;
 use crate::audit::record::{Entry, Event, Identity};
 use crate::config::{Config, Rejection, Surroundings};
 use crate::image::{self, Image, Store};
+use crate::path::HostPath;
 use crate::policy::{Policy, Stdin};
 use crate::supervisor::{Supervisor, TaskHandle};
-use crate::task::{ImageRef, Task};
+use crate::task::{ImageRef, Reviewer, Task, WhoApproves};
 
 /// Runs a task: a spec file, flags, or both. Flags win over the file.
 #[derive(Debug, clap::Args)]
@@ -113,7 +114,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         .reaching(super::egress::settings(&config.egress))
         .recording_events(config.journal.agent_events.value)
         .within_trace(std::env::var("TRACEPARENT").ok());
-    let approvers = approvers(&task, &manner, &config, &surroundings.user)?;
+    let approvers = approvers(&task, &manner, &config, &surroundings)?;
     let command = task.command.clone();
     let image = unpack(&task.image, &config, manner.quiet).await?;
     let handle = supervisor.start_task(task, image, policy, approvers).await?;
@@ -191,21 +192,36 @@ async fn flush(exporter: ExporterHandle, manner: &RunManner) {
 
 /// Who answers the questions of this task: the person at this terminal, where there is one whose streams do not belong to a
 /// harness, and whoever comes to the socket.
-fn approvers(task: &Task, manner: &RunManner, config: &Config, user: &str) -> anyhow::Result<Approvers> {
+fn approvers(
+    task: &Task,
+    manner: &RunManner,
+    config: &Config,
+    surroundings: &Surroundings,
+) -> anyhow::Result<Approvers> {
     let ask: Arc<dyn Ask> = if manner.stdio || manner.json {
         Arc::new(Nobody {
             why: "a program drives this task".to_owned(),
         })
     } else {
-        Arc::new(AtTerminal::new(&task.name, task.purpose.as_deref(), user))
+        Arc::new(AtTerminal::new(&task.name, task.purpose.as_deref(), &surroundings.user))
     };
     let named = std::env::var("BELLJAR_SESSION").ok().filter(|name| !name.is_empty());
     let session = manner.session.clone().or(named);
     let session = Session::of_boot(&config.state, session.as_deref()).context("cannot tell this boot from others")?;
+    let reviewer = match (task.gate.reviewer, &config.reviewer) {
+        (Reviewer::User, _) => None,
+        (Reviewer::AutoReview, Some(settings)) => Some(settings.value.start()?),
+        (Reviewer::AutoReview, None) => bail!("gate.reviewer is \"auto_review\", and no [reviewer] is configured"),
+    };
     Ok(Approvers {
+        ask,
+        reviewer,
         wait: manner.approvals == Approvals::Wait,
+        harness: task.gate.approvers == WhoApproves::Harness,
+        scopes: config.approval_scopes(),
+        bounds: config.approvals.bounds(),
         session: Some(session),
-        ..Approvers::new(ask)
+        rule_file: surroundings.approved_rules().map(HostPath::new).transpose()?,
     })
 }
 

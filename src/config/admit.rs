@@ -70,6 +70,10 @@ pub fn admit(mut spec: TaskSpec, base: &Path, config: &Config, caller: &Caller) 
     if let Some(task) = &mut task {
         task.login = config.login().0;
         task.gate.never_ask = never_ask;
+        // Or an agent could rewrite the program that judges the next one.
+        let program = config.reviewer.as_ref().and_then(|reviewer| reviewer.value.program());
+        let program = program.and_then(|path| HostPath::new(path).ok());
+        task.roots = with_protected_rules(std::mem::take(&mut task.roots), program.as_slice());
     }
     // What is wrong is told before what is forbidden: a wrong spec says nothing about what it asks for.
     Faults::check(admission.faults).map_err(Rejection::Faults)?;
@@ -200,6 +204,7 @@ impl Admission {
                 required,
                 unmatched: spec.gate.unmatched?.value,
                 reviewer: spec.gate.reviewer?.value,
+                approvers: spec.gate.approvers?.value,
                 approval_time: spec.gate.approval_time?.value,
                 never_ask: false,
             },

@@ -5,7 +5,9 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::approvals::{self, Approvals};
 use super::{AgentEvents, Config, Egress, HeaderValue, Journal, Otlp, Surroundings, Sync, requirements};
+use crate::approval::reviewer;
 use crate::audit::otlp::Signal;
 use crate::audit::redact::Redactor;
 use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, Word, read_file};
@@ -29,6 +31,8 @@ struct Layer {
     journal: JournalLayer,
     otlp: Vec<Otlp>,
     token: Option<Sited<SecretSource>>,
+    reviewer: Option<Sited<reviewer::Settings>>,
+    approvals: Approvals,
 }
 
 #[derive(Debug, Default)]
@@ -119,6 +123,7 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
             Err(found) => faults.extend(found.into_vec()),
         }
     }
+    layers.extend(approved_rules(surroundings));
     let mut untrusted = None;
     if let Some(file) = surroundings.project.as_deref().and_then(project_file) {
         let trusted: Vec<&Sited<String>> = layers.iter().flat_map(|layer| &layer.trusted_folders).collect();
@@ -161,6 +166,8 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
     let mut journal = JournalLayer::default();
     let mut otlp = Vec::new();
     let mut token = None;
+    let mut reviewer = None;
+    let mut approvals = Approvals::default();
     for layer in layers {
         task = layer.task.over(task);
         trusted_folders.extend(layer.trusted_folders);
@@ -168,6 +175,8 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
         egress.cache.extend(layer.egress.cache);
         egress.upstream = layer.egress.upstream.or(egress.upstream);
         token = layer.token.or(token);
+        reviewer = layer.reviewer.or(reviewer);
+        approvals = layer.approvals.over(approvals);
         journal = layer.journal.over(journal);
         if !layer.otlp.is_empty() {
             otlp = layer.otlp;
@@ -189,6 +198,8 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
         egress,
         otlp,
         token,
+        reviewer,
+        approvals,
         state,
         folders: Vec::new(),
         files: Vec::new(),
@@ -216,7 +227,22 @@ fn is_within(file: &Path, trusted: &str) -> bool {
         .is_ok_and(|trusted| file.starts_with(trusted))
 }
 
-/// A project may say how its tasks run, not where records go, when they are on the disk, or what is trusted.
+/// The rules that approvals were remembered as hold for all tasks of the user, once there are any.
+fn approved_rules(surroundings: &Surroundings) -> Option<Layer> {
+    let file = surroundings.approved_rules()?;
+    file.symlink_metadata().ok()?;
+    let shown = file.display().to_string();
+    let origin = Origin::File {
+        file: shown.as_str().into(),
+        line: 1,
+        column: 1,
+    };
+    let mut layer = Layer::default();
+    layer.task.gate.rules = vec![Sited::new(shown, origin)];
+    Some(layer)
+}
+
+/// A project may say how its tasks run, not where records go, when they are on the disk, who reviews, or what is trusted.
 fn project_layer(file: &Path) -> Result<Layer, Faults> {
     let shown = file.display().to_string();
     let origin = Origin::File {
@@ -234,7 +260,15 @@ fn project_layer(file: &Path) -> Result<Layer, Faults> {
         if let Some(version) = root.value("version") {
             version.integer(1..=1);
         }
-        for key in ["trusted_folders", "journal", "egress", "otlp", "identity"] {
+        for key in [
+            "trusted_folders",
+            "journal",
+            "egress",
+            "otlp",
+            "identity",
+            "reviewer",
+            "approvals",
+        ] {
             if let Some(value) = root.value(key) {
                 value.fault("only the system's and the user's configuration may say this");
             }
@@ -276,6 +310,13 @@ impl Layer {
                 token: root
                     .table("identity")
                     .and_then(|table| table.parsed("token", |text| token(text, home))),
+                reviewer: root
+                    .table("reviewer")
+                    .and_then(|table| approvals::reviewer(&table, home)),
+                approvals: root
+                    .table("approvals")
+                    .map(|table| Approvals::read(&table))
+                    .unwrap_or_default(),
             }
         })
     }

@@ -13,6 +13,7 @@
 //! and images is left to `policy` and `image`.
 
 mod admit;
+mod approvals;
 pub mod bundle;
 mod codex;
 pub mod identity;
@@ -26,14 +27,17 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::approval::reviewer;
 use crate::audit::otlp::{Compression, OtlpConfig, Protocol, Signal};
 use crate::document::{Fault, Faults, Origin, Sited, Word};
-use crate::policy::Digest;
+use crate::policy::{Digest, Scope};
 use crate::sys::user::myself;
 use crate::task::limits::Bytes;
 use crate::task::spec::TaskSpec;
 use crate::task::{Login, SecretSource};
 use requirements::ConfigAsked;
+
+pub use approvals::Approvals;
 
 pub use admit::{Caller, Rejection, admit};
 pub use requirements::{BundleSeen, Requirements};
@@ -53,6 +57,9 @@ pub struct Config {
     pub otlp: Vec<Otlp>,
     /// Where the token is that says who asks.
     pub token: Option<Sited<SecretSource>>,
+    /// Who reviews where a task says `auto_review`.
+    pub reviewer: Option<Sited<reviewer::Settings>>,
+    pub approvals: Approvals,
     /// Where belljar keeps its state.
     pub state: PathBuf,
     /// The folders of configuration, which no sandbox may write to.
@@ -279,6 +286,14 @@ impl Surroundings {
         }
     }
 
+    /// The file of rules that approvals become, be it there or not.
+    pub fn approved_rules(&self) -> Option<PathBuf> {
+        let folder = self.user_folder()?;
+        // A folder of configuration may well be a link; what is written there is written to one place.
+        let folder = folder.canonicalize().unwrap_or(folder);
+        Some(folder.join("rules/approved.rules"))
+    }
+
     fn user_folder(&self) -> Option<PathBuf> {
         let config = self
             .xdg_config
@@ -300,6 +315,7 @@ impl Config {
             journal: &self.journal,
             egress: &self.egress,
             otlp: &self.otlp,
+            reviewer: self.reviewer.as_ref(),
         };
         let config = self
             .requirements
@@ -338,6 +354,16 @@ impl Config {
             );
         }
         Faults::check(violations).map_err(Rejection::Violations)
+    }
+
+    /// How far an approval may reach, by what the requirements leave.
+    pub fn approval_scopes(&self) -> Vec<Scope> {
+        let all = Scope::WORDS.iter().map(|(_, scope)| *scope);
+        let demands = |scope: &Scope| {
+            let mut lists = self.requirements.iter().filter_map(|demands| demands.scopes.as_ref());
+            lists.all(|list| list.value.contains(scope))
+        };
+        all.filter(demands).collect()
     }
 
     /// What is built in, with no file read.

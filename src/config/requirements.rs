@@ -14,9 +14,10 @@ use super::bundle::Demand;
 use super::identity::{Method, Oidc};
 use super::{AgentEvents, Sync};
 use crate::document::{Faults, Sited};
+use crate::policy::Scope;
 use crate::task::limits::Bytes;
 use crate::task::spec::HostSpec;
-use crate::task::{Backend, GitMode, NetworkMode, Reviewer, RulesText, Unknown, Unmatched, User};
+use crate::task::{Backend, GitMode, NetworkMode, Reviewer, RulesText, Unknown, Unmatched, User, WhoApproves};
 
 pub(super) use check::{Asked, ConfigAsked, fits};
 pub use trust::BundleSeen;
@@ -56,6 +57,11 @@ pub struct Requirements {
     pub rules_texts: Vec<RulesText>,
     pub unmatched: Option<Sited<Vec<Unmatched>>>,
     pub reviewers: Option<Sited<Vec<Reviewer>>>,
+    /// The only endpoints that a model may review from.
+    pub reviewer_endpoints: Option<Sited<Vec<String>>>,
+    pub approvers: Option<Sited<Vec<WhoApproves>>>,
+    /// How far an approval may reach; no less than once.
+    pub scopes: Option<Sited<Vec<Scope>>>,
     pub sync: Option<Sited<Sync>>,
     /// Added to what the configuration takes out of records.
     pub redact: Vec<Sited<String>>,

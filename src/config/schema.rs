@@ -9,8 +9,9 @@ use serde_json::json;
 use super::identity::Method;
 use super::{AgentEvents, Sync};
 use crate::audit::otlp::Signal;
+use crate::policy::Scope;
 use crate::task::spec::{HostSpec, TaskSpec};
-use crate::task::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User};
+use crate::task::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User, WhoApproves};
 
 /// What there is a schema of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,58 @@ struct ConfigFile {
     #[schemars(default)]
     otlp: Vec<Otlp>,
     identity: Option<Token>,
+    approvals: Option<Approvals>,
+    reviewer: Option<ReviewerTable>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its schema is made")]
+struct Approvals {
+    #[schemars(range(min = 1, max = 1000))]
+    open: Option<u32>,
+    #[schemars(range(min = 1, max = 1000))]
+    asked: Option<u32>,
+    /// A time: `10m`.
+    within: Option<String>,
+    repeat: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its schema is made")]
+struct ReviewerTable {
+    by: super::approvals::Kind,
+    /// A time, at most 90s.
+    time: Option<String>,
+    /// A program's absolute path and its arguments.
+    #[schemars(default)]
+    command: Vec<String>,
+    /// The base URL of an API like OpenAI's.
+    endpoint: Option<String>,
+    /// `chat` or `responses`.
+    api: Option<String>,
+    model: Option<String>,
+    /// `keyring:NAME`, `env:NAME` or `file:PATH`.
+    key: Option<String>,
+    /// What is added to the built-in policy.
+    policy: Option<String>,
+    #[schemars(default)]
+    classes: Vec<ReviewerClass>,
+    /// `low` or `medium`.
+    pass: Option<String>,
+}
+
+/// Either `command` or `host`.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its schema is made")]
+struct ReviewerClass {
+    /// `low`, `medium`, `high` or `critical`.
+    risk: String,
+    #[schemars(default)]
+    command: Vec<String>,
+    host: Option<String>,
 }
 
 #[derive(JsonSchema)]
@@ -240,6 +293,12 @@ struct GateDemands {
     unmatched: Option<Vec<Unmatched>>,
     #[schemars(length(min = 1))]
     reviewers: Option<Vec<Reviewer>>,
+    #[schemars(length(min = 1))]
+    reviewer_endpoints: Option<Vec<String>>,
+    #[schemars(length(min = 1))]
+    approvers: Option<Vec<WhoApproves>>,
+    #[schemars(length(min = 1))]
+    scopes: Option<Vec<Scope>>,
     never_ask: Option<bool>,
 }
 
@@ -381,8 +440,8 @@ mod tests {
             let unwritten: Vec<&String> = known
                 .iter()
                 .filter(|key| *key != "version" && !written.contains(key))
-                // Said once for roots of both kinds, and left to the task spec's own page.
-                .filter(|key| !key.starts_with("task.writable_roots.") && !key.starts_with("task.readable_roots."))
+                // What stands in tables of a task spec is left to the page of those.
+                .filter(|key| !["_roots.", "network.hosts."].iter().any(|table| key.contains(table)))
                 .collect();
             assert!(unwritten.is_empty(), "not on the page of {kind:?}: {unwritten:?}");
         }

@@ -52,6 +52,14 @@ impl Config {
         list.one("identity.token", self.token.as_ref(), |source| {
             json!(source.to_string())
         });
+        let approvals = &self.approvals;
+        list.one("approvals.open", approvals.open.as_ref(), |count| json!(count));
+        list.one("approvals.asked", approvals.asked.as_ref(), |count| json!(count));
+        list.time("approvals.within", approvals.within.as_ref());
+        list.time("approvals.repeat", approvals.repeat.as_ref());
+        list.one("reviewer", self.reviewer.as_ref(), |reviewer| {
+            json!(reviewer.by.to_string())
+        });
         for demands in &self.requirements {
             list.demands(demands);
         }
@@ -146,6 +154,12 @@ impl Listing {
         self.each("requirements.gate.rules", &demands.rules);
         self.words("requirements.gate.unmatched", demands.unmatched.as_ref());
         self.words("requirements.gate.reviewers", demands.reviewers.as_ref());
+        self.texts(
+            "requirements.gate.reviewer_endpoints",
+            demands.reviewer_endpoints.as_ref(),
+        );
+        self.words("requirements.gate.approvers", demands.approvers.as_ref());
+        self.words("requirements.gate.scopes", demands.scopes.as_ref());
         self.one("requirements.gate.never_ask", demands.never_ask.as_ref(), |flag| {
             json!(flag)
         });
@@ -219,6 +233,7 @@ impl Listing {
         self.each(&key("gate.rules"), &task.gate.rules);
         self.word(&key("gate.unmatched"), task.gate.unmatched.as_ref());
         self.word(&key("gate.reviewer"), task.gate.reviewer.as_ref());
+        self.word(&key("gate.approvers"), task.gate.approvers.as_ref());
         self.time(&key("gate.approval_time"), task.gate.approval_time.as_ref());
     }
 }

@@ -330,14 +330,15 @@ fn a_project_counts_where_its_folder_is_trusted_and_says_only_how_its_tasks_run(
     );
     place.write(
         "work/.belljar/config.toml",
-        "trusted_folders = [\"/\"]\n[journal]\nsync = \"group\"\n[[otlp]]\nendpoint = \"http://x\"\n",
+        "trusted_folders = [\"/\"]\n[journal]\nsync = \"group\"\n[[otlp]]\nendpoint = \"http://x\"\n\
+         [reviewer]\nby = \"command\"\ncommand = [\"/bin/true\"]\n[approvals]\nopen = 1\n",
     );
     let faults = load().unwrap_err().to_string();
     assert_eq!(
         faults
             .matches("only the system's and the user's configuration may say this")
             .count(),
-        3,
+        5,
         "{faults}"
     );
     let moved = place.root.join("work/.belljar/moved");
@@ -439,4 +440,30 @@ fn the_default_page_names_every_key_and_gives_a_reason() {
             assert!(reasoned, "line {} gives no reason: {line}", n + 1);
         }
     }
+}
+
+#[test]
+fn rules_that_approvals_became_hold_for_every_task_of_the_user() {
+    let place = Place::new();
+    let rules = |config: Config| {
+        let rules = config.task.gate.rules.into_iter();
+        rules.map(|rule| rule.value).collect::<Vec<_>>()
+    };
+    assert_eq!(rules(place.config()), [""; 0]);
+    let file = place.write("home/.config/belljar/rules/approved.rules", "");
+    assert_eq!(place.surroundings().approved_rules(), Some(file.clone()));
+    assert_eq!(rules(place.config()), [file.to_str().unwrap()]);
+}
+
+#[test]
+fn the_program_that_reviews_is_protected_where_the_agent_could_write() {
+    let place = Place::new();
+    place.write("work/tools/review", "");
+    let program = place.root.join("work/tools/review");
+    let config = format!("[reviewer]\nby = \"command\"\ncommand = [{program:?}]\n");
+    place.write("home/.config/belljar/config.toml", &config);
+    let task = place
+        .admit("writable_roots = [{ host = \".\", path = \"/w\" }]")
+        .unwrap();
+    assert_eq!(task.roots[0].protect, ["tools/review"]);
 }

@@ -41,7 +41,7 @@ pub mod tls;
 mod way;
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -124,7 +124,7 @@ pub struct Proxy;
 #[must_use]
 pub struct ProxyHandle {
     /// Its loss is the sign to stop.
-    gate: watch::Sender<Arc<Gate>>,
+    gate: Arc<watch::Sender<Arc<Gate>>>,
     way: Arc<Way>,
     fronts: JoinSet<()>,
     /// Writes the ends of connections until the last of them is written.
@@ -189,7 +189,7 @@ impl Proxy {
             fronts.spawn(answer_datagrams(socket, way.clone()));
         }
         Ok(ProxyHandle {
-            gate,
+            gate: Arc::new(gate),
             way,
             fronts,
             ends: tokio::spawn(write_ends(to_write, recorder)),
@@ -205,8 +205,15 @@ impl ProxyHandle {
 
     /// Puts another policy in force: for new connections at once, and live ones that it forbids are ended.
     pub fn reload(&self, gate: Arc<Gate>) {
-        self.way.questions.forget_denials();
-        self.gate.send_replace(gate);
+        self.reloader().reload(gate);
+    }
+
+    /// Puts policies in force from elsewhere; it does not keep the way out open.
+    pub fn reloader(&self) -> Reloader {
+        Reloader {
+            gate: Arc::downgrade(&self.gate),
+            way: Arc::downgrade(&self.way),
+        }
     }
 
     /// Closes the way out, and returns when every connection's end is written.
@@ -222,6 +229,22 @@ impl ProxyHandle {
         drop(way);
         // It ends when the last connection's account is settled.
         let _ = ends.await;
+    }
+}
+
+/// See [`ProxyHandle::reloader`].
+pub struct Reloader {
+    gate: Weak<watch::Sender<Arc<Gate>>>,
+    way: Weak<Way>,
+}
+
+impl Reloader {
+    /// As [`ProxyHandle::reload`]; where the way out is closed, nothing.
+    pub fn reload(&self, gate: Arc<Gate>) {
+        if let (Some(sender), Some(way)) = (self.gate.upgrade(), self.way.upgrade()) {
+            way.questions.forget_denials();
+            sender.send_replace(gate);
+        }
     }
 }
 

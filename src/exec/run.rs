@@ -382,7 +382,8 @@ async fn attend(
             }
         }
     }
-    (report.unwrap_or(Report::Gone), cause, stdout.sum(), stderr.sum())
+    let (stdout, stderr) = tokio::join!(stdout.sum(), stderr.sum());
+    (report.unwrap_or(Report::Gone), cause, stdout, stderr)
 }
 
 fn far() -> tokio::time::Instant {
@@ -459,8 +460,7 @@ async fn pump(
             buffer.clear();
             data
         };
-        tally.hash.update(&data);
-        tally.bytes += data.len() as u64;
+        tally.add(&data).await;
         let allowed = budget.take(data.len() as u64) as usize;
         if allowed > 0 {
             log.append(ExecEvent::Output {
@@ -474,18 +474,65 @@ async fn pump(
     }
 }
 
+/// A piece of this size is digested beside the reading of the next: the digest is what takes longest.
+const BESIDE_FROM: usize = 64 << 10;
+
 /// What went through a stream so far.
-#[derive(Default)]
 struct Tally {
     bytes: u64,
-    hash: Sha256,
+    hash: Hash,
+}
+
+enum Hash {
+    Here(Sha256),
+    /// In a thread of its own, with the last piece.
+    Beside(tokio::task::JoinHandle<Sha256>),
+    /// That thread did not come to its end: the process is going down.
+    Lost,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            bytes: 0,
+            hash: Hash::Here(Sha256::new()),
+        }
+    }
 }
 
 impl Tally {
-    fn sum(self) -> Streamed {
+    async fn add(&mut self, data: &Bytes) {
+        self.bytes += data.len() as u64;
+        self.hash = match self.settled().await {
+            None => Hash::Lost,
+            Some(mut hash) if data.len() < BESIDE_FROM => {
+                hash.update(data);
+                Hash::Here(hash)
+            }
+            Some(mut hash) => {
+                let data = data.clone();
+                Hash::Beside(tokio::task::spawn_blocking(move || {
+                    hash.update(&data);
+                    hash
+                }))
+            }
+        };
+    }
+
+    /// The digest's state once all pieces are in it. Not cancel-safe.
+    async fn settled(&mut self) -> Option<Sha256> {
+        match std::mem::replace(&mut self.hash, Hash::Lost) {
+            Hash::Here(hash) => Some(hash),
+            Hash::Beside(hashing) => hashing.await.ok(),
+            Hash::Lost => None,
+        }
+    }
+
+    async fn sum(mut self) -> Streamed {
+        let hash = self.settled().await;
         Streamed {
             bytes: self.bytes,
-            digest: Some(Digest::from_array(self.hash.finalize().into()).to_string()),
+            digest: hash.map(|hash| Digest::from_array(hash.finalize().into()).to_string()),
         }
     }
 }

@@ -322,7 +322,10 @@ pub fn append(file: &HostPath, amendment: &Amendment) -> Result<Appended, AmendE
     // What was opened counts, not its name: the name may lead elsewhere by now.
     let found = handle.metadata().map_err(failed)?;
     let own = fs::metadata("/proc/self").map_err(failed)?.uid();
-    if !found.is_file() || found.uid() != own || found.mode() & 0o022 != 0 {
+    // A link at the end of the path: admission follows none, so what it leads to would never be read as rules.
+    let named = fs::symlink_metadata(path).map_err(failed)?;
+    let is_named = (named.dev(), named.ino()) == (found.dev(), found.ino());
+    if !is_named || !found.is_file() || found.uid() != own || found.mode() & 0o022 != 0 {
         return Err(AmendError::Foreign { path: path.to_owned() });
     }
     let mut text = String::new();
@@ -496,7 +499,9 @@ mod tests {
         fs::set_permissions(&open, fs::Permissions::from_mode(0o666)).unwrap();
         let link = HostPath::new(folder.path().join("link.rules")).unwrap();
         std::os::unix::fs::symlink("/dev/null", &link).unwrap();
-        for file in [open, link] {
+        let elsewhere = HostPath::new(folder.path().join("elsewhere.rules")).unwrap();
+        std::os::unix::fs::symlink(folder.path().join("real.rules"), &elsewhere).unwrap();
+        for file in [open, link, elsewhere] {
             let refused = append(&file, &amendment(&["ls"]));
             assert!(matches!(refused, Err(AmendError::Foreign { .. })), "{refused:?}");
         }

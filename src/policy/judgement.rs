@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::request::Digest;
+use crate::document::Word;
 use crate::id::ExecId;
 
 /// What a rule says. The order is strictness: the greatest wins.
@@ -106,6 +107,15 @@ pub enum Scope {
     Task,
     Session,
     Rule,
+}
+
+impl Word for Scope {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("once", Scope::Once),
+        ("task", Scope::Task),
+        ("session", Scope::Session),
+        ("rule", Scope::Rule),
+    ];
 }
 
 /// A no: which rule, why, and how to go on.

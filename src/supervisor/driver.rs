@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use super::rule_book::UserRules;
 use super::task::Live;
 use super::{TaskHandle, image_name, recovery, runtime_name, way_out};
 use crate::approval::{Approvers, Desk};
@@ -84,6 +85,8 @@ impl Supervisor {
         journal: Journal,
         identity: Identity,
     ) -> Result<Supervisor, SupervisorError> {
+        // A task holds some fifteen descriptors, and a login gives 1024.
+        process::raise_open_files();
         let launcher = Launcher::start(program)?;
         let cgroups = Arc::new(Cgroups::detect());
         make_private_folder(&recovery::tasks_folder(state)).map_err(|source| SupervisorError::State {
@@ -217,23 +220,42 @@ impl Supervisor {
             Err(error) => return Err(failed(error).await),
         };
         crash::point("task: its sandbox is made");
-        let desk = Desk::new(&task, image.digest.as_deref(), approvers.into(), self.journal.clone());
+        let mut approvers = approvers.into();
         let policy = Arc::new(InForce::new(policy));
+        let rules = approvers
+            .rule_file
+            .take()
+            .map(|file| Arc::new(UserRules::new(file, policy.clone(), task.network.clone())));
+        let desk = Desk::new(&task, image.digest.as_deref(), approvers, self.journal.clone());
+        if let Some(rules) = &rules {
+            desk.remember_rules_in(rules.clone());
+        }
         let refused = way_out::Refused::default();
         let (proxy, traffic) = match gate {
             None => (None, None),
             Some(gate) => {
+                let asker = way_out::ToDesk {
+                    task: task.id,
+                    desk: desk.clone(),
+                    policy: policy.clone(),
+                    journal: self.journal.clone(),
+                };
                 let opened = way_out::open(
                     &sandbox,
                     gate,
                     &task,
                     self.journal.clone(),
-                    desk.clone(),
+                    Arc::new(asker),
                     refused.clone(),
                     inspection,
                 );
                 match opened.await {
-                    Ok((proxy, traffic)) => (Some(proxy), Some(traffic)),
+                    Ok((proxy, traffic)) => {
+                        if let Some(rules) = &rules {
+                            rules.reload_on(proxy.reloader());
+                        }
+                        (Some(proxy), Some(traffic))
+                    }
                     Err(error) => {
                         sandbox.destroy().await;
                         return Err(failed(error).await);

@@ -10,7 +10,9 @@
 //! mounted, in its own mount namespace only) and, where somebody serves it, `api.sock`.
 
 mod driver;
+mod limits;
 mod recovery;
+mod rule_book;
 mod task;
 pub mod way_out;
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use belljar_guest::ListenKind;
 use futures_util::future::BoxFuture;
@@ -12,6 +13,7 @@ use super::RefusedEgress;
 use super::driver::StartError;
 use crate::approval::{Asked, Desk, Subject};
 use crate::audit::journal::Journal;
+use crate::audit::query::{self, Filter, Take};
 use crate::audit::record::{Entry, Event};
 use crate::egress::env::{proxy_env, trust_env};
 use crate::egress::host::Host;
@@ -25,7 +27,7 @@ use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::path::SandboxPath;
 use crate::policy::amend::{About, Amendment};
 use crate::policy::rules::Protocol as RuleProtocol;
-use crate::policy::{Answer, Decision, Policy};
+use crate::policy::{Answer, Decision, InForce, Policy, RuleMatch};
 use crate::sandbox::oci::Sandbox;
 use crate::sandbox::plan::{DNS_PORT, HTTP_PROXY_PORT, Made, SOCKS_PORT, What};
 use crate::task::{Network, NetworkMode, Task};
@@ -50,6 +52,9 @@ pub struct Inside {
 
 /// Destinations that were refused, for the task's summary.
 pub type Refused = Arc<Mutex<Vec<RefusedEgress>>>;
+
+/// What the desk needs to record an answer after its time is over.
+const DESK_TIME: Duration = Duration::from_secs(10);
 
 /// Different refused destinations that a summary keeps; the journal has them all.
 const REFUSED_MAX: usize = 1000;
@@ -143,7 +148,7 @@ pub async fn open(
     gate: Arc<Gate>,
     task: &Task,
     journal: Journal,
-    desk: Arc<Desk>,
+    asker: Arc<ToDesk>,
     refused: Refused,
     inspection: Option<Arc<Inspection>>,
 ) -> Result<(ProxyHandle, Arc<Traffic>), StartError> {
@@ -161,9 +166,9 @@ pub async fn open(
     };
     let (task, time) = (task.id, task.gate.approval_time);
     let recorder = Arc::new(ToJournal { task, journal, refused });
-    let asker = Arc::new(ToDesk { task, desk });
     let mut parts = Parts::new(gate, recorder, asker);
-    parts.limits.ask_time = time;
+    // The desk keeps the time, and says so in the record; this is only for a desk that would not answer.
+    parts.limits.ask_time = time.saturating_add(DESK_TIME);
     parts.inspection = inspection;
     let traffic = Traffic::new(sandbox.clone());
     parts.attribution = traffic.clone();
@@ -225,9 +230,12 @@ fn note(refused: &Refused, host: &str, port: u16, rule: &str, reason: &str) {
     }
 }
 
-struct ToDesk {
-    task: TaskId,
-    desk: Arc<Desk>,
+/// Puts the questions of a way out to the task's desk.
+pub struct ToDesk {
+    pub task: TaskId,
+    pub desk: Arc<Desk>,
+    pub policy: Arc<InForce>,
+    pub journal: Journal,
 }
 
 impl Asker for ToDesk {
@@ -249,16 +257,20 @@ impl Asker for ToDesk {
             Protocol::Dns => format!("looking up {host}"),
             _ => format!("network access to {host}:{port} ({word})"),
         };
+        // A rule that wants to be asked may want a person.
+        let policy = self.policy.now();
+        let rules = policy.network_rules().iter().filter(|found| found.id == rule);
+        let rules: Vec<RuleMatch> = rules.map(matched).collect();
         let mut facts = vec![("rule".to_owned(), rule)];
         facts.extend(method.map(|method| ("method".to_owned(), method)));
-        let asked = Asked {
+        let mut asked = Asked {
             id: ApprovalId::new(),
             task: self.task,
             exec,
             about,
             facts,
             reason,
-            rules: Vec::new(),
+            rules,
             digest: self.desk.digest_of_host(&host, port, word),
             offer: rule_protocol(protocol).map(|protocol| Amendment {
                 about: About::Host {
@@ -274,13 +286,41 @@ impl Asker for ToDesk {
                 protocol: word.to_owned(),
             },
         };
-        let desk = self.desk.clone();
+        let (desk, journal) = (self.desk.clone(), self.journal.clone());
         Box::pin(async move {
+            if let Some(exec) = exec
+                && let Some(command) = command_of(journal, exec).await
+            {
+                asked.facts.push(("wanted by".to_owned(), command));
+            }
             match desk.put(asked).await {
                 Ok((answer, _)) => answer,
                 Err(error) => Answer::Deny(format!("the question could not be recorded: {error}")),
             }
         })
+    }
+}
+
+/// The command of an exec, as the journal has it: it stood there before it was started.
+async fn command_of(journal: Journal, exec: ExecId) -> Option<String> {
+    let filter = Filter {
+        exec: Some(exec),
+        kinds: vec!["exec.started".to_owned()],
+        ..Filter::default()
+    };
+    let read = move || query::ls(&journal.reader().ok()?, &filter, Take::Oldest(1)).ok();
+    let found = tokio::task::spawn_blocking(read).await.ok()??;
+    Some(query::command_line(&found.first()?.value()))
+}
+
+fn matched(rule: &crate::policy::NetworkRule) -> RuleMatch {
+    RuleMatch {
+        id: rule.id.clone(),
+        file: rule.file.to_string(),
+        line: rule.line,
+        decision: rule.decision,
+        justification: rule.justification.clone(),
+        person_only: rule.person_only,
     }
 }
 

@@ -255,6 +255,15 @@ pub fn set_hostname(name: &str) -> io::Result<()> {
     Ok(rustix::system::sethostname(name.as_bytes())?)
 }
 
+/// Kills a process and all of its group, which it leads.
+pub fn kill_group(leader: u32) -> io::Result<()> {
+    let pid = i32::try_from(leader)
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(rustix::process::kill_process_group(pid, rustix::process::Signal::KILL)?)
+}
+
 /// Whether a process runs this same program and has a controlling terminal; no where the kernel does not say so.
 pub fn is_own_program_at_a_terminal(pid: i32) -> bool {
     use std::os::unix::fs::MetadataExt as _;

@@ -299,6 +299,7 @@ pub struct Gate {
     pub required: Vec<RulesText>,
     pub unmatched: Unmatched,
     pub reviewer: Reviewer,
+    pub approvers: WhoApproves,
     pub approval_time: std::time::Duration,
     /// What would be a question is a no: the requirements let nobody be asked.
     pub never_ask: bool,
@@ -325,6 +326,21 @@ pub enum Unmatched {
 pub enum Reviewer {
     User,
     AutoReview,
+}
+
+/// Whose yes counts, beside that of the reviewer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhoApproves {
+    /// A person's.
+    Person,
+    /// That of the program that drives the task too, but for what a rule reserves for a person.
+    Harness,
+}
+
+impl Word for WhoApproves {
+    const WORDS: &'static [(&'static str, Self)] =
+        &[("person", WhoApproves::Person), ("harness", WhoApproves::Harness)];
 }
 
 impl Word for User {

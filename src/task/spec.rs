@@ -15,7 +15,7 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema};
 
 use super::limits::{Bytes, parse_time};
-use super::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User};
+use super::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User, WhoApproves};
 use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, read_file};
 use crate::path::SandboxPath;
 
@@ -147,6 +147,8 @@ pub struct GateSpec {
     /// For commands that no rule matches.
     pub unmatched: Option<Sited<Unmatched>>,
     pub reviewer: Option<Sited<Reviewer>>,
+    /// Whose yes counts: a person's alone, or that of the program that drives the task too.
+    pub approvers: Option<Sited<WhoApproves>>,
     #[schemars(with = "Option<String>")]
     pub approval_time: Option<Sited<Duration>>,
 }
@@ -227,6 +229,7 @@ impl TaskSpec {
                 rules: joined(below.gate.rules, self.gate.rules),
                 unmatched: self.gate.unmatched.or(below.gate.unmatched),
                 reviewer: self.gate.reviewer.or(below.gate.reviewer),
+                approvers: self.gate.approvers.or(below.gate.approvers),
                 approval_time: self.gate.approval_time.or(below.gate.approval_time),
             },
         }
@@ -413,6 +416,7 @@ fn gate(table: &Table<'_>) -> GateSpec {
         rules: table.list("rules", host_path),
         unmatched: table.word("unmatched"),
         reviewer: table.word("reviewer"),
+        approvers: table.word("approvers"),
         approval_time: table.parsed("approval_time", time),
     }
 }

@@ -7,7 +7,7 @@ use belljar::api::Server;
 use belljar::api::client::Task;
 use belljar::api::folder;
 use belljar::api::messages::{Event, ExecEnd, ExecStart};
-use belljar::approval::Nobody;
+use belljar::approval::{Approvers, Nobody};
 use belljar::audit::journal::{Journal, JournalOptions};
 use belljar::audit::record::{ExecFinished, Identity};
 use belljar::config::{Config, Surroundings, admit};
@@ -24,6 +24,14 @@ prefix_rule(pattern = ["question"], decision = "prompt")
 
 /// A task in a sandbox, as `belljar run` makes it.
 pub async fn start_task(name: &str, state: &Path) -> (TaskHandle, Journal) {
+    let nobody = Nobody {
+        why: "a test runs".to_owned(),
+    };
+    start_task_for(name, state, Approvers::new(Arc::new(nobody))).await
+}
+
+/// The same, with others to ask.
+pub async fn start_task_for(name: &str, state: &Path, approvers: Approvers) -> (TaskHandle, Journal) {
     let rules = state.join("test.rules");
     std::fs::create_dir_all(state).unwrap();
     std::fs::write(&rules, RULES).unwrap();
@@ -52,13 +60,7 @@ pub async fn start_task(name: &str, state: &Path) -> (TaskHandle, Journal) {
     let program = Path::new(env!("CARGO_BIN_EXE_belljar"));
     let supervisor = Supervisor::start(program, state, journal.clone(), identity).unwrap();
     let image = image::resolve(&task.image, &Store::of_state(state), &Silent).unwrap();
-    let nobody = Nobody {
-        why: "a test runs".to_owned(),
-    };
-    let task = supervisor
-        .start_task(task, image, policy, Arc::new(nobody))
-        .await
-        .unwrap();
+    let task = supervisor.start_task(task, image, policy, approvers).await.unwrap();
     (task, journal)
 }
 

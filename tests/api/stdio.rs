@@ -1,4 +1,7 @@
+use std::sync::Arc;
+
 use belljar::api::stdio::speak;
+use belljar::approval::{Approvers, Nobody};
 use belljar::supervisor::TaskHandle;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, DuplexStream, Lines, ReadHalf, WriteHalf};
@@ -18,8 +21,24 @@ struct Harness {
 
 impl Harness {
     async fn start() -> Self {
+        Self::with(false).await
+    }
+
+    /// With a harness whose yes counts.
+    async fn that_may_approve() -> Self {
+        Self::with(true).await
+    }
+
+    async fn with(harness: bool) -> Self {
         let state = tempfile::tempdir().unwrap();
-        let (task, _) = live::start_task("stdio", state.path()).await;
+        let nobody = Nobody {
+            why: "a program drives this task".to_owned(),
+        };
+        let approvers = Approvers {
+            harness,
+            ..Approvers::new(Arc::new(nobody))
+        };
+        let (task, _) = live::start_task_for("stdio", state.path(), approvers).await;
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let (input, output) = tokio::io::split(theirs);
         let speaking = tokio::spawn(speak(task.clone(), None, input, output));
@@ -179,4 +198,56 @@ async fn the_same_start_twice_is_told_once() {
         .iter()
         .filter(|message| message["params"]["type"] == "output");
     assert_eq!(outputs.count(), 1);
+}
+
+#[tokio::test]
+async fn a_harness_answers_questions_where_its_yes_counts() {
+    let mut harness = Harness::that_may_approve().await;
+    let start = json!({"id": 1, "method": "exec.start", "params": {"argv": ["question"]}});
+    harness.send(&start).await;
+    let asked = harness.until(|message| message["method"] == "approval.event").await;
+    assert_eq!(
+        (&asked["params"]["type"], &asked["params"]["approval"]["about"]),
+        (&json!("asked"), &json!("question"))
+    );
+    let id = &asked["params"]["approval"]["id"];
+    let odd =
+        json!({"id": 2, "method": "approval.answer", "params": {"approval": id, "decision": "approve", "sure": true}});
+    harness.send(&odd).await;
+    assert_eq!(
+        harness.until(|message| message["id"] == 2).await["error"]["code"],
+        "bad_request"
+    );
+    harness.send(&json!({"id": 3, "method": "approval.list"})).await;
+    assert_eq!(
+        &harness.until(|message| message["id"] == 3).await["result"][0]["id"],
+        id
+    );
+    let yes = json!({"id": 4, "method": "approval.answer", "params": {"approval": id, "decision": "approve"}});
+    harness.send(&yes).await;
+    let settled = harness.until(|message| message["id"] == 4).await;
+    assert_eq!(settled["result"]["scope"], "once");
+    // There is no such program, so it was started and not found.
+    let ended = harness.until(|message| message["params"]["type"] == "ended").await;
+    assert_eq!(ended["params"]["end"]["kind"], "finished");
+    assert_eq!(ended["params"]["end"]["approver"]["kind"], "harness");
+    // The second answer comes too late.
+    harness.send(&yes).await;
+    let late = harness.until(|message| message["id"] == 4).await;
+    assert_eq!(late["error"]["code"], "conflict");
+}
+
+#[tokio::test]
+async fn a_harness_whose_yes_does_not_count_is_nobody_to_wait_for() {
+    let mut harness = Harness::start().await;
+    let start = json!({"id": 1, "method": "exec.start", "params": {"argv": ["question"]}});
+    harness.send(&start).await;
+    let ended = harness.until(|message| message["params"]["type"] == "ended").await;
+    assert_eq!(ended["params"]["end"]["kind"], "refused");
+    assert!(
+        ended["params"]["end"]["reason"]
+            .as_str()
+            .unwrap()
+            .contains("a program drives this task")
+    );
 }

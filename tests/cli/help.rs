@@ -16,6 +16,7 @@ fn help_names_what_there_is() {
         "exec",
         "task",
         "rules",
+        "approvals",
         "egress",
         "config",
         "audit",

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::{Claim, Desk, Ended, GRANTS_MAX, lock};
 use crate::approval::fatigue::Denied;
 use crate::approval::question::scope_word;
-use crate::approval::{Asked, Reply, Settled, nobody};
+use crate::approval::{Asked, Reply, Session, Settled, nobody};
 use crate::audit::journal::JournalError;
 use crate::audit::record::{Event, Opinion};
 use crate::policy::{Answer, Approver, ApproverKind, Scope};
@@ -136,50 +136,45 @@ impl Desk {
 
     /// Remembers an answer; says what could not be remembered.
     async fn keep(&self, asked: &Arc<Asked>, reply: &Reply, by: &Approver, said: Option<&str>) -> Option<String> {
-        let for_now = match (reply, by.kind) {
-            (_, ApproverKind::Reviewer | ApproverKind::Grant | ApproverKind::Nobody) => return None,
-            (reply, ApproverKind::Person | ApproverKind::Harness) => reply,
-        };
-        {
-            let mut state = lock(&self.state);
-            match (for_now.scope(), said) {
-                (Scope::Once, None) | (Scope::Rule, _) => {}
-                (Scope::Once, Some(said)) => {
-                    let bounds = &self.approvers.bounds;
-                    let denied = Denied {
-                        at: Instant::now(),
-                        by: by.clone(),
-                        reason: said.to_owned(),
-                    };
-                    state.fatigue.note_denied(bounds, asked.digest, denied);
-                }
-                (Scope::Task | Scope::Session, _) => {
-                    if state.grants.len() < GRANTS_MAX {
-                        let grant = Grant {
-                            reply: reply.clone(),
-                            by: by.clone(),
-                        };
-                        state.grants.insert(asked.digest, grant);
-                    }
-                }
-            }
+        match by.kind {
+            ApproverKind::Reviewer | ApproverKind::Grant | ApproverKind::Nobody => return None,
+            ApproverKind::Person | ApproverKind::Harness => {}
         }
-        let (Scope::Session, Some(session)) = (reply.scope(), &self.approvers.session) else {
-            return None;
-        };
-        let (session, asked, reply, by) = (session.clone(), asked.clone(), reply.clone(), by.clone());
-        let kept =
-            tokio::task::spawn_blocking(move || session.keep(asked.id, &asked.digest, &asked.about, &reply, &by)).await;
-        match kept {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "an answer could not be kept for the session"
-                );
-                Some(format!("it holds for this task only: {error}"))
+        match (reply.scope(), said, &self.approvers.session) {
+            (Scope::Once, None, _) | (Scope::Rule, ..) => None,
+            (Scope::Once, Some(said), _) => {
+                let denied = Denied {
+                    at: Instant::now(),
+                    by: by.clone(),
+                    reason: said.to_owned(),
+                };
+                let bounds = &self.approvers.bounds;
+                lock(&self.state).fatigue.note_denied(bounds, asked.digest, denied);
+                None
             }
-            Err(_) => None,
+            (Scope::Task, ..) | (Scope::Session, _, None) => {
+                self.keep_for_the_task(asked, reply, by);
+                None
+            }
+            // Kept in one place only: what is forgotten there holds nowhere any more.
+            (Scope::Session, _, Some(session)) => match keep_for(session, asked, reply, by).await {
+                Ok(()) => None,
+                Err(why) => {
+                    self.keep_for_the_task(asked, reply, by);
+                    Some(format!("it holds for this task only: {why}"))
+                }
+            },
+        }
+    }
+
+    fn keep_for_the_task(&self, asked: &Asked, reply: &Reply, by: &Approver) {
+        let mut state = lock(&self.state);
+        if state.grants.len() < GRANTS_MAX {
+            let grant = Grant {
+                reply: reply.clone(),
+                by: by.clone(),
+            };
+            state.grants.insert(asked.digest, grant);
         }
     }
 
@@ -244,5 +239,22 @@ fn told_reason(by: &Approver, reason: Option<&str>) -> String {
     match reason {
         Some(reason) => format!("{who}: {reason}"),
         None => who.to_owned(),
+    }
+}
+
+async fn keep_for(session: &Session, asked: &Arc<Asked>, reply: &Reply, by: &Approver) -> Result<(), String> {
+    let (session, asked, reply, by) = (session.clone(), asked.clone(), reply.clone(), by.clone());
+    let kept =
+        tokio::task::spawn_blocking(move || session.keep(asked.id, &asked.digest, &asked.about, &reply, &by)).await;
+    match kept {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "an answer could not be kept for the session"
+            );
+            Err(error.to_string())
+        }
+        Err(_) => Err("the process is ending".to_owned()),
     }
 }

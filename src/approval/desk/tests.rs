@@ -449,6 +449,57 @@ async fn a_person_is_not_asked_more_than_they_can_bear() {
 }
 
 #[tokio::test]
+async fn what_was_answered_for_the_session_wears_nobody_out() {
+    let fixture = Fixture::new(waiting());
+    let session = fixture.session();
+    let digest = asked(&fixture.desk, "test").digest;
+    let reply = Reply::Approve(Scope::Session);
+    session
+        .keep(ApprovalId::new(), &digest, "make test", &reply, &ada())
+        .unwrap();
+    let desk = fixture.again(Approvers {
+        session: Some(session),
+        bounds: Bounds {
+            asked: 1,
+            ..Bounds::default()
+        },
+        ..nobody_there()
+    });
+    for _ in 0..3 {
+        let (answer, _) = desk.put(asked(&desk, "test")).await.unwrap();
+        assert_eq!(answer, Answer::Approve(Scope::Session));
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_forgotten_holds_nowhere_any_more() {
+    let fixture = Fixture::new(waiting());
+    let desk = fixture.again(Approvers {
+        session: Some(fixture.session()),
+        ..waiting()
+    });
+    let mut watch = desk.watch(ApproverKind::Nobody);
+    for _ in 0..2 {
+        let put = tokio::spawn({
+            let desk = desk.clone();
+            async move { desk.put(asked(&desk, "test")).await }
+        });
+        let question = loop {
+            match watch.next().await {
+                Some(Change::Asked(question)) => break question,
+                Some(_) => continue,
+                None => panic!("the desk is closed"),
+            }
+        };
+        let reply = Reply::Approve(Scope::Session);
+        desk.answer(question.asked.id, reply, ada()).await.unwrap();
+        put.await.unwrap().unwrap();
+        // The same desk asks again for what was forgotten.
+        assert_eq!(fixture.session().forget(|_| true).unwrap(), 1);
+    }
+}
+
+#[tokio::test]
 async fn what_was_denied_a_moment_ago_is_not_asked_again() {
     let fixture = Fixture::new(waiting());
     let put = fixture.put(asked(&fixture.desk, "test"));

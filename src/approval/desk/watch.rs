@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::broadcast;
 
-use super::Desk;
+use super::{Desk, lock};
 use crate::approval::OpenQuestion;
 use crate::id::ApprovalId;
 use crate::policy::{Approver, ApproverKind};
@@ -37,11 +37,16 @@ pub struct Watch {
     desk: Arc<Desk>,
     changes: broadcast::Receiver<Change>,
     counts: Option<ApproverKind>,
+    /// Whether the desk was closed already when this began.
+    is_over: bool,
 }
 
 impl Watch {
     /// The next change; `None` when the desk is closed. Cancel-safe.
     pub async fn next(&mut self) -> Option<Change> {
+        if self.is_over {
+            return None;
+        }
         match self.changes.recv().await {
             Ok(Change::Closed) => None,
             Ok(change) => Some(change),
@@ -73,6 +78,7 @@ impl Desk {
         Watch {
             changes: self.changes.subscribe(),
             counts: counts.then_some(kind),
+            is_over: lock(&self.state).closing,
             desk: self.clone(),
         }
     }

@@ -6,12 +6,24 @@
 
 mod breaker;
 mod case;
+mod classes;
+mod command;
+mod model;
+mod prompt;
+mod settings;
+#[cfg(test)]
+mod testing;
+mod verdict;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 pub use breaker::Breaker;
 pub use case::Case;
+pub use classes::{Class, Classes, ClassesError, Named};
+pub use command::Program;
+pub use model::{Api, Model, ModelError, ModelSettings};
+pub use settings::{By, Settings, SettingsError};
 
 use crate::policy::Approver;
 

@@ -218,7 +218,7 @@ pub const METRICS: &[Metric] = &[
         unit: "s",
         description: "Time for which a question waited for its answer",
         instrument: DURATIONS,
-        label: Some((ANSWER, &["approve", "deny"])),
+        label: Some((ANSWER, &["approve", "deny", "withdrawn"])),
     },
     Metric {
         name: EGRESS_JUDGED,

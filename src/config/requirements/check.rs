@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::Requirements;
+use crate::approval::reviewer::{By, Settings};
 use crate::config::identity::{self, Method};
 use crate::config::{Caller, Egress, Journal, Otlp, Sync, is_built_in};
 use crate::document::{Fault, Origin, Sited, Word};
@@ -29,6 +30,7 @@ pub(in crate::config) struct ConfigAsked<'a> {
     pub journal: &'a Journal,
     pub egress: &'a Egress,
     pub otlp: &'a [Otlp],
+    pub reviewer: Option<&'a Sited<Settings>>,
 }
 
 impl Requirements {
@@ -40,6 +42,7 @@ impl Requirements {
         fill(&mut spec.network.unknown, &self.unknown);
         fill(&mut spec.gate.unmatched, &self.unmatched);
         fill(&mut spec.gate.reviewer, &self.reviewers);
+        fill(&mut spec.gate.approvers, &self.approvers);
         cap(&mut spec.limits.memory, &self.memory);
         cap(&mut spec.limits.cpus, &self.cpus);
         cap(&mut spec.limits.pids, &self.pids);
@@ -87,6 +90,7 @@ impl Requirements {
         found.word("user", &spec.user, &self.users);
         found.word("gate.unmatched", &spec.gate.unmatched, &self.unmatched);
         found.word("gate.reviewer", &spec.gate.reviewer, &self.reviewers);
+        found.word("gate.approvers", &spec.gate.approvers, &self.approvers);
         if asked.mode == NetworkMode::Proxy {
             found.word("network.unknown", &spec.network.unknown, &self.unknown);
         }
@@ -363,6 +367,19 @@ impl Requirements {
                     );
                 }
             }
+        }
+        if let Some(allowed) = &self.reviewer_endpoints
+            && let Some(reviewer) = asked.reviewer
+            && let By::Model { endpoint, .. } = &reviewer.value.by
+            && !allowed.value.contains(endpoint)
+        {
+            found.note(
+                &reviewer.origin,
+                "reviewer.endpoint",
+                format!("\"{endpoint}\""),
+                &allowed.value,
+                &allowed.origin,
+            );
         }
         if let Some(required) = &self.endpoint_required
             && required.value

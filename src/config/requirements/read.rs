@@ -59,6 +59,9 @@ pub(super) fn from_toml(text: &str, file: &str) -> Result<Requirements, Faults> 
             });
             demands.unmatched = words(&table, "unmatched");
             demands.reviewers = words(&table, "reviewers");
+            demands.reviewer_endpoints = texts(&table, "reviewer_endpoints", endpoint);
+            demands.approvers = words(&table, "approvers");
+            demands.scopes = words(&table, "scopes");
             demands.never_ask = table.flag("never_ask");
             if let Some(never) = demands
                 .never_ask

@@ -620,3 +620,28 @@ fn where_nobody_may_be_asked_a_question_is_a_no() {
     );
     assert_eq!(policy.explain(&command("ls")).judgement, Verdict::Allow);
 }
+
+#[test]
+fn who_approves_and_how_far_is_held_to_the_demands() {
+    let place = Place::new();
+    place.write(
+        "etc/requirements.toml",
+        "version = 1\n[gate]\napprovers = [\"person\"]\nscopes = [\"once\", \"task\"]\nreviewer_endpoints = [\"https://llm.example/v1\"]\n",
+    );
+    place.write(
+        "etc/requirements.d/1.toml",
+        "version = 1\n[gate]\nscopes = [\"once\", \"session\"]\n",
+    );
+    assert_eq!(place.config().approval_scopes(), [crate::policy::Scope::Once]);
+    assert_eq!(
+        violations(&place, "gate = { approvers = \"harness\" }"),
+        "task.toml:2:22: gate.approvers: \"harness\" is not allowed, only \"person\" (/etc/requirements.toml:3:13)"
+    );
+    let config = "[reviewer]\nby = \"model\"\nendpoint = \"https://elsewhere/v1\"\nmodel = \"m\"\n";
+    place.write("home/.config/belljar/config.toml", config);
+    assert_eq!(
+        violations(&place, ""),
+        "/home/.config/belljar/config.toml:2:6: reviewer.endpoint: \"https://elsewhere/v1\" is not allowed, \
+         only \"https://llm.example/v1\" (/etc/requirements.toml:5:22)"
+    );
+}

@@ -1,0 +1,106 @@
+//! Which reviewer there is, as the configuration of the system or of the user says. A project and a task spec have no say in this.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::classes::{Class, Classes, ClassesError};
+use super::command::Program;
+use super::model::{Api, Model, ModelError, ModelSettings};
+use super::{Review, Risk};
+use crate::document::Word;
+use crate::secret::Kept;
+use crate::task::SecretSource;
+
+/// A reviewer that is to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    pub by: By,
+    /// How long one review may take.
+    pub time: Duration,
+}
+
+/// What reviews.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum By {
+    /// A program and its arguments.
+    Program(Vec<String>),
+    Model {
+        endpoint: String,
+        api: Api,
+        model: String,
+        key: Option<SecretSource>,
+        policy: Option<String>,
+    },
+    Classes {
+        classes: Vec<Class>,
+        pass: Risk,
+    },
+}
+
+/// Why there is no reviewer.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    #[error(transparent)]
+    Classes(#[from] ClassesError),
+}
+
+impl Settings {
+    /// The program that reviews, where one does.
+    pub fn program(&self) -> Option<&str> {
+        match &self.by {
+            By::Program(command) => command.first().map(String::as_str),
+            By::Model { .. } | By::Classes { .. } => None,
+        }
+    }
+
+    /// Makes the reviewer; nothing is asked or read yet.
+    pub fn start(&self) -> Result<Arc<dyn Review>, SettingsError> {
+        Ok(match self.by.clone() {
+            By::Program(command) => Arc::new(Program {
+                command,
+                time: self.time,
+            }),
+            By::Model {
+                endpoint,
+                api,
+                model,
+                key,
+                policy,
+            } => Arc::new(Model::new(ModelSettings {
+                endpoint,
+                api,
+                model,
+                key: key.map(|source| Arc::new(Kept::new(source))),
+                policy,
+                time: self.time,
+            })?),
+            By::Classes { classes, pass } => Arc::new(Classes::new(&classes, pass)?),
+        })
+    }
+}
+
+impl fmt::Display for By {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            By::Program(command) => write!(f, "command {}", command.join(" ")),
+            By::Model { endpoint, model, .. } => write!(f, "model {model} at {endpoint}"),
+            By::Classes { classes, .. } => write!(f, "{} classes of risk", classes.len()),
+        }
+    }
+}
+
+impl Word for Api {
+    const WORDS: &'static [(&'static str, Self)] = &[("chat", Api::Chat), ("responses", Api::Responses)];
+}
+
+impl Word for Risk {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("low", Risk::Low),
+        ("medium", Risk::Medium),
+        ("high", Risk::High),
+        ("critical", Risk::Critical),
+    ];
+}
