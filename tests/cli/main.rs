@@ -2,6 +2,7 @@
 
 mod approvals;
 mod help;
+mod image;
 mod rules;
 mod run;
 mod secret;
