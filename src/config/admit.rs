@@ -12,10 +12,11 @@ use super::{Config, Requirements, is_built_in};
 use crate::document::{Fault, Faults, Origin, Sited};
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
+use crate::policy::rules::built_in as built_in_rules;
 use crate::sys::path::{Kind, first_symlink, is_symlink_in_the_way, kind, open_without_symlinks};
 use crate::sys::user::groups_of;
 use crate::task::limits::Limits;
-use crate::task::spec::{LimitsSpec, SecretSpec, TaskSpec, WORKSPACE, expand_home, host_rules};
+use crate::task::spec::{BUILT_IN, LimitsSpec, SecretSpec, TaskSpec, WORKSPACE, expand_home, host_rules};
 use crate::task::{
     Access, Admitted, Gate, GitMode, Guarantee, ImageRef, Network, NetworkMode, Root, Runtime, Secret, SecretPlace,
     SecretSource, Task, is_image_name,
@@ -164,12 +165,20 @@ impl Admission {
         let required = demands.iter().flat_map(|demands| demands.rules_texts.clone()).collect();
         let mut roots: Vec<Root> = roots.into_iter().map(|(root, ..)| root).collect();
         roots.sort_by(|one, other| one.path.cmp(&other.path));
-        let rules: Vec<HostPath> = spec
-            .gate
-            .rules
-            .iter()
-            .filter_map(|file| self.rules_file(file))
-            .collect();
+        let mut rules: Vec<HostPath> = Vec::new();
+        let mut built_in: Vec<String> = Vec::new();
+        for file in &spec.gate.rules {
+            match file.value.strip_prefix(BUILT_IN) {
+                Some(name) if built_in_rules(name).is_some() => built_in.push(name.to_owned()),
+                Some(name) => {
+                    let what = format!("there are no built-in rules \"{name}\" (there is \"builtin:dangerous\")");
+                    self.fault::<()>(&file.origin, "gate.rules", what);
+                }
+                None => rules.extend(self.rules_file(file)),
+            }
+        }
+        built_in.sort();
+        built_in.dedup();
         let runtime = self.runtime(spec.runtime.as_ref()?);
         let secrets = self.secrets(&spec);
         let workdir = self.workdir(&spec, &roots);
@@ -208,6 +217,7 @@ impl Admission {
             network: network?,
             gate: Gate {
                 rules,
+                built_in,
                 required,
                 unmatched: spec.gate.unmatched?.value,
                 reviewer: spec.gate.reviewer?.value,

@@ -331,6 +331,8 @@ pub enum Unknown {
 pub struct Gate {
     /// Files of rules, strictest answer wins over all of them.
     pub rules: Vec<HostPath>,
+    /// Names of rules that are part of belljar: `dangerous`.
+    pub built_in: Vec<String>,
     /// Rules that the requirements bring along, to be loaded beside the files.
     pub required: Vec<RulesText>,
     pub unmatched: Unmatched,

@@ -241,7 +241,12 @@ impl TaskSpec {
     pub fn rebase(&mut self, base: &Path) {
         let hosts = self.writable_roots.iter_mut().map(|root| &mut root.host);
         let hosts = hosts.chain(self.readable_roots.iter_mut().map(|root| &mut root.host));
-        for path in hosts.chain(self.gate.rules.iter_mut()) {
+        let rules = self
+            .gate
+            .rules
+            .iter_mut()
+            .filter(|rules| !rules.value.starts_with(BUILT_IN));
+        for path in hosts.chain(rules) {
             path.value = absolute(&path.value, base);
         }
         if let Some(image) = self.image.as_mut().filter(|image| is_relative_path(&image.value)) {
@@ -260,6 +265,9 @@ impl TaskSpec {
         }
     }
 }
+
+/// How rules are named that are part of belljar: `builtin:dangerous`.
+pub const BUILT_IN: &str = "builtin:";
 
 /// `~` is left to [`expand_home`], which needs to know whose.
 fn absolute(text: &str, base: &Path) -> String {
