@@ -18,6 +18,7 @@ mod checked;
 mod config;
 mod layer;
 mod layout;
+pub mod pack;
 pub mod pull;
 mod store;
 
