@@ -11,6 +11,7 @@ use crate::audit::record::{Control, Enforced};
 use crate::config::Surroundings;
 use crate::document::Word as _;
 use crate::sandbox::bundle::HardLimits;
+use crate::sandbox::docker::{self, Engine};
 use crate::sandbox::enforcement::Facts;
 use crate::sandbox::outside;
 use crate::sandbox::probe::{self, Trials};
@@ -49,6 +50,12 @@ pub fn run(args: DoctorArgs) -> anyhow::Result<u8> {
     findings.extend(cgroups(&found));
     findings.extend(limits(HardLimits::of_process()));
     findings.extend(programs(surroundings.uid, &surroundings.user));
+    findings.extend(
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?
+            .block_on(engines()),
+    );
     let ready = findings
         .iter()
         .all(|finding| !finding.required || finding.enforced == Enforced::Full);
@@ -247,7 +254,7 @@ fn limits(hard: HardLimits) -> Vec<Finding> {
 }
 
 fn programs(uid: u32, user: &str) -> Vec<Finding> {
-    vec![runc(), runsc(), docker(), newuidmap(uid, user)]
+    vec![runc(), runsc(uid), newuidmap(uid, user)]
 }
 
 /// The first runc of each line that has the fixes of November 2025.
@@ -283,24 +290,55 @@ fn is_fixed(version: (u32, u32, u32)) -> bool {
     }
 }
 
-fn runsc() -> Finding {
+fn runsc(uid: u32) -> Finding {
     let Ok(program) = outside::find("runsc") else {
-        return finding("runsc", Enforced::None, "not installed").needs("gVisor's runsc");
+        return finding("runsc", Enforced::None, "not installed").needs("the package runsc, for runtime = \"runsc\"");
     };
     let line = first_line(&program, &["--version"]).unwrap_or_else(|| "it does not answer".to_owned());
-    // Descriptors of the host do not cross into its own sockets, and the guest is spoken to by descriptor.
-    finding("runsc", Enforced::None, line)
-        .needs("a channel that passes no descriptors, which belljar does not have yet")
+    match uid {
+        0 => finding("runsc", Enforced::Full, format!("{line}; execs are counted by rusage")),
+        _ => finding(
+            "runsc",
+            Enforced::None,
+            format!("{line}; it needs more ids than an ordinary user has"),
+        )
+        .needs("root"),
+    }
 }
 
-fn docker() -> Finding {
-    let Ok(program) = outside::find("docker") else {
-        return finding("docker", Enforced::None, "not installed").needs("the package docker.io");
-    };
-    let format = "server {{.Server.Version}}, API {{.Server.APIVersion}}";
-    match first_line(&program, &["version", "--format", format]) {
-        Some(line) => finding("docker", Enforced::Full, line),
-        None => finding("docker", Enforced::None, "installed, and no daemon answers").needs("a running dockerd"),
+/// The engines of the `docker` backend, each at its usual socket; Docker's also where `DOCKER_HOST` says.
+async fn engines() -> Vec<Finding> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let asked = docker::socket(variable("DOCKER_HOST").as_deref(), None);
+    let own = variable("XDG_RUNTIME_DIR").map(|folder| Path::new(&folder).join("podman/podman.sock"));
+    let podman = own
+        .filter(|socket| socket.exists())
+        .unwrap_or_else(|| "/run/podman/podman.sock".into());
+    vec![
+        match asked {
+            Ok(socket) => engine("docker", &socket, "a running dockerd").await,
+            Err(error) => finding("docker", Enforced::None, error.to_string()).needs("an engine on a unix socket"),
+        },
+        engine("podman", &podman, "a running \"podman system service\" there").await,
+    ]
+}
+
+async fn engine(control: &'static str, socket: &Path, needed: &str) -> Finding {
+    match Engine::connect(socket).await {
+        Ok(engine) => {
+            let runtimes = engine.facts.runtimes.join(", ");
+            let about = super::terminal::clean(&format!("{}; runtimes {runtimes}", engine.facts.about));
+            match engine.facts.maps_ids {
+                true => finding(control, Enforced::Full, about),
+                false => finding(
+                    control,
+                    Enforced::Partial,
+                    format!("{about}; ids inside are ids outside"),
+                )
+                .needs("dockerd --userns-remap, or a rootless engine"),
+            }
+        }
+        Err(error) => finding(control, Enforced::None, error.to_string()).needs(needed),
     }
 }
 

@@ -10,7 +10,7 @@ use crate::audit::record::Control;
 use crate::image::{self, Store};
 use crate::sandbox::bundle::{self, HardLimits};
 use crate::sandbox::plan::{Ids, Plan, Source, What};
-use crate::sandbox::{enforcement, protect, seccomp};
+use crate::sandbox::{enforcement, outside, protect, seccomp};
 use crate::supervisor;
 use crate::sys::cgroup::Cgroups;
 
@@ -36,7 +36,8 @@ pub fn run(args: PlanArgs) -> anyhow::Result<u8> {
     let lacking = enforcement::lacking(&controls, &task);
     let plan = supervisor::plan(&task, &image).with_protected(&protected);
     let runtime = supervisor::runtime_name(&task.runtime);
-    let bundle = bundle::of(&plan, &seccomp::FILTER.allowed, HardLimits::of_process())?;
+    let carry = outside::carry(&runtime);
+    let bundle = bundle::of(&plan, &seccomp::FILTER.allowed, HardLimits::of_process(), carry)?;
     let answer = if args.json {
         let answer = serde_json::json!({
             "runtime": runtime, "plan": plan, "digest": plan.digest().to_string(), "bundle": bundle,

@@ -30,6 +30,9 @@ const PIECE_BYTES: usize = 256 << 10;
 /// How long a killed command may take to be reported by its slot, before the slot's whole cgroup is killed from outside.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
 
+/// How long a command may take to end after it was killed from outside, before its whole sandbox is given up.
+const GIVE_UP_PATIENCE: Duration = Duration::from_secs(20);
+
 /// How long a terminal is read after the command's end: the kernel hands what was written there on in its own time. A pipe needs none,
 /// for what was written before the end is in it.
 const TERMINAL_PATIENCE: Duration = Duration::from_secs(2);
@@ -200,6 +203,8 @@ pub async fn run(
     let wall = begun.elapsed();
     let counters = slot.counters();
     let is_dead = matches!(report, Report::Gone | Report::Killed);
+    // A sandbox with a kernel of its own runs out of memory as a whole.
+    let is_starved = is_dead && counters.is_none() && sandbox.has_run_out_of_memory();
     let counted = sandbox.cgroup_version().zip(counters).map(|(version, counters)| {
         // A short command has no time to wait for anything, and many of them should not pay for the look.
         let stall = stalled.filter(|_| wall >= STALL_FROM);
@@ -209,6 +214,9 @@ pub async fn run(
     let mut ended = conclude(report, cause, counted, wall, stdout, stderr);
     if ended.usage.oom_kills.is_some_and(|kills| kills > 0) {
         ended.usage.oom_limit = sandbox.counters().map(|(_, task)| usage::oom_limit(&task));
+    }
+    if is_starved && ended.outcome == ExecOutcome::Lost {
+        ended.outcome = ExecOutcome::OomKilled;
     }
     if is_dead {
         slot.retire();
@@ -283,6 +291,7 @@ async fn attend(
     let deadline = time.map(|time| tokio::time::Instant::now() + time);
     let mut cause = None;
     let mut kill_deadline: Option<tokio::time::Instant> = None;
+    let mut is_killed = false;
     let mut callers = true;
     let mut report = None;
 
@@ -295,8 +304,7 @@ async fn attend(
     };
     let resize = |size: TtySize| {
         if let Some(terminal) = &terminal {
-            // A terminal that is gone has no size.
-            let _ = process::set_terminal_size(terminal.as_fd(), size.rows, size.cols);
+            slot.link.resize(terminal.as_fd(), size.rows, size.cols);
         }
     };
     let over = watch::Sender::new(None);
@@ -349,8 +357,15 @@ async fn attend(
                     end(slot, Cause::OutputLimit, &mut cause, &mut kill_deadline);
                 }
                 () = sleep_until(kill_deadline.unwrap_or_else(far)), if kill_deadline.is_some() => {
-                    slot.kill();
-                    kill_deadline = None;
+                    if is_killed {
+                        // What does not end when it is killed cannot be told anything any more.
+                        sandbox.condemn();
+                        kill_deadline = None;
+                    } else {
+                        slot.kill();
+                        is_killed = true;
+                        kill_deadline = Some(tokio::time::Instant::now() + GIVE_UP_PATIENCE);
+                    }
                 }
                 () = sandbox.ended() => report = Some(Report::Gone),
                 () = &mut io, if !io_done => io_done = true,

@@ -18,6 +18,7 @@ use oci_spec::runtime::{
     PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
+use super::launcher::Carry;
 use super::plan::{Ids, Plan, Source};
 use super::seccomp::{Allowed, Argument, Operator};
 use crate::path::SandboxPath;
@@ -33,8 +34,14 @@ pub const STATE: &str = "state";
 pub const GUEST: &str = "guest";
 pub const BINDS: &str = "mounts";
 
+/// Below [`WORK`], for a runtime into which no descriptor can be passed: the socket to which the guest connects.
+pub const CHANNEL: &str = "channel";
+
 /// Where the guest's program lies inside.
 pub const GUEST_INSIDE: &str = "/run/belljar/guest";
+
+/// Where that socket lies inside.
+pub const CHANNEL_INSIDE: &str = "/run/belljar/channel";
 
 /// The version of the specification that is used: nothing newer is needed, and older runtimes refuse newer ones.
 const VERSION: &str = "1.0.2";
@@ -44,6 +51,7 @@ const VERSION: &str = "1.0.2";
 pub struct HardLimits {
     pub open_files: u64,
     pub locked_bytes: u64,
+    pub processes: u64,
 }
 
 impl HardLimits {
@@ -52,15 +60,20 @@ impl HardLimits {
         Self {
             open_files: hard(rustix::process::Resource::Nofile),
             locked_bytes: hard(rustix::process::Resource::Memlock),
+            processes: hard(rustix::process::Resource::Nproc),
         }
     }
 }
 
 /// Locked memory a process: the kernel's own default.
-const LOCKED_BYTES: u64 = 8 << 20;
+pub const LOCKED_BYTES: u64 = 8 << 20;
 
 /// The bundle's `config.json`.
-pub fn of(plan: &Plan, allowed: &[Allowed], hard: HardLimits) -> Result<Spec, OciSpecError> {
+pub fn of(plan: &Plan, allowed: &[Allowed], hard: HardLimits, carry: Carry) -> Result<Spec, OciSpecError> {
+    let mut args = vec![GUEST_INSIDE.to_owned()];
+    if carry == Carry::Stream {
+        args.push(CHANNEL_INSIDE.to_owned());
+    }
     let user = UserBuilder::default()
         .uid(plan.process.uid)
         .gid(plan.process.gid)
@@ -88,7 +101,7 @@ pub fn of(plan: &Plan, allowed: &[Allowed], hard: HardLimits) -> Result<Spec, Oc
     let process = ProcessBuilder::default()
         .terminal(false)
         .user(user)
-        .args(vec![GUEST_INSIDE.to_owned()])
+        .args(args)
         .env(Vec::new())
         .cwd("/")
         .capabilities(capabilities)
@@ -132,7 +145,7 @@ pub fn of(plan: &Plan, allowed: &[Allowed], hard: HardLimits) -> Result<Spec, Oc
         )
         .hostname(plan.hostname.clone())
         .process(process)
-        .mounts(mounts(plan)?)
+        .mounts(mounts(plan, carry)?)
         .linux(linux)
         .build()
 }
@@ -154,7 +167,7 @@ fn mappings(ranges: &[crate::sys::namespace::IdRange]) -> Result<Vec<LinuxIdMapp
         .collect()
 }
 
-fn mounts(plan: &Plan) -> Result<Vec<Mount>, OciSpecError> {
+fn mounts(plan: &Plan, carry: Carry) -> Result<Vec<Mount>, OciSpecError> {
     let mut mounts = Vec::new();
     let mut binds = 0;
     for mount in &plan.mounts {
@@ -191,8 +204,9 @@ fn mounts(plan: &Plan) -> Result<Vec<Mount>, OciSpecError> {
         };
         let mut options = more;
         options.extend(flags(mount.attributes));
-        if mount.path.as_str() == "/dev" {
-            // Read-only once the runtime has made what belongs there.
+        if mount.path.as_str() == "/dev" && carry == Carry::Descriptors {
+            // Read-only once the runtime has made what belongs there. gVisor would take that for the devices themselves; there it is
+            // root's, and disposable.
             options.push("ro".to_owned());
         }
         mounts.push(
@@ -204,22 +218,28 @@ fn mounts(plan: &Plan) -> Result<Vec<Mount>, OciSpecError> {
                 .build()?,
         );
     }
-    let guest = Attributes {
+    let own = Attributes {
         read_only: true,
         no_suid: true,
         no_dev: true,
         no_exec: false,
     };
-    let mut options = vec!["bind".to_owned(), "private".to_owned()];
-    options.extend(flags(guest));
-    mounts.push(
-        MountBuilder::default()
-            .destination(GUEST_INSIDE)
-            .typ("bind")
-            .source(format!("{WORK}/{GUEST}"))
-            .options(options)
-            .build()?,
-    );
+    let mut ours = vec![(GUEST, GUEST_INSIDE)];
+    if carry == Carry::Stream {
+        ours.push((CHANNEL, CHANNEL_INSIDE));
+    }
+    for (name, inside) in ours {
+        let mut options = vec!["bind".to_owned(), "private".to_owned()];
+        options.extend(flags(own));
+        mounts.push(
+            MountBuilder::default()
+                .destination(inside)
+                .typ("bind")
+                .source(format!("{WORK}/{name}"))
+                .options(options)
+                .build()?,
+        );
+    }
     Ok(mounts)
 }
 
@@ -235,7 +255,8 @@ fn flags(attributes: Attributes) -> impl Iterator<Item = String> {
     .map(|(_, name)| name.to_owned())
 }
 
-fn seccomp(allowed: &[Allowed]) -> Result<LinuxSeccomp, OciSpecError> {
+/// The filter in the words of the specification.
+pub fn seccomp(allowed: &[Allowed]) -> Result<LinuxSeccomp, OciSpecError> {
     let mut syscalls = Vec::new();
     // Calls that are allowed whatever their arguments share one entry.
     let plain: Vec<_> = allowed

@@ -71,18 +71,29 @@ impl Link {
     }
 }
 
+type Answer<T> = oneshot::Sender<Result<T, ChannelError>>;
+
 /// What was asked of PID 1 and not answered yet.
 #[derive(Debug, Default)]
 struct Pending {
-    slots: HashMap<u32, oneshot::Sender<Result<OwnedFd, ChannelError>>>,
-    listeners: HashMap<(u16, bool), oneshot::Sender<Result<OwnedFd, ChannelError>>>,
+    slots: HashMap<u32, Answer<(i32, Option<OwnedFd>)>>,
+    listeners: HashMap<(u16, bool), Answer<OwnedFd>>,
     closed: bool,
+}
+
+/// How the guest's words and descriptors come here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Carry {
+    Descriptors,
+    /// Through a relay: what is a descriptor here is none there, and no pidfd comes.
+    Relayed,
 }
 
 /// PID 1 of a sandbox. When this is dropped the control socket closes, and the sandbox ends.
 #[derive(Debug)]
 pub struct Guest {
     link: Arc<Link>,
+    carry: Carry,
     pending: Arc<Mutex<Pending>>,
     next_slot: std::sync::atomic::AtomicU32,
     reader: JoinHandle<()>,
@@ -99,29 +110,41 @@ impl Guest {
     /// Waits for the guest's first word.
     pub async fn greet(control: OwnedFd) -> Result<Guest, ChannelError> {
         let link = Arc::new(Link::new(control)?);
-        match timeout(PATIENCE, link.hear::<FromInit>())
-            .await
-            .map_err(|_| ChannelError::Silent)??
-        {
-            Some((FromInit::Ready { version: VERSION }, _)) => {}
-            Some((FromInit::Ready { version }, _)) => return Err(ChannelError::Version { theirs: version }),
-            Some(_) => return Err(ChannelError::OutOfTurn),
-            None => return Err(ChannelError::Gone),
-        }
+        ready(&link).await?;
+        Ok(Guest::of(link, Carry::Descriptors))
+    }
+
+    /// Waits for the first word of a guest in an empty box, makes it the near side of `stream`, and waits for the first word of the
+    /// guest at the other end.
+    pub async fn greet_by_relay(control: OwnedFd, stream: OwnedFd) -> Result<Guest, ChannelError> {
+        let link = Arc::new(Link::new(control)?);
+        ready(&link).await?;
+        link.say(&ToInit::Relay, &[stream.as_fd()])?;
+        drop(stream);
+        ready(&link).await?;
+        Ok(Guest::of(link, Carry::Relayed))
+    }
+
+    fn of(link: Arc<Link>, carry: Carry) -> Guest {
         let pending = Arc::new(Mutex::new(Pending::default()));
         let (said_gone, gone) = watch::channel(0);
-        let reader = tokio::spawn(read(link.clone(), pending.clone(), said_gone));
-        Ok(Guest {
+        let reader = tokio::spawn(read(link.clone(), carry, pending.clone(), said_gone));
+        Guest {
             link,
+            carry,
             pending,
             next_slot: 0.into(),
             reader,
             gone,
-        })
+        }
     }
 
-    /// A new slot, which has joined its cgroups by these files: the host's end of its socket and its pidfd.
-    pub async fn add_slot(&self, joins: &[BorrowedFd<'_>]) -> Result<(Link, OwnedFd), ChannelError> {
+    pub fn is_relayed(&self) -> bool {
+        self.carry == Carry::Relayed
+    }
+
+    /// A new slot, which has joined its cgroups by these files. None of them crosses a relay.
+    pub async fn add_slot(&self, joins: &[BorrowedFd<'_>]) -> Result<SlotLink, ChannelError> {
         let slot = self.next_slot.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let (ours, theirs) = packet::pair()?;
         let (answer, answered) = oneshot::channel();
@@ -135,13 +158,21 @@ impl Guest {
         let descriptors: Vec<_> = [theirs.as_fd()].into_iter().chain(joins.iter().copied()).collect();
         self.link.say(&ToInit::AddSlot { slot }, &descriptors)?;
         drop(theirs);
-        let pidfd = wait(answered).await?;
+        let (pid, pidfd) = wait(answered).await?;
+        let held = match pidfd {
+            Some(pidfd) => Held::Pidfd(pidfd),
+            None => Held::Relayed {
+                control: self.link.clone(),
+                slot,
+                pid,
+            },
+        };
         let link = Link::new(ours)?;
         match timeout(PATIENCE, link.hear::<FromSlot>())
             .await
             .map_err(|_| ChannelError::Silent)??
         {
-            Some((FromSlot::Ready, _)) => Ok((link, pidfd)),
+            Some((FromSlot::Ready, _)) => Ok(SlotLink { link, held }),
             Some(_) => Err(ChannelError::OutOfTurn),
             None => Err(ChannelError::Gone),
         }
@@ -179,7 +210,19 @@ impl Drop for Guest {
     }
 }
 
-async fn wait(answered: oneshot::Receiver<Result<OwnedFd, ChannelError>>) -> Result<OwnedFd, ChannelError> {
+async fn ready(link: &Link) -> Result<(), ChannelError> {
+    match timeout(PATIENCE, link.hear::<FromInit>())
+        .await
+        .map_err(|_| ChannelError::Silent)??
+    {
+        Some((FromInit::Ready { version: VERSION }, _)) => Ok(()),
+        Some((FromInit::Ready { version }, _)) => Err(ChannelError::Version { theirs: version }),
+        Some(_) => Err(ChannelError::OutOfTurn),
+        None => Err(ChannelError::Gone),
+    }
+}
+
+async fn wait<T>(answered: oneshot::Receiver<Result<T, ChannelError>>) -> Result<T, ChannelError> {
     timeout(PATIENCE, answered)
         .await
         .map_err(|_| ChannelError::Silent)?
@@ -187,17 +230,17 @@ async fn wait(answered: oneshot::Receiver<Result<OwnedFd, ChannelError>>) -> Res
 }
 
 /// Hands the guest's answers to those who wait; ends with the guest, or at the first word out of turn.
-async fn read(link: Arc<Link>, pending: Arc<Mutex<Pending>>, gone: watch::Sender<u32>) {
+async fn read(link: Arc<Link>, carry: Carry, pending: Arc<Mutex<Pending>>, gone: watch::Sender<u32>) {
     while let Ok(Some((message, fds))) = link.hear::<FromInit>().await {
         let fd = fds.into_iter().next();
         let mut pending = lock(&pending);
         match (message, fd) {
-            (FromInit::SlotAdded { slot }, Some(pidfd)) => {
+            (FromInit::SlotAdded { slot, pid }, pidfd) if pidfd.is_some() == (carry == Carry::Descriptors) => {
                 let Some(answer) = pending.slots.remove(&slot) else {
                     break;
                 };
                 // Whoever asked may have given up; the slot ends when its socket is dropped.
-                let _ = answer.send(Ok(pidfd));
+                let _ = answer.send(Ok((pid, pidfd)));
             }
             (FromInit::Listening { port, kind }, Some(socket)) => {
                 let Some(answer) = pending.listeners.remove(&(port, kind == ListenKind::Tcp)) else {
@@ -207,15 +250,30 @@ async fn read(link: Arc<Link>, pending: Arc<Mutex<Pending>>, gone: watch::Sender
             }
             (FromInit::Failed { what, errno }, None) => {
                 let source = io::Error::from_raw_os_error(errno);
-                let (answer, what) = match what {
-                    Failed::Slot(slot) => (pending.slots.remove(&slot), "make a slot"),
-                    Failed::Listen(port, kind) => (
-                        pending.listeners.remove(&(port, kind == ListenKind::Tcp)),
-                        "open a listener",
-                    ),
+
+                let known = match what {
+                    Failed::Slot(slot) => {
+                        let answer = pending.slots.remove(&slot);
+                        answer.map(|answer| {
+                            drop(answer.send(Err(ChannelError::Failed {
+                                what: "make a slot",
+                                source,
+                            })))
+                        })
+                    }
+                    Failed::Listen(port, kind) => {
+                        let answer = pending.listeners.remove(&(port, kind == ListenKind::Tcp));
+                        answer.map(|answer| {
+                            drop(answer.send(Err(ChannelError::Failed {
+                                what: "open a listener",
+                                source,
+                            })))
+                        })
+                    }
                 };
-                let Some(answer) = answer else { break };
-                let _ = answer.send(Err(ChannelError::Failed { what, source }));
+                if known.is_none() {
+                    break;
+                }
             }
             (FromInit::SlotGone { .. }, None) => gone.send_modify(|count| *count = count.saturating_add(1)),
             _ => break,
@@ -231,7 +289,28 @@ async fn read(link: Arc<Link>, pending: Arc<Mutex<Pending>>, gone: watch::Sender
 #[derive(Debug)]
 pub struct SlotLink {
     pub link: Link,
-    pub pidfd: OwnedFd,
+    held: Held,
+}
+
+/// How a slot's process is held.
+#[derive(Debug)]
+enum Held {
+    Pidfd(OwnedFd),
+    /// By asking its parent, which cannot mistake it for another.
+    Relayed {
+        control: Arc<Link>,
+        slot: u32,
+        /// As the sandbox's own pid namespace numbers it, by what the guest says.
+        pid: i32,
+    },
+}
+
+/// A slot's process, as far as it can be named from here.
+#[derive(Debug, Clone, Copy)]
+pub enum SlotProcess<'a> {
+    Pidfd(BorrowedFd<'a>),
+    /// Only in the sandbox's own pid namespace, and only by what the guest says.
+    Inside(i32),
 }
 
 impl SlotLink {
@@ -242,5 +321,30 @@ impl SlotLink {
     /// Cancel-safe.
     pub async fn hear(&self) -> io::Result<Option<(FromSlot, Vec<OwnedFd>)>> {
         self.link.hear().await
+    }
+
+    pub fn process(&self) -> SlotProcess<'_> {
+        match &self.held {
+            Held::Pidfd(pidfd) => SlotProcess::Pidfd(pidfd.as_fd()),
+            Held::Relayed { pid, .. } => SlotProcess::Inside(*pid),
+        }
+    }
+
+    /// Kills the slot, and with it what it runs.
+    pub fn kill(&self) {
+        // One that is gone cannot be killed; a relay that does not listen is found out by whoever waits for the end.
+        let _ = match &self.held {
+            Held::Pidfd(pidfd) => process::pidfd_kill(pidfd.as_fd()),
+            Held::Relayed { control, slot, .. } => control.say(&ToInit::KillSlot { slot: *slot }, &[]),
+        };
+    }
+
+    /// Sizes the command's terminal, of which `terminal` is what the slot passed out.
+    pub fn resize(&self, terminal: BorrowedFd<'_>, rows: u16, cols: u16) {
+        // A terminal that is gone has no size.
+        let _ = match &self.held {
+            Held::Pidfd(_) => process::set_terminal_size(terminal, rows, cols),
+            Held::Relayed { .. } => self.link.say(&ToSlot::Resize { rows, cols }, &[]),
+        };
     }
 }

@@ -8,6 +8,7 @@
 //!         pidfd, pipe  <─────────────────────────────┘                                     pipe: which step failed, or EOF at exec
 //! ```
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -32,8 +33,26 @@ pub const ARGV0: &str = "belljar-launcher";
 /// The guest's program, carried inside.
 pub static GUEST: &[u8] = include_bytes!(env!("BELLJAR_GUEST"));
 
-/// One sandbox to make. Descriptor: the guest's end of the control socket.
+/// Asked of the launcher.
 #[derive(Debug, Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "there is one at a time, on its way")]
+enum Asked<'a> {
+    /// Descriptor: the guest's end of the control socket.
+    Launch(Cow<'a, LaunchRequest>),
+    Give(Cow<'a, GiveRequest>),
+}
+
+/// A folder or file whose owner's files are to show as somebody else's. Only a process of one thread can make what maps them.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct GiveRequest {
+    pub host: HostPath,
+    pub attributes: Attributes,
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// One sandbox to make.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LaunchRequest {
     pub plan: Plan,
     /// An empty folder of the host over which the root is mounted, in the sandbox's own mount namespace only.
@@ -44,18 +63,33 @@ pub struct LaunchRequest {
 }
 
 /// Who takes the last steps into the sandbox.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum LaunchedBy {
     /// This program, with this filter, an instruction a number (see `sys::process::pack`).
     Builtin { seccomp: Vec<u64> },
     /// An OCI runtime, with this `config.json`.
-    Runtime { program: PathBuf, config: String },
+    Runtime {
+        program: PathBuf,
+        config: String,
+        carry: Carry,
+    },
+}
+
+/// How the guest is spoken to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Carry {
+    /// By the socket that is passed in, and by descriptors over it.
+    Descriptors,
+    /// By a socket to which it connects: no descriptor crosses.
+    Stream,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 enum LaunchReply {
     /// Descriptors: the pidfd of PID 1, and a pipe on which the step that failed is told.
     Launched,
+    /// Descriptor: a detached mount.
+    Given,
     Failed {
         step: String,
         errno: i32,
@@ -70,6 +104,13 @@ pub enum Sent {
     Source {
         index: u32,
     },
+}
+
+/// From the launcher's child to belljar, over the guest's control socket, where no guest will ever have that.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Said {
+    /// Descriptor: the socket to which the guest will connect.
+    Listening,
 }
 
 /// Why there is no sandbox.
@@ -88,6 +129,10 @@ pub enum LaunchError {
          or with runtime = \"builtin\""
     )]
     LoneId { runtime: String },
+    #[error(
+        "the runtime \"{runtime}\" needs more ids than the one that an ordinary user has to give: it works for root only"
+    )]
+    ManyIds { runtime: String },
     #[error("the bundle cannot be made")]
     Bundle { source: oci_spec::OciSpecError },
     #[error("the runtime said: {said}")]
@@ -129,20 +174,33 @@ impl Launcher {
 
     /// Makes the sandbox's process. Blocking, for about a millisecond.
     pub fn launch(&mut self, request: &LaunchRequest, control: BorrowedFd<'_>) -> Result<Launched, LaunchError> {
-        let gone = |_| LaunchError::Gone;
-        packet::send(self.socket.as_fd(), request, &[control]).map_err(gone)?;
-        match packet::receive::<LaunchReply>(self.socket.as_fd())
-            .map_err(gone)?
-            .ok_or(LaunchError::Gone)?
-        {
+        match self.ask(&Asked::Launch(Cow::Borrowed(request)), &[control])? {
             (LaunchReply::Launched, fds) => {
                 let [pidfd, failure] = <[OwnedFd; 2]>::try_from(fds).map_err(|_| LaunchError::Gone)?;
                 Ok(Launched { pidfd, failure })
             }
+            (LaunchReply::Failed { .. } | LaunchReply::Given, _) => Err(LaunchError::Gone),
+        }
+    }
+
+    /// A mount, attached nowhere yet, of what somebody else's files show as a given user's in. Blocking, for less than a millisecond.
+    pub fn give(&mut self, request: &GiveRequest) -> Result<OwnedFd, LaunchError> {
+        match self.ask(&Asked::Give(Cow::Borrowed(request)), &[])? {
+            (LaunchReply::Given, fds) => fds.into_iter().next().ok_or(LaunchError::Gone),
+            (LaunchReply::Failed { .. } | LaunchReply::Launched, _) => Err(LaunchError::Gone),
+        }
+    }
+
+    fn ask(&mut self, asked: &Asked<'_>, fds: &[BorrowedFd<'_>]) -> Result<(LaunchReply, Vec<OwnedFd>), LaunchError> {
+        let gone = |_| LaunchError::Gone;
+        packet::send(self.socket.as_fd(), asked, fds).map_err(gone)?;
+        let answer = packet::receive::<LaunchReply>(self.socket.as_fd()).map_err(gone)?;
+        match answer.ok_or(LaunchError::Gone)? {
             (LaunchReply::Failed { step, errno }, _) => Err(LaunchError::Step {
                 step,
                 source: io::Error::from_raw_os_error(errno),
             }),
+            done => Ok(done),
         }
     }
 }
@@ -205,23 +263,44 @@ fn serve() -> io::Result<()> {
     process::reserve_low_descriptors()?;
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
     let guest = packet::memory_file("belljar-guest", GUEST)?;
-    while let Some((request, fds)) = packet::receive::<LaunchRequest>(socket.as_fd())? {
-        let control = fds.into_iter().next().ok_or(ErrorKind::InvalidData)?;
-        match launch(&request, control, guest.as_fd()) {
-            Ok(Launched { pidfd, failure }) => {
-                packet::send(
-                    socket.as_fd(),
-                    &LaunchReply::Launched,
-                    &[pidfd.as_fd(), failure.as_fd()],
-                )?;
+    while let Some((asked, fds)) = packet::receive::<Asked<'static>>(socket.as_fd())? {
+        let done = match asked {
+            Asked::Launch(request) => {
+                let control = fds.into_iter().next().ok_or(ErrorKind::InvalidData)?;
+                launch(&request, control, guest.as_fd())
+                    .map(|Launched { pidfd, failure }| (LaunchReply::Launched, vec![pidfd, failure]))
             }
-            Err(StepError { step, error }) => {
-                let errno = error.raw_os_error().unwrap_or(0);
-                packet::send(socket.as_fd(), &LaunchReply::Failed { step, errno }, &[])?;
-            }
-        }
+            Asked::Give(request) => give(&request)
+                .map(|tree| (LaunchReply::Given, vec![tree]))
+                .map_err(|error| StepError {
+                    step: format!("give {} to the command's user", request.host),
+                    error,
+                }),
+        };
+        let (reply, fds) = done.unwrap_or_else(|StepError { step, error }| {
+            let errno = error.raw_os_error().unwrap_or(0);
+            (LaunchReply::Failed { step, errno }, Vec::new())
+        });
+        let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+        packet::send(socket.as_fd(), &reply, &fds)?;
     }
     Ok(())
+}
+
+fn give(request: &GiveRequest) -> io::Result<OwnedFd> {
+    let source = mount::open_source(request.host.as_ref())?;
+    let stat = rustix::fs::fstat(&source)?;
+    let tree = mount::clone_tree(source.as_fd(), Depth::Single)?;
+    let one = |inside, outside| {
+        [IdRange {
+            inside,
+            outside,
+            count: 1,
+        }]
+    };
+    let map = namespace::mapping(&one(stat.st_uid, request.uid), &one(stat.st_gid, request.gid))?;
+    mount::set_attributes(tree.as_fd(), request.attributes, Some(map.as_fd()))?;
+    Ok(tree)
 }
 
 fn launch(request: &LaunchRequest, control: OwnedFd, guest: BorrowedFd<'_>) -> Result<Launched, StepError> {
@@ -248,8 +327,8 @@ fn launch(request: &LaunchRequest, control: OwnedFd, guest: BorrowedFd<'_>) -> R
             };
             let StepError { step, error } = match &request.by {
                 LaunchedBy::Builtin { seccomp } => setup::run(inherited, seccomp),
-                LaunchedBy::Runtime { program, config } => match report.try_clone() {
-                    Ok(report) => outside::run(inherited, program, config, report),
+                LaunchedBy::Runtime { program, config, carry } => match report.try_clone() {
+                    Ok(report) => outside::run(inherited, program, config, *carry, report),
                     Err(error) => StepError {
                         step: "copy a pipe".to_owned(),
                         error,
@@ -335,7 +414,18 @@ fn help(request: &LaunchRequest, pid: rustix::process::Pid, sync: &OwnedFd) -> R
         | Source::Itself { .. }
         | Source::Nothing { .. } => None,
     });
-    let mut users: Vec<(u32, u32, OwnedFd)> = Vec::new();
+    // gVisor's file server makes each file as its own root and gives it to the command's user then.
+    let roots_too = matches!(
+        request.by,
+        LaunchedBy::Runtime {
+            carry: Carry::Stream,
+            ..
+        }
+    );
+    let mut users = Users {
+        roots_too,
+        maps: Vec::new(),
+    };
     for (index, (host, owner, attributes)) in layers.chain(binds).enumerate() {
         let tree = detached(plan, host, owner, attributes, inside.as_fd(), &mut users)
             .map_err(step(format!("open {host}")))?;
@@ -348,13 +438,20 @@ fn help(request: &LaunchRequest, pid: rustix::process::Pid, sync: &OwnedFd) -> R
     Ok(())
 }
 
+/// The maps that give what belongs to somebody outside to the command's user.
+struct Users {
+    /// Whether root inside has itself beside.
+    roots_too: bool,
+    maps: Vec<(u32, u32, OwnedFd)>,
+}
+
 fn detached(
     plan: &Plan,
     host: &HostPath,
     owner: Owner,
     attributes: Attributes,
     inside: BorrowedFd<'_>,
-    users: &mut Vec<(u32, u32, OwnedFd)>,
+    users: &mut Users,
 ) -> io::Result<OwnedFd> {
     let source = mount::open_source(host.as_ref())?;
     let tree = mount::clone_tree(source.as_fd(), Depth::Single)?;
@@ -364,21 +461,27 @@ fn detached(
         Owner::User => {
             let stat = rustix::fs::fstat(&source)?;
             let (uid, gid) = (stat.st_uid, stat.st_gid);
-            if !users.iter().any(|(one, two, _)| (*one, *two) == (uid, gid)) {
-                let map = |inside: u32, id: u32| {
-                    vec![IdRange {
+            if !users.maps.iter().any(|(one, two, _)| (*one, *two) == (uid, gid)) {
+                let map = |owner: u32, id: u32| {
+                    let mut ranges = vec![(owner, plan.ids.outside(id))];
+                    if users.roots_too && id != 0 {
+                        ranges.push((plan.ids.outside(0), plan.ids.outside(0)));
+                    }
+                    let range = |(inside, outside)| IdRange {
                         inside,
-                        outside: plan.ids.outside(id),
+                        outside,
                         count: 1,
-                    }]
+                    };
+                    ranges.into_iter().map(range).collect::<Vec<_>>()
                 };
-                users.push((
+                users.maps.push((
                     uid,
                     gid,
                     namespace::mapping(&map(uid, plan.process.uid), &map(gid, plan.process.gid))?,
                 ));
             }
             let (_, _, user) = users
+                .maps
                 .iter()
                 .find(|(one, two, _)| (*one, *two) == (uid, gid))
                 .expect("it was just put there");

@@ -14,6 +14,8 @@
 
 pub mod bundle;
 pub mod channel;
+pub mod contained;
+pub mod docker;
 pub mod enforcement;
 pub mod holders;
 pub mod host_root;
@@ -23,6 +25,7 @@ pub mod outside;
 pub mod plan;
 pub mod probe;
 pub mod protect;
+pub mod relay;
 pub mod seccomp;
 mod setup;
 mod ssh;

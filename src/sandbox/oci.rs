@@ -4,21 +4,23 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use belljar_guest::{ListenKind, Start, ToSlot};
+use rustix::process::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::bundle::{self, HardLimits};
-use super::channel::{ChannelError, Guest, SlotLink};
+use super::channel::{ChannelError, Guest, SlotLink, SlotProcess};
 use super::holders::{Holders, Holding, Transport};
-use super::launcher::{self, LaunchError, LaunchRequest, LaunchedBy, Launcher};
+use super::launcher::{self, Carry, LaunchError, LaunchRequest, LaunchedBy, Launcher};
 use super::plan::Plan;
-use super::{outside, seccomp};
+use super::{docker, outside, relay, seccomp};
 use crate::id::ExecId;
 use crate::path::HostPath;
 use crate::policy::{Command, Digest, Permit};
@@ -54,6 +56,8 @@ pub enum SandboxError {
         #[from]
         source: io::Error,
     },
+    #[error(transparent)]
+    Docker(#[from] docker::DockerError),
     #[error("a new process in the sandbox did not join its cgroup")]
     NotInItsCgroup,
     #[error("the permit is for another command")]
@@ -67,6 +71,8 @@ pub enum SandboxError {
 pub struct Machinery {
     pub launcher: Arc<Mutex<Launcher>>,
     pub cgroups: Arc<Cgroups>,
+    /// The state folder: what engines make carries its name.
+    pub state: PathBuf,
 }
 
 /// A live sandbox.
@@ -75,9 +81,22 @@ pub struct Sandbox {
     place: Digest,
     guest: Guest,
     cgroup: Option<Arc<Mutex<TaskCgroup>>>,
+    /// PID 1, or the relay that speaks for it and ends with it.
     pid1: AsyncFd<OwnedFd>,
+    far: Option<Far>,
     pool: Mutex<Pool>,
     holders: Arc<Holders>,
+}
+
+/// What holds a sandbox whose guest is relayed.
+pub(super) enum Far {
+    /// An outside runtime, with which the sandbox ends.
+    Runtime(AsyncFd<OwnedFd>),
+    /// An engine's container, and its PID 1 where that is a process of this kernel's.
+    Container {
+        container: docker::Container,
+        pid1: Option<Pid>,
+    },
 }
 
 #[derive(Default)]
@@ -131,7 +150,7 @@ impl Sandbox {
         place: HostPath,
         runtime: &Runtime,
     ) -> Result<Arc<Sandbox>, SandboxError> {
-        let by = launched_by(&plan, runtime)?;
+        let (by, carry) = launched_by(&plan, runtime)?;
         let (control, theirs) = packet::pair()?;
         let Begun {
             pid1: launched,
@@ -140,35 +159,49 @@ impl Sandbox {
             leaf,
             plan,
         } = {
-            let machinery = machinery.clone();
+            let (machinery, place) = (machinery.clone(), place.clone());
             // Cgroups and the launch are blocking calls of a few milliseconds.
             tokio::task::spawn_blocking(move || launch(&machinery, plan, place, by, theirs))
                 .await
                 .map_err(io::Error::other)??
         };
-        let digest = plan.digest();
-        let started = async {
-            let guest = match Guest::greet(control).await {
-                Ok(guest) => guest,
-                Err(error) => {
-                    let _ = process::pidfd_kill(launched.as_fd());
-                    return Err(reason(error, failure).await);
+        let launched = packet::watched(launched, Interest::READABLE)?;
+        let greeted = match carry {
+            Carry::Descriptors => Guest::greet(control)
+                .await
+                .map(|guest| (guest, None))
+                .map_err(SandboxError::from),
+            Carry::Stream => {
+                let connected = async {
+                    let listener = relay::listener_of(control).await?;
+                    tokio::select! {
+                        stream = relay::accept(listener) => Ok(stream?.stream),
+                        _ = launched.readable() => Err(ChannelError::Gone),
+                    }
+                };
+                match connected.await {
+                    Ok(stream) => relay::greet(machinery, place, stream)
+                        .await
+                        .map(|(guest, near)| (guest, Some(near))),
+                    Err(error) => Err(error.into()),
                 }
-            };
-            let sandbox = Sandbox {
-                plan,
-                place: digest,
-                guest,
-                cgroup: cgroup.clone(),
-                pid1: packet::watched(launched, Interest::READABLE)?,
-                pool: Mutex::new(Pool::default()),
-                holders: Arc::default(),
-            };
-            let slot = sandbox.make_slot_in(leaf).await?;
-            sandbox.pool().ready.push_back(slot);
-            Ok::<_, SandboxError>(sandbox)
+            }
         };
-        match started.await {
+        let started = match greeted {
+            Ok((guest, None)) => Sandbox::of(plan, guest, launched, None, cgroup.clone(), leaf).await,
+            Ok((guest, Some(near))) => {
+                let far = Far::Runtime(launched);
+                Sandbox::of(plan, guest, near, Some(far), cgroup.clone(), None).await
+            }
+            Err(error) => {
+                let _ = process::pidfd_kill(launched.get_ref().as_fd());
+                Err(match error {
+                    SandboxError::Channel { source } => reason(source, failure).await,
+                    other => other,
+                })
+            }
+        };
+        match started {
             Ok(sandbox) => Ok(Arc::new(sandbox)),
             Err(error) => {
                 if let Some(cgroup) = cgroup {
@@ -177,6 +210,46 @@ impl Sandbox {
                 Err(error)
             }
         }
+    }
+
+    /// A sandbox whose guest has spoken, with one slot ready.
+    async fn of(
+        plan: Plan,
+        guest: Guest,
+        pid1: AsyncFd<OwnedFd>,
+        far: Option<Far>,
+        cgroup: Option<Arc<Mutex<TaskCgroup>>>,
+        leaf: Option<Leaf>,
+    ) -> Result<Sandbox, SandboxError> {
+        let sandbox = Sandbox::without_slots(plan, guest, pid1, far, cgroup);
+        let slot = sandbox.make_slot_in(leaf).await?;
+        sandbox.pool().ready.push_back(slot);
+        Ok(sandbox)
+    }
+
+    pub(super) fn without_slots(
+        plan: Plan,
+        guest: Guest,
+        pid1: AsyncFd<OwnedFd>,
+        far: Option<Far>,
+        cgroup: Option<Arc<Mutex<TaskCgroup>>>,
+    ) -> Sandbox {
+        Sandbox {
+            place: plan.digest(),
+            plan,
+            guest,
+            cgroup,
+            pid1,
+            far,
+            pool: Mutex::new(Pool::default()),
+            holders: Arc::default(),
+        }
+    }
+
+    pub(super) async fn add_ready_slot(&self) -> Result<(), SandboxError> {
+        let slot = self.make_slot().await?;
+        self.pool().ready.push_back(slot);
+        Ok(())
     }
 
     pub fn plan(&self) -> &Plan {
@@ -194,30 +267,53 @@ impl Sandbox {
 
     async fn make_slot(&self) -> Result<Slot, SandboxError> {
         let leaf = match &self.cgroup {
-            None => None,
-            Some(cgroup) => {
+            Some(cgroup) if self.has_leaves() => {
                 let cgroup = cgroup.clone();
                 let made = tokio::task::spawn_blocking(move || make_leaf(&cgroup));
                 Some(made.await.map_err(io::Error::other)??)
             }
+            Some(_) | None => None,
         };
         self.make_slot_in(leaf).await
+    }
+
+    /// Whether what runs in the sandbox are processes of this kernel, which can be counted one by one.
+    fn has_leaves(&self) -> bool {
+        match &self.far {
+            None => true,
+            Some(Far::Runtime(_)) => false,
+            Some(Far::Container { pid1, .. }) => pid1.is_some(),
+        }
     }
 
     /// A slot that sits in this leaf.
     async fn make_slot_in(&self, leaf: Option<Leaf>) -> Result<Slot, SandboxError> {
         let failed = |source| SandboxError::Cgroup { source };
-        let joins = leaf.as_ref().map_or(Ok(Vec::new()), Leaf::joins).map_err(failed)?;
+        let is_moved = self.guest.is_relayed();
+        let joins = match &leaf {
+            Some(leaf) if !is_moved => leaf.joins().map_err(failed)?,
+            Some(_) | None => Vec::new(),
+        };
         let joins: Vec<_> = joins.iter().map(AsFd::as_fd).collect();
-        let (link, pidfd) = self.guest.add_slot(&joins).await?;
         let mut slot = Slot {
-            link: SlotLink { link, pidfd },
+            link: self.guest.add_slot(&joins).await?,
             leaf,
             holding: None,
         };
         if let Some(leaf) = &mut slot.leaf {
+            let pid = match (slot.link.process(), &self.far) {
+                (SlotProcess::Pidfd(pidfd), _) => process::pid_of(pidfd)?,
+                // Whatever number the guest says, it is one of PID 1's own children or none.
+                (SlotProcess::Inside(inside), Some(Far::Container { pid1: Some(pid1), .. })) => {
+                    process::child_of(*pid1, inside)?
+                }
+                (SlotProcess::Inside(_), _) => None,
+            };
+            let pid = pid.ok_or(SandboxError::Gone)?;
+            if is_moved {
+                leaf.move_in(pid).map_err(failed)?;
+            }
             // That it sits there is not taken from its word.
-            let pid = process::pid_of(slot.link.pidfd.as_fd())?.ok_or(SandboxError::Gone)?;
             if leaf.pids() != [pid] {
                 return Err(SandboxError::NotInItsCgroup);
             }
@@ -228,11 +324,7 @@ impl Sandbox {
 
     /// Whether PID 1 still does its work. The slot that it makes to prove it is kept for the next command.
     pub async fn answers(&self) -> bool {
-        let Ok(slot) = self.make_slot().await else {
-            return false;
-        };
-        self.pool().ready.push_back(slot);
-        true
+        self.add_ready_slot().await.is_ok()
     }
 
     /// A slot to run one command in: a ready one, else a new one.
@@ -261,9 +353,7 @@ impl Sandbox {
         pool.refill = Some(tokio::spawn(async move {
             let Some(sandbox) = sandbox.upgrade() else { return };
             // One that cannot be made now is made, or found impossible, by whoever needs it.
-            if let Ok(slot) = sandbox.make_slot().await {
-                sandbox.pool().ready.push_back(slot);
-            }
+            let _ = sandbox.add_ready_slot().await;
         }));
     }
 
@@ -361,6 +451,21 @@ impl Sandbox {
         let _ = self.pid1.readable().await;
     }
 
+    /// Ends the sandbox with all that is in it, for it no longer does as it is told. What it had outside is left to [`Sandbox::destroy`].
+    pub fn condemn(&self) {
+        let _ = process::pidfd_kill(self.pid1.get_ref().as_fd());
+    }
+
+    /// Whether memory was the end of something, where no exec has counters of its own.
+    pub fn has_run_out_of_memory(&self) -> bool {
+        let Some(cgroup) = &self.cgroup else { return false };
+        cgroup
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .guest_oom_kills()
+            .is_some_and(|count| count > 0)
+    }
+
     /// What the task as a whole has used.
     pub fn counters(&self) -> Option<(Version, Counters)> {
         let cgroup = self.cgroup.as_ref()?.lock().unwrap_or_else(PoisonError::into_inner);
@@ -386,9 +491,17 @@ impl Sandbox {
             refill.abort();
             let _ = refill.await;
         }
-        let _ = process::pidfd_kill(self.pid1.get_ref().as_fd());
+        self.condemn();
         // With PID 1 the kernel ends the whole pid namespace before the pidfd becomes readable.
         let _ = timeout(END_PATIENCE, self.ended()).await;
+        match &self.far {
+            None => {}
+            Some(Far::Runtime(runtime)) => {
+                let _ = process::pidfd_kill(runtime.get_ref().as_fd());
+                let _ = timeout(END_PATIENCE, runtime.readable()).await;
+            }
+            Some(Far::Container { container, .. }) => container.remove().await,
+        }
         let slots = {
             let mut pool = self.pool();
             (std::mem::take(&mut pool.ready), std::mem::take(&mut pool.kept))
@@ -400,19 +513,20 @@ impl Sandbox {
     }
 }
 
-/// What of the launcher's request depends on the runtime.
-fn launched_by(plan: &Plan, runtime: &Runtime) -> Result<LaunchedBy, LaunchError> {
+/// What of the launcher's request depends on the runtime, and how its guest is spoken to.
+fn launched_by(plan: &Plan, runtime: &Runtime) -> Result<(LaunchedBy, Carry), LaunchError> {
     match runtime {
-        Runtime::Builtin => Ok(LaunchedBy::Builtin {
-            seccomp: seccomp::FILTER.program.clone(),
-        }),
+        Runtime::Builtin => {
+            let seccomp = seccomp::FILTER.program.clone();
+            Ok((LaunchedBy::Builtin { seccomp }, Carry::Descriptors))
+        }
         Runtime::Outside(runtime) => {
             outside::check(plan, runtime)?;
-            let program = outside::find(runtime)?;
-            let bundle = bundle::of(plan, &seccomp::FILTER.allowed, HardLimits::of_process())
+            let (program, carry) = (outside::find(runtime)?, outside::carry(runtime));
+            let bundle = bundle::of(plan, &seccomp::FILTER.allowed, HardLimits::of_process(), carry)
                 .map_err(|source| LaunchError::Bundle { source })?;
             let config = serde_json::to_string(&bundle).expect("a bundle is plain data");
-            Ok(LaunchedBy::Runtime { program, config })
+            Ok((LaunchedBy::Runtime { program, config, carry }, carry))
         }
     }
 }
@@ -499,7 +613,7 @@ async fn reason(error: ChannelError, failure: Option<OwnedFd>) -> SandboxError {
     }
 }
 
-async fn remove_cgroup(cgroup: Arc<Mutex<TaskCgroup>>) {
+pub(super) async fn remove_cgroup(cgroup: Arc<Mutex<TaskCgroup>>) {
     let removed =
         tokio::task::spawn_blocking(move || end_and_remove(&cgroup.lock().unwrap_or_else(PoisonError::into_inner)));
     let _ = removed.await;
@@ -541,7 +655,7 @@ impl Slot {
         if let Some(leaf) = &self.leaf {
             leaf.kill();
         }
-        let _ = process::pidfd_kill(self.link.pidfd.as_fd());
+        self.link.kill();
     }
 
     /// Ends a slot that will not serve again. Its leaf goes with it, or else with the task.

@@ -8,6 +8,8 @@
 //!  launcher ─clone3(user, mount, pid)─▶ prepare: sources, root, binds, bundle below /tmp ─exec─▶ runc run ─▶ container: guest
 //!      └ pidfd: of runc ◀──────────────────────────────────────────────────────────────────────┘    fd 3: the control socket
 //! ```
+//!
+//! gVisor (runsc) takes no descriptors: its guest connects to a socket below /tmp there, which nobody else can see; see `relay`.
 
 use std::collections::{HashMap, VecDeque};
 use std::ffi::CString;
@@ -16,18 +18,20 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags};
 
 use super::bundle;
 use super::host_root::NOTHING;
-use super::launcher::{self, LaunchError};
+use super::launcher::{self, Carry, LaunchError, Said};
 use super::plan::{Ids, Plan, Source};
 use super::setup::{self, Inherited, Sources, Step, StepError};
+use crate::audit::record::{Control, Enforced};
 use crate::path::SandboxPath;
 use crate::sys::mount::{self, Attributes};
-use crate::sys::process;
+use crate::sys::{packet, process};
 
 /// Where a runtime is looked for, beside the caller's PATH: an ordinary user's often lacks the folders for admins.
 const FOLDERS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -71,10 +75,43 @@ fn package(runtime: &str) -> String {
     }
 }
 
+/// How a guest in a sandbox of this runtime is spoken to. gVisor has sockets and descriptors of its own, into which none of the
+/// host's can be passed.
+pub fn carry(runtime: &str) -> Carry {
+    let name = runtime.rsplit('/').next().unwrap_or(runtime);
+    match name.contains("runsc") || name.contains("gvisor") {
+        true => Carry::Stream,
+        false => Carry::Descriptors,
+    }
+}
+
+/// What a runtime gives less of than belljar's own launcher.
+pub fn shortfalls(runtime: &str) -> Vec<Control> {
+    match carry(runtime) {
+        Carry::Descriptors => Vec::new(),
+        Carry::Stream => vec![limit_of_pids()],
+    }
+}
+
+fn limit_of_pids() -> Control {
+    Control {
+        control: "limit.pids".to_owned(),
+        enforced: Enforced::Partial,
+        reason: Some(
+            "gVisor's kernel has processes of its own: the limit bounds the host's threads by which it runs them"
+                .to_owned(),
+        ),
+    }
+}
+
 /// What this plan asks that an outside runtime cannot give.
 pub fn check(plan: &Plan, runtime: &str) -> Result<(), LaunchError> {
     match plan.ids {
         // A runtime sets a container up as its root, so a lone id has to be root's.
+        // gVisor makes a user namespace of its own, with two ids.
+        Ids::Single { .. } if carry(runtime) == Carry::Stream => Err(LaunchError::ManyIds {
+            runtime: runtime.to_owned(),
+        }),
         Ids::Single { inside, .. } if inside != 0 => Err(LaunchError::LoneId {
             runtime: runtime.to_owned(),
         }),
@@ -83,8 +120,8 @@ pub fn check(plan: &Plan, runtime: &str) -> Result<(), LaunchError> {
 }
 
 /// Becomes the runtime; returns only to say which step failed. What the runtime itself says goes to `report`.
-pub fn run(inherited: Inherited<'_>, program: &Path, config: &str, report: OwnedFd) -> StepError {
-    match steps(inherited, program, config, report) {
+pub fn run(inherited: Inherited<'_>, program: &Path, config: &str, carry: Carry, report: OwnedFd) -> StepError {
+    match steps(inherited, program, config, carry, report) {
         Ok(never) => match never {},
         Err(error) => error,
     }
@@ -94,6 +131,7 @@ fn steps(
     inherited: Inherited<'_>,
     program: &Path,
     config: &str,
+    carry: Carry,
     report: OwnedFd,
 ) -> Result<std::convert::Infallible, StepError> {
     let Inherited {
@@ -140,11 +178,19 @@ fn steps(
     let at = |name: &str| Path::new(bundle::WORK).join(name);
     std::fs::write(at(bundle::BUNDLE).join("config.json"), config).step("write the bundle")?;
     write_program(&at(bundle::GUEST)).step("write the guest's program")?;
+    let control = match carry {
+        Carry::Descriptors => control,
+        Carry::Stream => {
+            let socket = listen(&at(bundle::CHANNEL)).step("make the guest's socket")?;
+            packet::send(control.as_fd(), &Said::Listening, &[socket.as_fd()]).step("pass the guest's socket out")?;
+            null.try_clone().step("open /dev/null again")?
+        }
+    };
     drop((root, place, work, sources));
 
     process::leave_keyring().step("leave the keyring")?;
     rustix::process::umask(Mode::from_raw_mode(0o022));
-    let argv = arguments(program, &plan.task.to_string()).step("name the runtime")?;
+    let argv = arguments(program, &plan.task.to_string(), carry).step("name the runtime")?;
     let env = [CString::from(
         c"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     )];
@@ -153,21 +199,44 @@ fn steps(
     Err(process::exec_path(&argv[0], &argv, &env)).step(format!("start {}", program.display()))
 }
 
-/// The runtime's command line: what runc, crun and youki have in common.
-fn arguments(program: &Path, id: &str) -> io::Result<Vec<CString>> {
+/// A socket that whoever sees it may connect to; only the sandbox will.
+fn listen(path: &Path) -> io::Result<OwnedFd> {
+    let socket = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o666))?;
+    Ok(socket.into())
+}
+
+/// The runtime's command line: what runc, crun and youki have in common, and gVisor's.
+fn arguments(program: &Path, id: &str, carry: Carry) -> io::Result<Vec<CString>> {
     let at = |name: &str| format!("{}/{name}", bundle::WORK).into_bytes();
-    let words: [Vec<u8>; 9] = [
+    let word = |word: &str| word.as_bytes().to_vec();
+    let mut words = vec![
         program.as_os_str().as_bytes().to_vec(),
-        b"--root".to_vec(),
+        word("--root"),
         at(bundle::STATE),
-        b"run".to_vec(),
-        b"--bundle".to_vec(),
-        at(bundle::BUNDLE),
-        // Descriptor 3, the guest's control socket.
-        b"--preserve-fds".to_vec(),
-        b"1".to_vec(),
-        id.as_bytes().to_vec(),
     ];
+    match carry {
+        Carry::Descriptors => words.push(word("run")),
+        // ptrace is the platform that needs nothing of the machine; a network of its own would need rights on the host's. The cgroup
+        // that it is started in is the task's already. The filter of the bundle is only loaded when asked for.
+        Carry::Stream => words.extend(
+            [
+                "--platform=ptrace",
+                "--network=none",
+                "--host-uds=open",
+                "--ignore-cgroups",
+                "--oci-seccomp",
+                "run",
+            ]
+            .map(word),
+        ),
+    }
+    words.extend([word("--bundle"), at(bundle::BUNDLE)]);
+    if carry == Carry::Descriptors {
+        // Descriptor 3, the guest's control socket.
+        words.extend([word("--preserve-fds"), word("1")]);
+    }
+    words.push(word(id));
     words
         .into_iter()
         .map(|word| CString::new(word).map_err(io::Error::from))

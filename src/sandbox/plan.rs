@@ -170,16 +170,7 @@ impl Plan {
             User::Agent => AGENT,
             User::Root => 0,
         };
-        let ids = match caller.uid {
-            0 => Ids::Range {
-                base: range_base(task.id),
-            },
-            uid => Ids::Single {
-                inside: id,
-                uid,
-                gid: caller.gid,
-            },
-        };
+        let ids = Ids::of(task.id, caller, id);
         let home = match task.user {
             User::Agent => "/home/agent",
             User::Root => "/root",
@@ -341,6 +332,18 @@ fn is_harmless(name: &str) -> bool {
 }
 
 impl Ids {
+    /// The ids of a sandbox whose commands run under `inside`.
+    pub fn of(task: TaskId, caller: CallerIds, inside: u32) -> Ids {
+        match caller.uid {
+            0 => Ids::Range { base: range_base(task) },
+            uid => Ids::Single {
+                inside,
+                uid,
+                gid: caller.gid,
+            },
+        }
+    }
+
     /// The maps of the sandbox's user namespace.
     pub fn maps(&self) -> (Vec<IdRange>, Vec<IdRange>) {
         match *self {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use super::engines::Engines;
 use super::rule_book::UserRules;
 use super::task::Live;
 use super::{TaskHandle, image_name, recovery, runtime_name, way_out};
@@ -16,6 +17,7 @@ use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Control, Entry, Event, Identity, TaskOutcome, Usage};
 use crate::config::AgentEvents;
 use crate::crash;
+use crate::document::Word;
 use crate::egress::gate::GateError;
 use crate::egress::host::HostError;
 use crate::egress::secret::SecretsError;
@@ -24,14 +26,16 @@ use crate::exec::pipeline::Context;
 use crate::image::{Image, ImageKind};
 use crate::path::HostPath;
 use crate::policy::{InForce, Policy};
+use crate::sandbox::contained;
 use crate::sandbox::enforcement::{self, Facts};
 use crate::sandbox::launcher::{LaunchError, Launcher};
 use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
+use crate::sandbox::outside;
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
 use crate::sandbox::protect::{Guard, ProtectError};
 use crate::sys::cgroup::Cgroups;
 use crate::sys::process;
-use crate::task::Task;
+use crate::task::{Backend, Runtime, Task};
 
 /// Why nothing can be supervised.
 #[derive(Debug, thiserror::Error)]
@@ -72,6 +76,7 @@ pub enum StartError {
 /// All that tasks of this process share.
 pub struct Supervisor {
     machinery: Machinery,
+    engines: Engines,
     journal: Journal,
     state: PathBuf,
     identity: Identity,
@@ -106,8 +111,10 @@ impl Supervisor {
         let machinery = Machinery {
             launcher: Arc::new(Mutex::new(launcher)),
             cgroups: cgroups.clone(),
+            state: state.to_owned(),
         };
         Ok(Supervisor {
+            engines: Engines::new(state, None),
             machinery,
             journal,
             state: state.to_owned(),
@@ -155,6 +162,7 @@ impl Supervisor {
     ) -> Result<TaskHandle, StartError> {
         let begun = Instant::now();
         let id = task.id;
+        self.engines.sweep_once().await;
         let gate = way_out::gate(&task.network, &policy)?;
         let entry = |event| Entry {
             task: Some(id),
@@ -191,7 +199,8 @@ impl Supervisor {
                 })??
             };
             crash::point("task: protected names are held");
-            let controls = enforced(&task, &self.cgroups, &guard.protected.gaps);
+            let mut controls = enforced(&task, &self.cgroups, &guard.protected.gaps);
+            weaken(&mut controls, self.shortfalls(&task).await?);
             let lacking: Vec<Control> = enforcement::lacking(&controls, &task).into_iter().cloned().collect();
             if !lacking.is_empty() {
                 return Err(StartError::NotEnforced { lacking });
@@ -199,16 +208,8 @@ impl Supervisor {
             let plan = plan_with(&task, &image, inside.env)
                 .with_files(inside.files)
                 .with_protected(&guard.protected);
-            let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
-                path: folder.clone(),
-                source: io::Error::other(error),
-            })?;
-            Ok::<_, StartError>((
-                Sandbox::start(&self.machinery, plan, place, &task.runtime).await?,
-                guard,
-                inside.inspection,
-                controls,
-            ))
+            let sandbox = self.start_sandbox(&task, plan, &folder).await?;
+            Ok::<_, StartError>((sandbox, guard, inside.inspection, controls))
         };
         let failed = async |error: StartError| {
             let event = match &error {
@@ -284,7 +285,7 @@ impl Supervisor {
         };
         let plan_digest = sandbox.place().to_string();
         let event = Event::TaskStarted {
-            backend: "oci".to_owned(),
+            backend: Word::word(task.backend).to_owned(),
             runtime: runtime_name(&task.runtime),
             image: image_name(&task.image),
             image_digest: image.digest.clone(),
@@ -320,6 +321,42 @@ impl Supervisor {
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
         tokio::spawn(live.clone().drive(proxy, guard, lock, folder.clone()));
         Ok(TaskHandle { live, folder })
+    }
+}
+
+impl Supervisor {
+    async fn start_sandbox(&self, task: &Task, plan: Plan, folder: &Path) -> Result<Arc<Sandbox>, StartError> {
+        let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
+            path: folder.to_owned(),
+            source: io::Error::other(error),
+        })?;
+        let sandbox = match task.backend {
+            Backend::Oci => Sandbox::start(&self.machinery, plan, place, &task.runtime).await?,
+            Backend::Docker => {
+                let engine = self.engines.engine().await.map_err(SandboxError::from)?;
+                contained::start(engine, &self.machinery, plan, folder, &task.runtime).await?
+            }
+        };
+        Ok(sandbox)
+    }
+
+    /// Names the socket of the engine for tasks of the `docker` backend, in place of what the environment says.
+    #[must_use]
+    pub fn with_engine(mut self, socket: PathBuf) -> Supervisor {
+        self.engines = Engines::new(&self.state, Some(socket));
+        self
+    }
+
+    /// What the task's backend gives less of than belljar's own launcher.
+    async fn shortfalls(&self, task: &Task) -> Result<Vec<Control>, StartError> {
+        match (task.backend, &task.runtime) {
+            (Backend::Docker, runtime) => {
+                let engine = self.engines.engine().await.map_err(SandboxError::from)?;
+                Ok(engine.shortfalls(runtime))
+            }
+            (Backend::Oci, Runtime::Outside(runtime)) => Ok(outside::shortfalls(runtime)),
+            (Backend::Oci, Runtime::Builtin) => Ok(Vec::new()),
+        }
     }
 }
 
@@ -376,4 +413,14 @@ fn make_task_folder(folder: &Path, task: &Task) -> io::Result<fs::File> {
     fs::write(new.join("task.json"), about.to_string())?;
     fs::rename(&new, folder)?;
     Ok(lock)
+}
+
+/// Puts what a backend gives less of in the place of what belljar's own launcher would give.
+fn weaken(controls: &mut Vec<Control>, less: Vec<Control>) {
+    for one in less {
+        match controls.iter_mut().find(|control| control.control == one.control) {
+            Some(control) => *control = one,
+            None => controls.push(one),
+        }
+    }
 }

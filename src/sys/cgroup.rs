@@ -505,6 +505,11 @@ impl TaskCgroup {
         joins
     }
 
+    /// Moves a process into the guest's leaf that was not started in it.
+    pub fn move_in(&self, pid: Pid) -> io::Result<()> {
+        move_into(self.folders.iter().map(|(_, folder)| folder.join("guest")), pid)
+    }
+
     /// A new leaf for a slot.
     pub fn create_leaf(&mut self) -> io::Result<Leaf> {
         let name = format!("slot-{}", self.next_leaf);
@@ -572,6 +577,15 @@ impl TaskCgroup {
         counters
     }
 
+    /// How many processes of the guest's own leaf were killed for want of memory, where that is counted.
+    pub fn guest_oom_kills(&self) -> Option<u64> {
+        self.folders.iter().find_map(|(kind, folder)| {
+            let mut counters = Counters::default();
+            Files::open(*kind, &folder.join("guest")).ok()?.read(&mut counters);
+            counters.oom_kills
+        })
+    }
+
     /// For how long something in the task had to wait.
     pub fn stall(&self) -> Option<Stall> {
         stall(&self.folders)
@@ -616,6 +630,11 @@ fn stall(folders: &[(TreeKind, PathBuf)]) -> Option<Stall> {
     let unified = |kind: &TreeKind| matches!(kind, TreeKind::UnifiedOnly | TreeKind::Unified);
     let (_, folder) = folders.iter().find(|(kind, _)| unified(kind))?;
     Stall::read(folder)
+}
+
+fn move_into(mut folders: impl Iterator<Item = PathBuf>, pid: Pid) -> io::Result<()> {
+    let pid = pid.as_raw_nonzero().to_string();
+    folders.try_for_each(|folder| write(&folder.join("cgroup.procs"), &pid))
 }
 
 fn remove_folder(folder: &Path) -> io::Result<()> {
@@ -684,6 +703,11 @@ impl Leaf {
                 .map_err(|error| at(&path, error))
         };
         self.folders.iter().map(open).collect()
+    }
+
+    /// Moves a process in that cannot do so itself. Slow after a pause (the kernel waits for a grace period).
+    pub fn move_in(&self, pid: Pid) -> io::Result<()> {
+        move_into(self.folders.iter().map(|(_, folder)| folder.clone()), pid)
     }
 
     /// Starts counting anew.

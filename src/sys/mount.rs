@@ -138,6 +138,19 @@ pub fn attach(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     Ok(move_mount(mount, "", target, "", flags)?)
 }
 
+/// Takes away all that is mounted at a path, whoever still uses it. The path itself is not followed.
+pub fn detach_all(path: &std::path::Path) -> io::Result<()> {
+    use rustix::mount::UnmountFlags;
+    loop {
+        match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
+            Ok(()) => {}
+            // umount(2): not a mount point.
+            Err(rustix::io::Errno::INVAL) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
 /// Cuts all mounts of this namespace off from the ones that they were copied from.
 pub fn make_private() -> io::Result<()> {
     use rustix::mount::MountPropagationFlags as Flags;

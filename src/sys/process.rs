@@ -240,6 +240,48 @@ pub fn pid_of(pidfd: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
         .and_then(Pid::from_raw))
 }
 
+/// The process that connected to a unix socket, by what the kernel says; `None` where it is not to be seen from here.
+#[allow(unsafe_code)]
+pub fn peer_pid(socket: BorrowedFd<'_>) -> io::Result<Option<Pid>> {
+    let mut peer = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the buffer is a live ucred, and its size is given.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            ptr::from_mut(&mut peer).cast(),
+            &mut length,
+        )
+    };
+    match result {
+        // unix(7): 0 for a process of a pid namespace that is not below ours.
+        0 => Ok(Some(peer.pid).filter(|pid| *pid > 0).and_then(Pid::from_raw)),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// The children of a process, as this pid namespace numbers them.
+pub fn children_of(parent: Pid) -> io::Result<Vec<Pid>> {
+    let parent = parent.as_raw_nonzero();
+    let list = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
+    let pids = list.split_whitespace().filter_map(|pid| pid.parse().ok());
+    Ok(pids.filter_map(Pid::from_raw).collect())
+}
+
+/// The child of a process that the child's own pid namespace gives this number.
+pub fn child_of(parent: Pid, inside: i32) -> io::Result<Option<Pid>> {
+    let is_meant = |pid: &Pid| {
+        // proc_pid_status(5): the last number of NSpid is that of the innermost namespace.
+        let status = fs::read_to_string(format!("/proc/{}/status", pid.as_raw_nonzero())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        let innermost = line.and_then(|line| line.split_whitespace().last()?.parse().ok());
+        innermost == Some(inside)
+    };
+    Ok(children_of(parent)?.into_iter().find(is_meant))
+}
+
 /// Sets the size of a terminal, which signals its foreground process group.
 pub fn set_terminal_size(terminal: BorrowedFd<'_>, rows: u16, cols: u16) -> io::Result<()> {
     let size = rustix::termios::Winsize {

@@ -9,10 +9,11 @@ use belljar_guest::{Failed, FromInit, LIMITS_FILE, ToInit, VERSION};
 
 use crate::kernel::{self, Fork, Reap};
 use crate::link::Link;
-use crate::slot;
+use crate::{relay, slot};
 
-/// Serves the host until it closes the control socket. With PID 1 the kernel ends everything else in the sandbox.
-pub fn run(control: OwnedFd) -> Result<()> {
+/// Serves the host until it closes the control socket. With PID 1 the kernel ends everything else in the sandbox. `helper` is a child
+/// that is no slot, and stays.
+pub fn run(control: OwnedFd, helper: Option<i32>) -> Result<()> {
     kernel::hide()?;
     kernel::set_name(c"belljar-init");
     let signals = kernel::block_signals()?;
@@ -23,7 +24,7 @@ pub fn run(control: OwnedFd) -> Result<()> {
         let (asked, died) = kernel::wait_readable(host.fd(), signals.as_fd())?;
         if died {
             kernel::drain_signals(signals.as_fd());
-            reap(&host, &mut slots)?;
+            reap(&host, &mut slots, helper)?;
         }
         if !asked {
             continue;
@@ -48,12 +49,14 @@ pub fn run(control: OwnedFd) -> Result<()> {
                     Ok(Fork::Child) => {
                         let joins = joins.collect();
                         drop((host, signals));
-                        slot::run(socket, joins)
+                        slot::run(socket, joins, helper.is_some())
                     }
                     Ok(Fork::Parent(pid)) => {
                         slots.push((slot, pid));
                         match kernel::pidfd(pid) {
-                            Ok(pidfd) => host.say(&FromInit::SlotAdded { slot }, &[pidfd.as_fd()])?,
+                            Ok(pidfd) => host.say(&FromInit::SlotAdded { slot, pid }, &[pidfd.as_fd()])?,
+                            // No kernel of the host's own: nobody outside could use one.
+                            Err(_) if helper.is_some() => host.say(&FromInit::SlotAdded { slot, pid }, &[])?,
                             Err(error) => {
                                 let _ = kernel::kill(pid, libc::SIGKILL);
                                 host.say(
@@ -76,6 +79,16 @@ pub fn run(control: OwnedFd) -> Result<()> {
                         )?;
                     }
                 }
+            }
+            ToInit::KillSlot { slot } => {
+                // Unreaped until this process reaps it, so the number is its own still.
+                if let Some((_, pid)) = slots.iter().find(|(number, _)| *number == slot) {
+                    let _ = kernel::kill(*pid, libc::SIGKILL);
+                }
+            }
+            ToInit::Relay => {
+                let stream = fds.pop().ok_or(std::io::ErrorKind::InvalidData)?;
+                return relay::near(host, stream);
             }
             ToInit::Limits { text } => {
                 // A sandbox without the file, or with something else in its place, goes without.
@@ -111,7 +124,7 @@ fn write_limits(text: &str) -> Result<()> {
     file.set_len(text.len() as u64)
 }
 
-fn reap(host: &Link, slots: &mut Vec<(u32, i32)>) -> Result<()> {
+fn reap(host: &Link, slots: &mut Vec<(u32, i32)>, helper: Option<i32>) -> Result<()> {
     let mut died = false;
     while let Reap::One(dead) = kernel::reap()? {
         died = true;
@@ -120,10 +133,16 @@ fn reap(host: &Link, slots: &mut Vec<(u32, i32)>) -> Result<()> {
             host.say(&FromInit::SlotGone { slot }, &[])?;
         }
     }
-    if died {
-        // What is a child of PID 1 and no slot was left by a slot that is gone: its exec is over, and so is all that it started.
-        let alive: Vec<_> = slots.iter().map(|(_, pid)| *pid).collect();
-        slot::kill_children(&alive);
+    if died || helper.is_some() {
+        // What is a child of PID 1 and no slot was left by a slot that is gone, or by one that can adopt nothing and asks for this: its
+        // exec is over, and so is all that it started.
+        let alive: Vec<_> = slots.iter().map(|(_, pid)| *pid).chain(helper).collect();
+        let left = slot::kill_children(&alive);
+        if left == 0 && helper.is_some() {
+            for (_, pid) in slots.iter() {
+                let _ = kernel::kill(*pid, libc::SIGCHLD);
+            }
+        }
     }
     Ok(())
 }

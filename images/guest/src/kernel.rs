@@ -9,6 +9,10 @@ use std::ptr;
 
 use belljar_guest::{FDS_MAX, ListenKind, Rusage};
 
+mod streams;
+
+pub use streams::*;
+
 fn check(result: libc::c_int) -> Result<libc::c_int> {
     if result < 0 {
         Err(Error::last_os_error())
@@ -262,6 +266,11 @@ pub fn fork() -> Result<Fork> {
 pub fn own_pid() -> i32 {
     // SAFETY: getpid cannot fail and touches no memory.
     unsafe { libc::getpid() }
+}
+
+pub fn parent_pid() -> i32 {
+    // SAFETY: getppid cannot fail and touches no memory.
+    unsafe { libc::getppid() }
 }
 
 pub fn pidfd(pid: i32) -> Result<OwnedFd> {

@@ -10,6 +10,13 @@
 //! the content of the memory file passed as the last descriptor (for an argv too large for a packet). Descriptors travel beside
 //! the message (`SCM_RIGHTS`), in the order that each message names. The host treats all that the guest says as hostile; a
 //! message that cannot be read poisons the sandbox.
+//!
+//! Where descriptors cannot cross (gVisor, a container of Docker's) two guests carry the same words over a stream; see the guest's
+//! `relay`. The host speaks to the near one and hands descriptors to it as ever.
+//!
+//! ```text
+//!   host <-- control, slots, descriptors --> near guest (a box of its own) <== frames over a stream ==> far guest, init, slots
+//! ```
 
 use serde::{Deserialize, Serialize};
 
@@ -39,6 +46,10 @@ pub enum ToInit {
     AddSlot { slot: u32 },
     /// Bring up loopback's listener on 127.0.0.1 at `port`.
     Listen { port: u16, kind: ListenKind },
+    /// End a slot and what it runs, for a host that has no pidfd of it.
+    KillSlot { slot: u32 },
+    /// Pass everything on to a guest elsewhere from now on, and its words back; its `Ready` comes next. Descriptor: the stream to it.
+    Relay,
     /// Put this into [`LIMITS_FILE`]. It is not answered.
     Limits { text: String },
 }
@@ -56,9 +67,10 @@ pub enum FromInit {
     Ready {
         version: u32,
     },
-    /// Descriptor: a pidfd of the slot.
+    /// `pid` is the slot's process as its own pid namespace numbers it. Descriptor: a pidfd of it, unless this was relayed.
     SlotAdded {
         slot: u32,
+        pid: i32,
     },
     /// The slot's process is gone, and with it what it ran.
     SlotGone {
@@ -91,6 +103,8 @@ pub enum ToSlot {
     Signal { signal: i32 },
     /// End the command and all that it started, now.
     Kill,
+    /// The size of the command's terminal, for a host that does not hold its master side itself.
+    Resize { rows: u16, cols: u16 },
 }
 
 /// A command to start, as the kernel will get it.

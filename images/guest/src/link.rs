@@ -27,11 +27,16 @@ impl Link {
         self.socket.as_fd()
     }
 
-    /// The guest's own messages are all small.
+    /// Only what is passed on from a host is ever larger than a packet.
     pub fn say<T: Serialize>(&self, message: &T, fds: &[BorrowedFd<'_>]) -> Result<()> {
         match encode(message) {
             Encoded::Packet(packet) => kernel::send(self.fd(), &packet, fds),
-            Encoded::Large(_) => Err(Error::from(ErrorKind::InvalidData)),
+            Encoded::Large(body) => {
+                let file = kernel::memory_file(&body)?;
+                let mut all = fds.to_vec();
+                all.push(file.as_fd());
+                kernel::send(self.fd(), &[1], &all)
+            }
         }
     }
 

@@ -1,9 +1,10 @@
 //! PID 1 of every sandbox. It makes slots and listeners when the host asks, reaps, and is gone the moment the host is.
 //!
-//! Single-threaded, without allocation on its idle path, and the same program in both roles:
+//! Single-threaded, without allocation on its idle path, and the same program in all roles:
 //!
 //! ```text
 //!   init (PID 1) --fork--> slot --posix_spawn--> a command
+//!        └───────fork────> relay, where the host can only be reached by a stream (the path of its socket is then the one argument)
 //! ```
 //!
 //! Both hide from the commands, which run under the same user: no ptrace, nothing of their memory, environment or descriptors;
@@ -12,6 +13,7 @@
 mod init;
 mod kernel;
 mod link;
+mod relay;
 mod slot;
 
 use std::process::ExitCode;
@@ -19,7 +21,11 @@ use std::process::ExitCode;
 use belljar_guest::CONTROL_FD;
 
 fn main() -> ExitCode {
-    match kernel::inherited(CONTROL_FD).and_then(init::run) {
+    let begun = match std::env::args_os().nth(1) {
+        None => kernel::inherited(CONTROL_FD).and_then(|control| init::run(control, None)),
+        Some(socket) => relay::begin(&socket),
+    };
+    match begun {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("belljar guest: {error}");

@@ -27,11 +27,22 @@ struct Running {
     /// Set when the command itself is over and what it left is being ended.
     status: Option<i32>,
     leftovers: u32,
+    /// Set when init was asked to end what this process could not adopt.
+    asked_init: bool,
 }
 
-/// Joins its cgroups, then serves the host until it closes the socket.
-pub fn run(socket: OwnedFd, joins: Vec<OwnedFd>) -> ! {
-    let code = match join(joins).and_then(|()| serve(socket)) {
+/// Who inherits what a command's descendants leave behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Heir {
+    /// This process, which is a subreaper.
+    Slot,
+    /// Init, in a kernel without subreapers (gVisor's, for long): it is asked to end all that it inherited, whichever exec left it.
+    Init,
+}
+
+/// Joins its cgroups, then serves the host until it closes the socket. `is_relayed` where the kernel may be one of the sandbox's own.
+pub fn run(socket: OwnedFd, joins: Vec<OwnedFd>, is_relayed: bool) -> ! {
+    let code = match join(joins).and_then(|()| serve(socket, is_relayed)) {
         Ok(()) => 0,
         Err(_) => 1,
     };
@@ -46,11 +57,15 @@ fn join(files: Vec<OwnedFd>) -> Result<()> {
         .try_for_each(|file| fs::File::from(file).write_all(b"0"))
 }
 
-fn serve(socket: OwnedFd) -> Result<()> {
+fn serve(socket: OwnedFd, is_relayed: bool) -> Result<()> {
     kernel::hide()?;
     kernel::enter_domain()?;
     kernel::set_name(c"belljar-slot");
-    kernel::become_subreaper()?;
+    let heir = match kernel::become_subreaper() {
+        Ok(()) => Heir::Slot,
+        Err(_) if is_relayed => Heir::Init,
+        Err(error) => return Err(error),
+    };
     let signals = kernel::block_signals()?;
     let mut host = Link::new(socket);
     host.say(&FromSlot::Ready, &[])?;
@@ -59,7 +74,7 @@ fn serve(socket: OwnedFd) -> Result<()> {
         let (asked, died) = kernel::wait_readable(host.fd(), signals.as_fd())?;
         if died {
             kernel::drain_signals(signals.as_fd());
-            running = reap(&host, running)?;
+            running = reap(&host, running, heir)?;
         }
         if !asked {
             continue;
@@ -68,6 +83,10 @@ fn serve(socket: OwnedFd) -> Result<()> {
             return Ok(());
         };
         match (message, &running) {
+            // What it left could not be told from what another did, and would not be left alone.
+            (ToSlot::Start(start), None) if start.detach && heir == Heir::Init => {
+                refuse(&host, Step::Message, libc::EOPNOTSUPP)?;
+            }
             (ToSlot::Start(start), None) => running = begin(&host, &start, &fds)?,
             (ToSlot::Start(_), Some(_)) => refuse(&host, Step::Message, libc::EBUSY)?,
             (ToSlot::Signal { signal }, Some(command)) if command.status.is_none() => {
@@ -78,7 +97,11 @@ fn serve(socket: OwnedFd) -> Result<()> {
                 let _ = kernel::kill(-command.pid, libc::SIGKILL);
                 kill_children(&[]);
             }
-            (ToSlot::Signal { .. } | ToSlot::Kill, _) => {}
+            // The one who holds the terminal has sized it, which some kernels of sandboxes tell nobody.
+            (ToSlot::Resize { .. }, Some(command)) if heir == Heir::Init && command.status.is_none() => {
+                let _ = kernel::kill(-command.pid, libc::SIGWINCH);
+            }
+            (ToSlot::Signal { .. } | ToSlot::Kill | ToSlot::Resize { .. }, _) => {}
         }
     }
 }
@@ -98,6 +121,7 @@ fn begin(host: &Link, start: &Start, fds: &[OwnedFd]) -> Result<Option<Running>>
                 detach: start.detach,
                 status: None,
                 leftovers: 0,
+                asked_init: false,
             }))
         }
         Err((step, error)) => {
@@ -170,7 +194,7 @@ fn look_up(program: &str, env: &[String]) -> Result<CString> {
 }
 
 /// Reaps all there is; once the command is over, ends what it left and reports.
-fn reap(host: &Link, mut running: Option<Running>) -> Result<Option<Running>> {
+fn reap(host: &Link, mut running: Option<Running>, heir: Heir) -> Result<Option<Running>> {
     loop {
         match kernel::reap()? {
             Reap::One(dead) => {
@@ -205,6 +229,13 @@ fn reap(host: &Link, mut running: Option<Running>) -> Result<Option<Running>> {
                 return Ok(running);
             }
             Reap::None => {
+                let unasked = |command: &&mut Running| command.status.is_some() && !command.asked_init;
+                if let (Heir::Init, Some(command)) = (heir, running.as_mut().filter(unasked)) {
+                    // It answers with the same signal.
+                    command.asked_init = true;
+                    kernel::kill(kernel::parent_pid(), libc::SIGCHLD)?;
+                    return Ok(running);
+                }
                 if let Some(Running {
                     status: Some(status),
                     usage,

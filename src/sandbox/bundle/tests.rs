@@ -60,6 +60,7 @@ fn plan() -> Plan {
 const HARD: HardLimits = HardLimits {
     open_files: 20_000,
     locked_bytes: 1 << 30,
+    processes: 4096,
 };
 
 #[test]
@@ -70,7 +71,7 @@ fn a_plan_has_one_bundle() {
         .filter(|one| ["read", "write", "clone", "socketpair"].contains(&one.syscall.as_str()))
         .cloned()
         .collect();
-    insta::assert_json_snapshot!(of(&plan(), &few, HARD).unwrap());
+    insta::assert_json_snapshot!(of(&plan(), &few, HARD, Carry::Descriptors).unwrap());
 }
 
 /// Whether a call with this argument is let through by any of the entries.
@@ -87,7 +88,7 @@ fn lets_through(spec: &Spec, name: &str, arguments: [u64; 6]) -> bool {
 
 #[test]
 fn the_bundles_filter_lets_through_what_the_list_does() {
-    let spec = of(&plan(), &FILTER.allowed, HARD).unwrap();
+    let spec = of(&plan(), &FILTER.allowed, HARD, Carry::Descriptors).unwrap();
     // The kernel takes 32 bits of an ioctl's number: a bit above them must not open what is closed.
     for (name, arguments, through) in [
         ("ioctl", [0, 0x5412, 0, 0, 0, 0], false),
@@ -120,7 +121,7 @@ fn all_numbers_but_some_are_exactly_that() {
 
 #[test]
 fn no_argument_is_compared_twice_in_one_entry() {
-    let spec = of(&plan(), &FILTER.allowed, HARD).unwrap();
+    let spec = of(&plan(), &FILTER.allowed, HARD, Carry::Descriptors).unwrap();
     let seccomp = spec.linux().as_ref().unwrap().seccomp().as_ref().unwrap();
     for entry in seccomp.syscalls().as_ref().unwrap() {
         let mut indexes: Vec<_> = entry.args().iter().flatten().map(LinuxSeccompArg::index).collect();
@@ -132,7 +133,7 @@ fn no_argument_is_compared_twice_in_one_entry() {
 
 #[test]
 fn no_bundle_asks_for_more_than_the_machine_gives() {
-    let spec = of(&plan(), &[], HARD).unwrap();
+    let spec = of(&plan(), &[], HARD, Carry::Descriptors).unwrap();
     let limits = spec.process().as_ref().unwrap().rlimits().as_ref().unwrap();
     assert!(
         limits

@@ -1,0 +1,403 @@
+//! The `docker` backend: an engine that speaks Docker's API (Docker or Podman) makes the container, with whatever runtime it has.
+//!
+//! ```text
+//!   belljar ── API, unix socket ── engine ── runc, crun, runsc, … ── container: guest
+//!      └── near guest ══════ stream over a bind-mounted socket ═══════════┘
+//! ```
+//!
+//! The engine gets the same plan as any backend, in its own words (`create`); commands, streams and the way out go by the relay and
+//! never through the engine. Where PID 1 is a process of this machine's kernel it is put into the task's own cgroup, and execs are
+//! counted there. All that is made carries the label [`TASK_LABEL`], by which it is found when belljar was killed.
+
+mod create;
+mod owned;
+mod root;
+
+pub use create::CHANNEL;
+
+use std::collections::HashMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::query_parameters::{
+    CreateContainerOptions, ListContainersOptions, ListImagesOptions, RemoveContainerOptions, RemoveImageOptions,
+    StartContainerOptions, WaitContainerOptions,
+};
+use futures_util::StreamExt;
+
+use super::launcher::{Carry, LaunchError, Launcher};
+use super::outside;
+use super::plan::{Ids, Plan};
+use crate::audit::record::{Control, Enforced};
+use crate::task::Runtime;
+
+/// On all that belljar has an engine make: the task's id.
+const TASK_LABEL: &str = "belljar.task";
+
+/// Beside it: the state folder of the belljar that the task is of.
+const STATE_LABEL: &str = "belljar.state";
+
+/// On an image, in the place of both: `TASK@STATE`. Podman reads one label of an import, no more.
+const IMAGE_LABEL: &str = "belljar.image";
+
+/// How long an engine may take for one call; an import of a large image is the longest.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long an engine may take to remove a container while a task ends.
+const REMOVE_PATIENCE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, thiserror::Error)]
+pub enum DockerError {
+    #[error("no engine answers at {}", socket.display())]
+    NoEngine {
+        socket: PathBuf,
+        source: Box<bollard::errors::Error>,
+    },
+    #[error("the engine could not {what}")]
+    Call {
+        what: &'static str,
+        source: Box<bollard::errors::Error>,
+    },
+    #[error("the engine is not on this machine's unix sockets (DOCKER_HOST is {host}): roots could not be mounted")]
+    NotLocal { host: String },
+    #[error("the engine has no runtime \"{runtime}\", only {known}")]
+    NoRuntime { runtime: String, known: String },
+    #[error(
+        "user = \"root\" would be root of the host: this engine maps no ids (dockerd --userns-remap, or a rootless engine, does)"
+    )]
+    RootOutside,
+    #[error("the container ended before its guest spoke: {said}")]
+    Ended { said: String },
+    #[error("the engine took the root file system and has no image of it")]
+    NoImage,
+    #[error("a root cannot be given to the command's user")]
+    Give { source: LaunchError },
+    #[error("could not {what}")]
+    Io { what: &'static str, source: io::Error },
+}
+
+fn call(what: &'static str) -> impl Fn(bollard::errors::Error) -> DockerError {
+    move |source| DockerError::Call {
+        what,
+        source: Box::new(source),
+    }
+}
+
+fn io(what: &'static str) -> impl Fn(io::Error) -> DockerError {
+    move |source| DockerError::Io { what, source }
+}
+
+/// Where an engine listens: what `DOCKER_HOST` says, else the usual places of Docker and of Podman, the first that is there.
+pub fn socket(docker_host: Option<&str>, runtime_folder: Option<&str>) -> Result<PathBuf, DockerError> {
+    match docker_host.filter(|host| !host.is_empty()) {
+        Some(host) => host
+            .strip_prefix("unix://")
+            .map(PathBuf::from)
+            .ok_or_else(|| DockerError::NotLocal { host: host.to_owned() }),
+        None => {
+            let docker = PathBuf::from("/var/run/docker.sock");
+            let own = runtime_folder.map(|folder| Path::new(folder).join("podman/podman.sock"));
+            let mut places = vec![docker.clone()];
+            places.extend(own);
+            places.push("/run/podman/podman.sock".into());
+            Ok(places.into_iter().find(|place| place.exists()).unwrap_or(docker))
+        }
+    }
+}
+
+/// An engine that answers.
+pub struct Engine {
+    docker: Docker,
+    pub facts: Facts,
+}
+
+/// What an engine says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its name and version, for people.
+    pub about: String,
+    pub is_podman: bool,
+    /// Ids inside are others outside.
+    pub maps_ids: bool,
+    /// The engine itself runs as an ordinary user.
+    pub is_rootless: bool,
+    pub runtimes: Vec<String>,
+    pub default_runtime: String,
+}
+
+impl Engine {
+    pub async fn connect(socket: &Path) -> Result<Engine, DockerError> {
+        let no_engine = |source| DockerError::NoEngine {
+            socket: socket.to_owned(),
+            source: Box::new(source),
+        };
+        let address = socket.to_string_lossy();
+        let docker = Docker::connect_with_unix(&address, PATIENCE.as_secs(), bollard::API_DEFAULT_VERSION)
+            .map_err(no_engine)?
+            .negotiate_version()
+            .await
+            .map_err(no_engine)?;
+        let info = docker.info().await.map_err(call("say what it is"))?;
+        let version = docker.version().await.map_err(call("say its version"))?;
+        let options = info.security_options.unwrap_or_default();
+        let has = |name: &str| options.iter().any(|option| option.split(',').any(|word| word == name));
+        let is_rootless = has("name=rootless");
+        let components = version.components.unwrap_or_default();
+        let is_podman = components.iter().any(|one| one.name.contains("Podman"));
+        let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
+        runtimes.sort();
+        Ok(Engine {
+            docker,
+            facts: Facts {
+                about: format!(
+                    "{} {}, API {}",
+                    if is_podman { "Podman" } else { "Docker" },
+                    version.version.unwrap_or_default(),
+                    version.api_version.unwrap_or_default()
+                ),
+                is_podman,
+                maps_ids: is_rootless || has("name=userns"),
+                is_rootless,
+                runtimes,
+                default_runtime: info.default_runtime.unwrap_or_default(),
+            },
+        })
+    }
+
+    /// What a container of this engine's gives less of than belljar's own launcher.
+    pub fn shortfalls(&self, runtime: &Runtime) -> Vec<Control> {
+        let partial = |control: &str, reason: &str| Control {
+            control: control.to_owned(),
+            enforced: Enforced::Partial,
+            reason: Some(reason.to_owned()),
+        };
+        let mut less = vec![partial(
+            "mounts",
+            "the engine opens roots by their paths: one that somebody swaps while the task starts is followed",
+        )];
+        if !self.facts.maps_ids {
+            less.push(partial(
+                "namespaces",
+                "the engine makes no user namespace: ids inside are ids outside (dockerd --userns-remap, or a rootless engine, maps them)",
+            ));
+        }
+        less.extend(outside::shortfalls(self.runtime_name(runtime)));
+        less
+    }
+
+    fn runtime_name<'a>(&'a self, runtime: &'a Runtime) -> &'a str {
+        match runtime {
+            Runtime::Builtin => &self.facts.default_runtime,
+            Runtime::Outside(name) => name,
+        }
+    }
+
+    /// Whether what a runtime of the engine's runs has a kernel that is not this machine's.
+    pub fn has_own_kernel(&self, runtime: &Runtime) -> bool {
+        let name = self.runtime_name(runtime);
+        outside::carry(name) == Carry::Stream || name.contains("kata")
+    }
+
+    /// Makes and starts a task's container. `folder` is the task's own, `mounts` one beside it, see [`owned`]; the socket of the guest
+    /// listens in it already, under [`create::CHANNEL`].
+    pub async fn start(&self, plan: &Plan, runtime: &Runtime, place: Place<'_>) -> Result<Container, DockerError> {
+        if let (Ids::Range { .. }, 0, false) = (plan.ids, plan.process.uid, self.facts.maps_ids) {
+            return Err(DockerError::RootOutside);
+        }
+        let runtime = match runtime {
+            Runtime::Builtin => None,
+            Runtime::Outside(runtime) if self.facts.runtimes.contains(runtime) || self.facts.is_podman => {
+                Some(runtime.as_str())
+            }
+            Runtime::Outside(runtime) => {
+                return Err(DockerError::NoRuntime {
+                    runtime: runtime.clone(),
+                    known: self.facts.runtimes.join(", "),
+                });
+            }
+        };
+        create::write_files(plan, place.folder, &self.facts).map_err(io("write the task's files"))?;
+        let owned = {
+            let (plan, mounts, launcher) = (plan.clone(), place.mounts.to_owned(), place.launcher.clone());
+            let made = tokio::task::spawn_blocking(move || owned::Owned::make(&plan, &mounts, &launcher));
+            made.await
+                .map_err(|error| io("mount the roots")(io::Error::other(error)))??
+        };
+        let labels = HashMap::from([
+            (TASK_LABEL.to_owned(), plan.task.to_string()),
+            (STATE_LABEL.to_owned(), place.state.display().to_string()),
+        ]);
+        let image = root::import(&self.docker, plan, place.state).await?;
+        let container = Container {
+            docker: self.docker.clone(),
+            id: plan.task.to_string(),
+            image,
+        };
+        let body = create::body(
+            plan,
+            &create::Made {
+                image: &container.image,
+                folder: place.folder,
+                owned: &owned,
+                labels,
+                runtime,
+                facts: &self.facts,
+            },
+        );
+        let name = CreateContainerOptions {
+            name: Some(format!("belljar-{}", plan.task)),
+            ..CreateContainerOptions::default()
+        };
+        let started = async {
+            let created = self.docker.create_container(Some(name), body).await;
+            let id = created.map_err(call("make the container"))?.id;
+            let started = self.docker.start_container(&id, None::<StartContainerOptions>).await;
+            started.map_err(call("start the container"))
+        };
+        match started.await {
+            Ok(()) => Ok(container),
+            Err(error) => {
+                container.remove().await;
+                Err(error)
+            }
+        }
+        // The container holds the roots now; what they were mounted on here goes with `owned`.
+    }
+
+    /// Removes what tasks of this state folder left, but for those that live. Returns how many containers there were.
+    pub async fn sweep(&self, state: &Path, is_alive: &(dyn Fn(&str) -> bool + Sync)) -> Result<usize, DockerError> {
+        let label = format!("{STATE_LABEL}={}", state.display());
+        let filters = HashMap::from([("label".to_owned(), vec![label])]);
+        let containers = ListContainersOptions {
+            all: true,
+            filters: Some(filters),
+            ..ListContainersOptions::default()
+        };
+        let images = ListImagesOptions {
+            all: true,
+            filters: Some(HashMap::from([("label".to_owned(), vec![IMAGE_LABEL.to_owned()])])),
+            ..ListImagesOptions::default()
+        };
+        let is_dead = |labels: &HashMap<String, String>| labels.get(TASK_LABEL).is_some_and(|task| !is_alive(task));
+        let mut removed = 0;
+        let containers = self.docker.list_containers(Some(containers)).await;
+        for one in containers.map_err(call("list its containers"))? {
+            if let (Some(id), true) = (one.id, one.labels.as_ref().is_some_and(is_dead)) {
+                remove_container(&self.docker, &id).await;
+                removed += 1;
+            }
+        }
+        let images = self.docker.list_images(Some(images)).await;
+        for one in images.map_err(call("list its images"))? {
+            let label = one.labels.get(IMAGE_LABEL).and_then(|label| label.split_once('@'));
+            if label.is_some_and(|(task, of)| Path::new(of) == state && !is_alive(task)) {
+                remove_image(&self.docker, &one.id).await;
+            }
+        }
+        Ok(removed)
+    }
+}
+
+/// Where a task's files for an engine are.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    pub state: &'a Path,
+    /// The task's own.
+    pub folder: &'a Path,
+    /// Where roots are mounted for the moment in which the engine takes them; nothing is ever removed from there but empty folders.
+    pub mounts: &'a Path,
+    pub launcher: &'a Arc<Mutex<Launcher>>,
+}
+
+/// Takes away what a belljar that was killed left mounted for an engine. Blocking.
+pub fn unmount_left(mounts: &Path, is_alive: &dyn Fn(&str) -> bool) -> io::Result<()> {
+    owned::clear(mounts, is_alive)
+}
+
+/// The folder of a state folder in which roots are mounted for engines.
+pub fn mounts(state: &Path) -> PathBuf {
+    state.join("mounts")
+}
+
+/// A task's container.
+pub struct Container {
+    docker: Docker,
+    /// The task's id.
+    id: String,
+    image: String,
+}
+
+impl Container {
+    fn name(&self) -> String {
+        format!("belljar-{}", self.id)
+    }
+
+    /// Waits until the container is over; says how.
+    pub async fn ended(&self) -> DockerError {
+        let mut waiting = self.docker.wait_container(&self.name(), None::<WaitContainerOptions>);
+        let said = match waiting.next().await {
+            Some(Ok(ended)) => format!("exit code {}", ended.status_code),
+            Some(Err(bollard::errors::Error::DockerContainerWaitError { error, code })) if error.is_empty() => {
+                format!("exit code {code}")
+            }
+            Some(Err(error)) => error.to_string(),
+            None => "nothing is known".to_owned(),
+        };
+        DockerError::Ended { said }
+    }
+
+    /// Ends and removes the container and its image. What cannot be removed now is found by its label at the next start.
+    pub async fn remove(&self) {
+        let removed = async {
+            remove_container(&self.docker, &self.name()).await;
+            remove_image(&self.docker, &self.image).await;
+        };
+        if tokio::time::timeout(REMOVE_PATIENCE, removed).await.is_err() {
+            tracing::warn!(task = %self.id, "the engine does not remove a task's container; the next start tries again");
+        }
+    }
+}
+
+async fn remove_container(docker: &Docker, name: &str) {
+    let options = RemoveContainerOptions {
+        v: true,
+        force: true,
+        ..RemoveContainerOptions::default()
+    };
+    match docker.remove_container(name, Some(options)).await {
+        Ok(()) => {}
+        // Not made, or removed already.
+        Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {}
+        Err(error) => {
+            tracing::warn!(%error, name, "a task's container could not be removed; the next start tries again")
+        }
+    }
+}
+
+async fn remove_image(docker: &Docker, name: &str) {
+    let options = RemoveImageOptions {
+        force: true,
+        ..RemoveImageOptions::default()
+    };
+    match docker.remove_image(name, Some(options), None).await {
+        Ok(_) => {}
+        Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => {}
+        Err(error) => tracing::warn!(%error, name, "a task's image could not be removed; the next start tries again"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engine_is_where_the_variable_says_and_nowhere_far_away() {
+        assert_eq!(socket(Some("unix:///x/y.sock"), None).unwrap(), Path::new("/x/y.sock"));
+        let error = socket(Some("tcp://10.0.0.1:2375"), None).unwrap_err();
+        assert!(error.to_string().contains("tcp://10.0.0.1:2375"), "{error}");
+        assert!(socket(Some("ssh://host"), None).is_err());
+    }
+}
