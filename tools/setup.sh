@@ -28,6 +28,10 @@ run)
     ;;
 test)
     need runc runc "tests hold our launcher to what runc does with the same bundle"
+    need runsc runsc "every promise of a sandbox is held on gVisor too"
+    need dockerd docker.io "and in containers of Docker's, by a daemon that the tests start and end"
+    need linux.uml user-mode-linux "a machine with control groups of version 2"
+    need mke2fs e2fsprogs "makes that machine's root file system"
     need newuidmap uidmap "tests run as an ordinary user with a range of ids too"
     need busybox busybox-static "a root file system of one program, for tests"
     need git git "tests work in repositories, and see what git outside makes of them"

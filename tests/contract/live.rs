@@ -17,20 +17,38 @@ use belljar::supervisor::{ExecHandle, StartError, Supervisor, TaskHandle};
 pub enum Runtime {
     Builtin,
     Runc,
+    Runsc,
+    /// What an engine runs, by the engine's socket.
+    Engine(&'static Path),
 }
 
 impl Runtime {
+    /// Whether what runs inside has a kernel that is not the host's.
+    pub fn has_own_kernel(self) -> bool {
+        self == Runtime::Runsc
+    }
+
+    /// Whether ids inside are ids outside.
+    pub fn shares_ids(self) -> bool {
+        matches!(self, Runtime::Engine(_))
+    }
+
     fn name(self) -> &'static str {
         match self {
             Runtime::Builtin => "builtin",
             Runtime::Runc => "runc",
+            Runtime::Runsc => "runsc",
+            // Whatever the engine's own default is.
+            Runtime::Engine(_) => "builtin",
         }
     }
 }
 
 /// The runtime, if it is here; where everything must be here, its absence is a failure.
 pub fn installed(runtime: Runtime) -> Option<Runtime> {
-    if runtime == Runtime::Builtin || belljar::sandbox::outside::find(runtime.name()).is_ok() {
+    if matches!(runtime, Runtime::Builtin | Runtime::Engine(_))
+        || belljar::sandbox::outside::find(runtime.name()).is_ok()
+    {
         return Some(runtime);
     }
     assert_ne!(
@@ -71,7 +89,7 @@ impl Live {
 
     pub async fn with(runtime: Runtime, change: impl FnOnce(&mut TaskArgs)) -> Live {
         let state = tempfile::tempdir().unwrap();
-        let begun = Live::begin(state.path(), runtime.name(), change).await;
+        let begun = Live::begin_on(state.path(), runtime, change).await;
         let (supervisor, task) = begun.unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)));
         Live {
             task,
@@ -81,10 +99,38 @@ impl Live {
         }
     }
 
+    async fn begin_on(
+        state: &Path,
+        runtime: Runtime,
+        change: impl FnOnce(&mut TaskArgs),
+    ) -> Result<(Supervisor, TaskHandle), StartError> {
+        let Runtime::Engine(socket) = runtime else {
+            return Live::begin(state, runtime.name(), change).await;
+        };
+        let backend = |args: &mut TaskArgs| {
+            args.backend = Some("docker".to_owned());
+            args.accept_partial = ["mounts", "namespaces"].map(str::to_owned).to_vec();
+            change(args);
+        };
+        Live::begin_with(state, runtime.name(), backend, |supervisor| {
+            supervisor.with_engine(socket.to_owned())
+        })
+        .await
+    }
+
     pub async fn begin(
         state: &Path,
         runtime: &str,
         change: impl FnOnce(&mut TaskArgs),
+    ) -> Result<(Supervisor, TaskHandle), StartError> {
+        Live::begin_with(state, runtime, change, |supervisor| supervisor).await
+    }
+
+    async fn begin_with(
+        state: &Path,
+        runtime: &str,
+        change: impl FnOnce(&mut TaskArgs),
+        with: impl FnOnce(Supervisor) -> Supervisor,
     ) -> Result<(Supervisor, TaskHandle), StartError> {
         let workspace = state.join("workspace");
         std::fs::create_dir(&workspace).unwrap();
@@ -104,7 +150,7 @@ impl Live {
             user: "tester".to_owned(),
         };
         let program = Path::new(env!("CARGO_BIN_EXE_belljar"));
-        let supervisor = Supervisor::start(program, state, journal, identity).unwrap();
+        let supervisor = with(Supervisor::start(program, state, journal, identity).unwrap());
         let image = image::resolve(&task.image, &Store::of_state(state), &Silent).unwrap();
         let nobody = Arc::new(Nobody {
             why: "a test runs".to_owned(),

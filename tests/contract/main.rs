@@ -2,8 +2,11 @@
 //!
 //! A runtime that is not installed is skipped with a message; where `CI` is `true` that is a failure.
 
+mod engines;
 mod live;
 mod promises;
+mod relay;
+mod v2;
 
 use live::{Live, Runtime};
 
@@ -24,10 +27,30 @@ macro_rules! promised_by {
     };
 }
 
+/// One engine serves all promises, one after the other; each that is broken is named.
+macro_rules! promised_by_engine {
+    ($test:ident, $daemon:expr, $($promise:ident),* $(,)?) => {
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $test() {
+            let Some(daemon) = $daemon else { return };
+            let runtime = Runtime::Engine(daemon.socket());
+            let mut broken: Vec<&str> = Vec::new();
+            $(
+                if tokio::spawn(promises::$promise(runtime)).await.is_err() {
+                    broken.push(stringify!($promise));
+                }
+            )*
+            assert!(broken.is_empty(), "broken: {broken:#?}");
+        }
+    };
+}
+
 macro_rules! promises {
     ($($promise:ident),* $(,)?) => {
         promised_by!(builtin, Runtime::Builtin, $($promise),*);
         promised_by!(runc, Runtime::Runc, $($promise),*);
+        promised_by!(runsc, Runtime::Runsc, $($promise),*);
+        promised_by_engine!(docker_keeps_every_promise, engines::Daemon::docker(), $($promise),*);
     };
 }
 
@@ -55,6 +78,13 @@ promises!(
     nothing_is_left_behind,
     a_killed_sandbox_leaves_nothing_running,
 );
+
+#[test]
+fn a_killed_belljar_leaves_nothing_at_its_engine() {
+    if let Some(daemon) = engines::Daemon::docker() {
+        engines::a_killed_belljar_is_cleared_up_after(&daemon);
+    }
+}
 
 #[tokio::test]
 async fn a_runtime_that_is_not_installed_is_named() {
