@@ -254,6 +254,12 @@ impl Gate {
         }
     }
 
+    /// Whether any rule speaks of letting datagrams out; without one nothing of the kind is served.
+    pub fn lets_datagrams_out(&self) -> bool {
+        let lets = |rule: &NetworkRule| rule.protocol == Protocol::Socks5Udp && rule.decision != Decision::Forbidden;
+        self.mode != NetworkMode::None && self.rules.iter().any(lets)
+    }
+
     /// Judges what a cleared name resolved to. One address that is denied or not public closes the whole name: an answer
     /// that mixes public and private addresses is how rebinding looks.
     pub fn judge_addresses(

@@ -31,6 +31,10 @@ pub struct Limits {
     pub refusals_per_second: u32,
     /// DNS questions at once.
     pub dns_questions: usize,
+    /// Flows of datagrams at once; each holds a descriptor and 64 KiB.
+    pub datagram_flows: usize,
+    /// Time without a datagram in either direction after which a flow ends.
+    pub datagram_idle: Duration,
 }
 
 impl Default for Limits {
@@ -49,6 +53,8 @@ impl Default for Limits {
             refusals_at_once: 1000,
             refusals_per_second: 100,
             dns_questions: 256,
+            datagram_flows: 256,
+            datagram_idle: Duration::from_secs(120),
         }
     }
 }

@@ -72,6 +72,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub struct Listeners {
     pub http: Option<std::net::TcpListener>,
     pub socks: Option<std::net::TcpListener>,
+    /// Takes the datagrams of SOCKS associations.
+    pub socks_udp: Option<std::net::UdpSocket>,
     pub dns_udp: Option<std::net::UdpSocket>,
     pub dns_tcp: Option<std::net::TcpListener>,
 }
@@ -157,13 +159,17 @@ impl Proxy {
                 tcp.push((front, TcpListener::from_std(listener)?));
             }
         }
-        let dns_udp = match listeners.dns_udp {
-            Some(socket) => {
-                socket.set_nonblocking(true)?;
-                Some(UdpSocket::from_std(socket)?)
-            }
-            None => None,
+        let datagrams = |socket: Option<std::net::UdpSocket>| {
+            socket
+                .map(|socket| {
+                    socket.set_nonblocking(true)?;
+                    UdpSocket::from_std(socket)
+                })
+                .transpose()
         };
+        let dns_udp = datagrams(listeners.dns_udp)?;
+        let socks_udp = datagrams(listeners.socks_udp)?;
+        let relay = socks_udp.as_ref().map(UdpSocket::local_addr).transpose()?;
         let (gate, gate_seen) = watch::channel(gate);
         // As long as there may be connections, so that none waits for another's end to be written.
         let (ends, to_write) = mpsc::channel(limits.connections);
@@ -178,6 +184,8 @@ impl Proxy {
             limits,
             inspection,
             totals: Arc::new(Totals::default()),
+            datagrams: relay,
+            associations: watch::Sender::new(0),
             ends,
         });
         let room = room.of_task(limits.connections);
@@ -186,7 +194,13 @@ impl Proxy {
             fronts.spawn(accept(front, listener, way.clone(), room.clone()));
         }
         if let Some(socket) = dns_udp {
-            fronts.spawn(answer_datagrams(socket, way.clone()));
+            fronts.spawn(until_gone(way.gate.clone(), front::dns::serve_udp(socket, way.clone())));
+        }
+        if let Some(socket) = socks_udp {
+            fronts.spawn(until_gone(
+                way.gate.clone(),
+                front::datagram::serve(socket, way.clone()),
+            ));
         }
         Ok(ProxyHandle {
             gate: Arc::new(gate),
@@ -293,10 +307,10 @@ async fn handle_gone(gate: &mut watch::Receiver<Arc<Gate>>) {
     while gate.changed().await.is_ok() {}
 }
 
-async fn answer_datagrams(socket: UdpSocket, way: Arc<Way>) {
-    let mut gone = way.gate.clone();
+/// Serves until the handle is gone.
+async fn until_gone(mut gone: watch::Receiver<Arc<Gate>>, serve: impl Future<Output = ()>) {
     tokio::select! {
-        () = front::dns::serve_udp(socket, way) => {}
+        () = serve => {}
         () = handle_gone(&mut gone) => {}
     }
 }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::ask::{Asker, EgressQuestion, NobodyToAsk};
 use super::client::Unattributed;
@@ -81,6 +81,8 @@ pub struct Fixture {
     pub seen: Arc<Seen>,
     pub handle: ProxyHandle,
     pub server: TcpListener,
+    /// Where datagrams of flows arrive.
+    pub datagrams: UdpSocket,
 }
 
 pub fn gate(allow: &[&str], deny: &[&str], unknown: Unknown, rules: Vec<NetworkRule>) -> Arc<Gate> {
@@ -108,10 +110,12 @@ fn gate_with_hosts(
 impl Fixture {
     pub async fn start(options: Options<'_>) -> Self {
         let server = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let datagrams = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let listen = || std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let listeners = Listeners {
             http: Some(listen()),
             socks: Some(listen()),
+            socks_udp: Some(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()),
             dns_tcp: Some(listen()),
             dns_udp: Some(std::net::UdpSocket::bind("127.0.0.1:0").unwrap()),
         };
@@ -135,7 +139,11 @@ impl Fixture {
             asker: options.asker,
             attribution: Arc::new(Unattributed),
             resolver: Arc::new(TestResolver(seen.clone(), Mutex::new(answers.collect()))),
-            dialler: Arc::new(TestDialler(seen.clone(), server.local_addr().unwrap())),
+            dialler: Arc::new(TestDialler(
+                seen.clone(),
+                server.local_addr().unwrap(),
+                datagrams.local_addr().unwrap(),
+            )),
             limits: options.limits,
             inspection: options.inspection,
             room: options.room,
@@ -149,6 +157,7 @@ impl Fixture {
             seen,
             handle,
             server,
+            datagrams,
         }
     }
 
@@ -244,7 +253,7 @@ impl Resolver for TestResolver {
     }
 }
 
-struct TestDialler(Arc<Seen>, SocketAddr);
+struct TestDialler(Arc<Seen>, SocketAddr, SocketAddr);
 
 impl Dialler for TestDialler {
     fn dial<'a>(&'a self, route: &'a Route) -> BoxFuture<'a, io::Result<TcpStream>> {
@@ -253,6 +262,14 @@ impl Dialler for TestDialler {
             self.0.order.lock().unwrap().push(format!("dial {address}"));
             self.0.dialled.lock().unwrap().push(address);
             TcpStream::connect(self.1).await
+        })
+    }
+
+    fn dial_datagrams<'a>(&'a self, _: &'a Route) -> BoxFuture<'a, io::Result<UdpSocket>> {
+        Box::pin(async move {
+            let socket = UdpSocket::bind("127.0.0.1:0").await?;
+            socket.connect(self.2).await?;
+            Ok(socket)
         })
     }
 }

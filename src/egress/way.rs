@@ -2,10 +2,11 @@
 //!
 //! The fronts read what their protocol says and come here; nothing else dials. What cannot be recorded is not done.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 
 use super::account::{Account, Counts, End, Totals};
@@ -45,6 +46,10 @@ pub(super) struct Way {
     pub limits: Limits,
     pub inspection: Option<Arc<Inspection>>,
     pub totals: Arc<Totals>,
+    /// Where in the sandbox datagrams are taken, if they are.
+    pub datagrams: Option<SocketAddr>,
+    /// SOCKS associations for datagrams that are open.
+    pub associations: watch::Sender<usize>,
     /// To the task that writes the ends of connections.
     pub ends: mpsc::Sender<End>,
 }
@@ -80,6 +85,13 @@ pub(super) struct Passage {
     pub account: Arc<Account>,
 }
 
+/// A flow of datagrams that was judged and recorded, with its socket.
+pub(super) struct Flow {
+    pub socket: UdpSocket,
+    pub route: Route,
+    pub account: Account,
+}
+
 /// Why there is no connection.
 #[derive(Debug)]
 pub(super) enum Closed {
@@ -95,17 +107,7 @@ impl Way {
     /// The whole way to a connection.
     pub async fn open(&self, destination: Destination, client: Client) -> Result<Passage, Closed> {
         let Admitted { route, exec } = self.admit(destination, client).await.map_err(Closed::Denied)?;
-        // A place for the end's record is taken before there is anything to end. The queue is as long as there may be
-        // connections, so this waits only while the journal is behind.
-        let place = self.ends.clone().reserve_owned().await.map_err(|_| {
-            let reason = "the proxy is shutting down".to_owned();
-            Closed::Denied(Denial::new(route.destination(), DenialKind::Unable, "shutdown", reason))
-        })?;
-        let counts = Counts {
-            of_task: self.totals.clone(),
-            of_exec: self.attribution.totals_of(exec),
-        };
-        let account = Arc::new(Account::new(&route, exec, counts, place));
+        let account = Arc::new(self.account(&route, exec).await?);
         let dialled = tokio::time::timeout(self.limits.dial_time, self.dialler.dial(&route)).await;
         let error = match dialled {
             Ok(Ok(stream)) => {
@@ -120,6 +122,37 @@ impl Way {
         account.fail(error.clone());
         let destination = route.destination().clone();
         Err(Closed::Unreachable { destination, error })
+    }
+
+    /// The whole way to a flow of datagrams.
+    pub async fn open_flow(&self, destination: Destination, client: Client) -> Result<Flow, Closed> {
+        let Admitted { route, exec } = self.admit(destination, client).await.map_err(Closed::Denied)?;
+        let account = self.account(&route, exec).await?;
+        match self.dialler.dial_datagrams(&route).await {
+            Ok(socket) => {
+                account.reached(route.addresses()[0]);
+                Ok(Flow { socket, route, account })
+            }
+            Err(error) => {
+                account.fail(error.to_string());
+                let (destination, error) = (route.destination().clone(), error.to_string());
+                Err(Closed::Unreachable { destination, error })
+            }
+        }
+    }
+
+    /// The account of what was admitted. A place for its end's record is taken before there is anything to end. The queue is as
+    /// long as there may be connections, so this waits only while the journal is behind.
+    async fn account(&self, route: &Route, exec: Option<ExecId>) -> Result<Account, Closed> {
+        let place = self.ends.clone().reserve_owned().await.map_err(|_| {
+            let reason = "the proxy is shutting down".to_owned();
+            Closed::Denied(Denial::new(route.destination(), DenialKind::Unable, "shutdown", reason))
+        })?;
+        let counts = Counts {
+            of_task: self.totals.clone(),
+            of_exec: self.attribution.totals_of(exec),
+        };
+        Ok(Account::new(route, exec, counts, place))
     }
 
     /// Judges and resolves, and writes down what came of it. Also all that a DNS question needs.

@@ -161,6 +161,11 @@ impl Guest {
         wait(answered).await
     }
 
+    /// Tells the sandbox what may be used and has been used.
+    pub fn tell_limits(&self, text: String) -> Result<(), ChannelError> {
+        Ok(self.link.say(&ToInit::Limits { text }, &[])?)
+    }
+
     /// How many slots have ended without being told to.
     pub fn slots_gone(&self) -> u32 {
         *self.gone.borrow()

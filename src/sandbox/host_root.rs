@@ -116,6 +116,10 @@ pub fn identity(task: TaskId, host: bool) -> Vec<Made> {
         ),
         folder("/run/belljar", 0o755),
         file("/run/belljar/task", &format!("{task}\n")),
+        Made {
+            users: true,
+            ..file(belljar_guest::LIMITS_FILE, "")
+        },
         file(NOTHING, ""),
     ];
     if host {

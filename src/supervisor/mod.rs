@@ -10,6 +10,7 @@
 //! mounted, in its own mount namespace only) and, where somebody serves it, `api.sock`.
 
 mod driver;
+mod limits;
 mod recovery;
 mod rule_book;
 mod task;

@@ -1,18 +1,19 @@
 //! One live task: its execs, its end, and what it came to.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::way_out::Refused;
 use super::{
     AgentEvent, ExecCounts, ExecInfo, ExecState, NotRecorded, NotRunning, StdinClosed, SubmitError, TaskInfo,
-    TaskState, TaskSummary,
+    TaskState, TaskSummary, limits,
 };
 use crate::audit::record::{Entry, Event, TaskOutcome, Usage};
 use crate::config::AgentEvents;
@@ -47,6 +48,8 @@ pub struct Live {
     created: Timestamp,
     begun: Instant,
     execs: Mutex<Execs>,
+    /// An exec has begun.
+    busy: Notify,
     refused_egress: Refused,
     /// Held so that nobody removes its layers.
     _image: Image,
@@ -108,6 +111,7 @@ impl Live {
             created: Timestamp::now(),
             begun: Instant::now(),
             execs: Mutex::default(),
+            busy: Notify::new(),
             refused_egress,
             _image: image,
             stop: watch::Sender::new(None),
@@ -176,6 +180,7 @@ impl Live {
             execs.order.push(exec.request.id);
             execs.map.insert(exec.request.id, exec.clone());
         }
+        self.busy.notify_one();
         let live = self.clone();
         let running = exec.clone();
         // Joined by `finish`, which waits for every exec's end.
@@ -258,6 +263,23 @@ impl Live {
         summary.expect("it was waited for")
     }
 
+    /// Tells commands inside what they may use and have used, for as long as the task lives.
+    async fn tell_limits(&self) -> Infallible {
+        let tell = || {
+            let counters = self.context.sandbox.counters().map(|(_, counters)| counters);
+            let text = limits::text(&self.task.limits, counters.as_ref(), self.begun.elapsed());
+            self.context.sandbox.tell_limits(text);
+        };
+        loop {
+            tell();
+            tokio::time::sleep(limits::PAUSE).await;
+            if lock(&self.execs).running == 0 {
+                tell();
+                self.busy.notified().await;
+            }
+        }
+    }
+
     /// Watches over the task until it ends, then ends it: the one owner of its sandbox. `lock_file` is held until all is gone.
     pub async fn drive(
         self: Arc<Self>,
@@ -278,6 +300,7 @@ impl Live {
                 asked = stop.wait_for(Option::is_some) => asked.ok().and_then(|stop| *stop).unwrap_or(Stop::Asked),
                 () = timer => Stop::TimedOut,
                 () = self.context.sandbox.ended() => Stop::SandboxGone,
+                never = self.tell_limits() => match never {},
             }
         };
         self.request_stop(why);

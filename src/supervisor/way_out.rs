@@ -152,15 +152,17 @@ pub async fn open(
     refused: Refused,
     inspection: Option<Arc<Inspection>>,
 ) -> Result<(ProxyHandle, Arc<Traffic>), StartError> {
-    let (http, socks, dns_tcp, dns_udp) = tokio::try_join!(
+    let (http, socks, socks_udp, dns_tcp, dns_udp) = tokio::try_join!(
         sandbox.listen(HTTP_PROXY_PORT, ListenKind::Tcp),
         sandbox.listen(SOCKS_PORT, ListenKind::Tcp),
+        sandbox.listen(SOCKS_PORT, ListenKind::Udp),
         sandbox.listen(DNS_PORT, ListenKind::Tcp),
         sandbox.listen(DNS_PORT, ListenKind::Udp),
     )?;
     let listeners = Listeners {
         http: Some(http.into()),
         socks: Some(socks.into()),
+        socks_udp: Some(socks_udp.into()),
         dns_tcp: Some(dns_tcp.into()),
         dns_udp: Some(dns_udp.into()),
     };

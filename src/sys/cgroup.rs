@@ -119,6 +119,9 @@ pub struct Counters {
     /// Whether the limit was run into so that something had to be killed; version 1 tells only whether it was run into.
     pub memory_limit_reached: Option<bool>,
     pub throttled_micros: Option<u64>,
+    /// Now, not ever: of a task only.
+    pub memory_bytes: Option<u64>,
+    pub pids: Option<u64>,
 }
 
 /// For how long something in a folder had to wait for a resource, ever since the folder was made.
@@ -520,6 +523,7 @@ impl TaskCgroup {
             match kind {
                 TreeKind::Memory => {
                     let bytes = |name: &str| number(name).and_then(|text| text.trim().parse::<u64>().ok());
+                    counters.memory_bytes = bytes("memory.usage_in_bytes");
                     let hits = ["memory.failcnt", "memory.memsw.failcnt"].map(bytes);
                     counters.memory_limit_hits = hits[0].map(|hits_alone| hits_alone + hits[1].unwrap_or(0));
                     // Where memory and memory with swap have the same limit, Linux 6 counts no hit: the peak tells it.
@@ -534,12 +538,18 @@ impl TaskCgroup {
                     counters.throttled_micros = nanoseconds.map(|time| time / 1000);
                 }
                 TreeKind::Unified => {
+                    let bytes = |name: &str| number(name).and_then(|text| text.trim().parse::<u64>().ok());
+                    counters.memory_bytes = bytes("memory.current");
+                    counters.pids = bytes("pids.current");
                     let events = number("memory.events").unwrap_or_default();
                     counters.memory_limit_hits = keyed(&events, "max");
                     counters.memory_limit_reached = keyed(&events, "oom").map(|ooms| ooms > 0);
                     counters.throttled_micros = number("cpu.stat").and_then(|text| keyed(&text, "throttled_usec"));
                 }
-                TreeKind::Pids | TreeKind::Cpuacct | TreeKind::Blkio | TreeKind::UnifiedOnly => {}
+                TreeKind::Pids => {
+                    counters.pids = number("pids.current").and_then(|text| text.trim().parse().ok());
+                }
+                TreeKind::Cpuacct | TreeKind::Blkio | TreeKind::UnifiedOnly => {}
             }
         }
         counters

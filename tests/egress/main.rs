@@ -8,6 +8,7 @@
 //! |---|---|
 //! | attempts to get out past the proxy's policy | `probes` |
 //! | programs that agents use, led by their environment alone | `programs` |
+//! | SOCKS with datagrams, DNS | `protocols` |
 //! | two tasks side by side, and the end of belljar itself | `tasks` |
 
 #[path = "../escape/jail.rs"]
@@ -18,5 +19,6 @@
 mod jail;
 mod probes;
 mod programs;
+mod protocols;
 mod tasks;
 mod world;

@@ -282,6 +282,38 @@ fn what_execs_used_adds_up_to_what_their_task_used() {
 }
 
 #[test]
+fn a_command_can_read_its_limits_and_what_its_task_has_used() {
+    let state = tempfile::tempdir().unwrap();
+    // Written when the task begins, which may be a moment after its first command.
+    let script = "until grep -q output_limit /run/belljar/limits; do :; done; cat /run/belljar/limits";
+    let output = belljar(
+        state.path(),
+        &[
+            "run",
+            "--quiet",
+            "--network",
+            "none",
+            "--memory",
+            "256MiB",
+            "--pids",
+            "77",
+        ],
+    )
+    .args(["--", "sh", "-c", script])
+    .output()
+    .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for line in ["memory_limit = 268435456", "pids_limit = 77", "exec_time_limit = 600"] {
+        assert!(text.lines().any(|one| one == line), "no {line} in\n{text}");
+    }
+    let counted = run(state.path(), &[], &["true"])["usage"]["memory_peak_bytes"].is_u64();
+    assert!(
+        !counted || text.contains("memory_used = ") || text.contains("cpu_used = "),
+        "{text}"
+    );
+}
+
+#[test]
 fn what_a_harness_says_stands_beside_what_was_done() {
     let state = tempfile::tempdir().unwrap();
     let mut live = Live::start(state.path());

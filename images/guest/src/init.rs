@@ -1,9 +1,11 @@
 //! PID 1: slots, listeners, reaping.
 
-use std::io::Result;
+use std::fs::OpenOptions;
+use std::io::{Result, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 
-use belljar_guest::{Failed, FromInit, ToInit, VERSION};
+use belljar_guest::{Failed, FromInit, LIMITS_FILE, ToInit, VERSION};
 
 use crate::kernel::{self, Fork, Reap};
 use crate::link::Link;
@@ -75,6 +77,10 @@ pub fn run(control: OwnedFd) -> Result<()> {
                     }
                 }
             }
+            ToInit::Limits { text } => {
+                // A sandbox without the file, or with something else in its place, goes without.
+                let _ = write_limits(&text);
+            }
             ToInit::Listen { port, kind } => match kernel::listen(port, kind) {
                 // The socket is closed here once it is sent: nobody inside can accept on it.
                 Ok(socket) => host.say(&FromInit::Listening { port, kind }, &[socket.as_fd()])?,
@@ -90,6 +96,19 @@ pub fn run(control: OwnedFd) -> Result<()> {
             },
         }
     }
+}
+
+/// In place, in one write: a reader sees the old text or the new one. Commands may have put a link or a FIFO there.
+fn write_limits(text: &str) -> Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(LIMITS_FILE)?;
+    if !file.metadata()?.is_file() {
+        return Ok(());
+    }
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
 }
 
 fn reap(host: &Link, slots: &mut Vec<(u32, i32)>) -> Result<()> {

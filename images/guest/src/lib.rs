@@ -19,6 +19,10 @@ pub const VERSION: u32 = 2;
 /// The descriptor at which the guest finds its control socket.
 pub const CONTROL_FD: i32 = 3;
 
+/// What a command can read to learn its limits and what its task has used. It belongs to the commands' own user, who can only deceive
+/// itself by changing it.
+pub const LIMITS_FILE: &str = "/run/belljar/limits";
+
 /// The largest packet; what is larger travels in a memory file.
 pub const PACKET_MAX: usize = 64 * 1024;
 
@@ -35,6 +39,8 @@ pub enum ToInit {
     AddSlot { slot: u32 },
     /// Bring up loopback's listener on 127.0.0.1 at `port`.
     Listen { port: u16, kind: ListenKind },
+    /// Put this into [`LIMITS_FILE`]. It is not answered.
+    Limits { text: String },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

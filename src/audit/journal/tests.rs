@@ -357,6 +357,41 @@ fn a_tail_that_was_cut_off_shows_by_what_names_it() {
     assert!(why.contains("ends before record 2"), "{why}");
 }
 
+/// The journal as a power cut leaves it when the end of its log was not written whole, or not as it should have been.
+#[test]
+fn a_torn_or_flipped_end_of_the_log_leaves_a_whole_beginning() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open(folder.path());
+    for n in 0..20 {
+        journal.append_blocking(note(&n.to_string())).unwrap();
+    }
+    let log = std::fs::read(folder.path().join(format!("{FILE}-wal"))).unwrap();
+    let mut kept = HashSet::new();
+    for back in [1, 7, 24, 4096, 4119, 4120, 9000, 20_000, 50_000] {
+        let at = log.len() - back;
+        let mut flipped = log.clone();
+        flipped[at] ^= 1;
+        for damaged in [log[..at].to_vec(), flipped] {
+            let copy = tempfile::tempdir().unwrap();
+            std::fs::copy(folder.path().join(FILE), copy.path().join(FILE)).unwrap();
+            std::fs::write(copy.path().join(format!("{FILE}-wal")), damaged).unwrap();
+            let again = open(copy.path());
+            again.append_blocking(note("after")).unwrap();
+            verify(copy.path()).unwrap();
+            let records = again.reader().unwrap().after(0, 1000).unwrap();
+            let names = records.iter().filter(|record| record.kind == "agent.event");
+            let names: Vec<String> = names
+                .map(|record| record.value()["name"].as_str().unwrap().to_owned())
+                .collect();
+            let whole = names.len() - 1;
+            let expected = (0..whole).map(|n| n.to_string()).chain(["after".to_owned()]);
+            assert_eq!(names, expected.collect::<Vec<_>>());
+            kept.insert(whole);
+        }
+    }
+    assert!(kept.len() > 2 && !kept.contains(&20), "{kept:?}");
+}
+
 #[test]
 fn a_damaged_file_is_broken_where_it_cannot_be_read() {
     let folder = tempfile::tempdir().unwrap();

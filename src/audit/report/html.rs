@@ -20,7 +20,7 @@ h1{font-size:1.5rem;line-height:1.25;margin:0;letter-spacing:-.01em}h2{font-size
 .sums div,figure,.sheet{background:var(--card);border:1px solid var(--line);border-radius:.6rem}\
 .sums div{padding:.7rem .9rem}.sums b{display:block;font-size:1.35rem;line-height:1.3;font-weight:600;font-variant-numeric:tabular-nums}.sums span{color:var(--dim);font-size:.85rem}\
 .sums .alert b{color:var(--wrong)}figure{margin:.75rem 0;padding:.8rem 1rem .6rem}figcaption{font-weight:600;margin-bottom:.35rem}\
-.key{display:inline-block;width:.65em;height:.65em;border-radius:2px;margin:0 .35em 0 .8em}figcaption .key~*{font-weight:400}\
+.key{display:inline-block;width:.65em;height:.65em;border-radius:2px;margin:0 .35em 0 .8em}.key.deny{transform:rotate(45deg) scale(.85);border-radius:0}small{font-size:.85rem;font-weight:400;color:var(--dim)}\
 .sheet{padding:.2rem 1rem;overflow-x:auto}table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}\
 th,td{text-align:left;padding:.4rem .9rem .4rem 0;border-bottom:1px solid var(--line);vertical-align:top}tr:last-child td{border-bottom:0}\
 th{font-weight:600;color:var(--dim);font-size:.85rem}td.n,th.n{text-align:right;white-space:nowrap}td.t{white-space:nowrap;color:var(--dim)}\

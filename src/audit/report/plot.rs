@@ -32,11 +32,11 @@ pub(super) fn areas(
     shown: impl Fn(f64) -> String,
 ) -> std::fmt::Result {
     let most = lines.iter().flat_map(|line| line.values).copied().fold(0.0, f64::max);
-    write!(page, "<figure><figcaption>{name}")?;
+    write!(page, "<figure><figcaption>{name}<small>")?;
     for line in lines.iter().filter(|line| !line.name.is_empty()) {
         write!(page, " <i class=\"key {}\"></i>{}", line.class, line.name)?;
     }
-    writeln!(page, "</figcaption>")?;
+    writeln!(page, "</small></figcaption>")?;
     if most <= 0.0 {
         return writeln!(page, "<p class=\"dim\">none was counted</p></figure>");
     }
@@ -141,8 +141,8 @@ pub(super) fn time_line(page: &mut String, report: &Report) -> std::fmt::Result 
     let height = TOP + free_at.len() as f64 * ROW + 4.0;
     writeln!(
         page,
-        "<figure><figcaption>Commands <i class=\"key good\"></i>ended well <i class=\"key failed\"></i>ended with an error \
-         <i class=\"key wrong\"></i>was ended or lost <i class=\"key deny\"></i>refused or denied</figcaption>"
+        "<figure><figcaption>Commands<small> <i class=\"key good\"></i>ended well <i class=\"key failed\"></i>ended with an error \
+         <i class=\"key wrong\"></i>was ended or lost <i class=\"key deny\"></i>refused or denied</small></figcaption>"
     )?;
     begin(page, height + 20.0, "time line of commands")?;
     grid(page, height)?;

@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::client::Client;
 use super::way::Way;
 
+pub(super) mod datagram;
 pub(super) mod dns;
 pub(super) mod hello;
 pub(super) mod http;
@@ -36,18 +37,22 @@ pub(super) async fn serve_either(stream: TcpStream, client: Client, way: Arc<Way
 async fn linger(mut stream: TcpStream) {
     let drain = async {
         // The client sees the end of the answer now, and its own end is then soon seen here.
-        if stream.shutdown().await.is_err() {
-            return;
-        }
-        let mut left = LINGER_MAX;
-        let mut buffer = [0; 4096];
-        while let Ok(read @ 1..) = stream.read(&mut buffer).await {
-            left = left.saturating_sub(read);
-            if left == 0 {
-                break;
-            }
+        if stream.shutdown().await.is_ok() {
+            wait_for_end(&mut stream).await;
         }
     };
     // Either way the stream closes now.
     let _ = timeout(LINGER, drain).await;
+}
+
+/// Reads until the client is done or has said too much.
+async fn wait_for_end(stream: &mut TcpStream) {
+    let mut left = LINGER_MAX;
+    let mut buffer = [0; 4096];
+    while let Ok(read @ 1..) = stream.read(&mut buffer).await {
+        left = left.saturating_sub(read);
+        if left == 0 {
+            break;
+        }
+    }
 }

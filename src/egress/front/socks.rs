@@ -1,4 +1,4 @@
-//! SOCKS5 (RFC 1928) without authentication: CONNECT only. UDP would leave with nobody to see where each packet goes.
+//! SOCKS5 (RFC 1928) without authentication: CONNECT, and UDP where a rule speaks of it (see [`super::datagram`]).
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use fast_socks5::{ReplyError, Socks5Command};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{linger, tunnel};
+use super::{datagram, linger, tunnel};
 use crate::egress::client::Client;
 use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::{Host, HostError};
@@ -39,6 +39,15 @@ pub(in crate::egress) async fn serve(mut stream: TcpStream, client: Client, way:
             return linger(stream).await;
         }
     };
+    if let (Socks5Command::UDPAssociate, Some(relay)) = (&command, way.datagrams)
+        && way.gate.borrow().lets_datagrams_out()
+    {
+        // What the client says that it will send from is a wish; each datagram is judged by where it goes.
+        if protocol.reply_success(relay).await.is_ok() {
+            datagram::hold(stream, &way).await;
+        }
+        return;
+    }
     match open(command, target, client, &way).await {
         Ok(passage) => {
             if protocol.reply_success(NO_ADDRESS).await.is_err() {
@@ -84,7 +93,11 @@ async fn open(command: Socks5Command, target: TargetAddr, client: Client, way: &
             (Protocol::Socks5Tcp, denial, ReplyError::CommandNotSupported)
         }
         (Socks5Command::UDPAssociate, _) => {
-            let denial = Denial::unserved("UDP is not let out", shown, port);
+            let denial = Denial::unserved(
+                "no rule lets datagrams out (network_rule with protocol socks5_udp)",
+                shown,
+                port,
+            );
             (Protocol::Socks5Udp, denial, ReplyError::CommandNotSupported)
         }
     };
