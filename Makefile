@@ -23,10 +23,12 @@ test:
 	@tests/tools/collector.sh
 	$(TEST) --workspace --locked --no-fail-fast </dev/null
 
-## The attacks alone
+## The attacks alone, as a table: attack, backend, result
 escape:
 	@tools/setup.sh test
-	$(TEST) --workspace --locked escape </dev/null
+	@cargo test --locked --no-run --test escape
+	@set -o pipefail; cargo test --quiet --locked --test escape -- --nocapture --test-threads=1 </dev/null 2>&1 \
+		| { printf '| %-40s | %-17s | result |\n|---|---|---|\n' attack backend; grep -E '^\||panicked at|FAILED|^test result'; }
 
 ## Formatting, lints, licences and advisories
 check:

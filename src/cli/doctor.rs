@@ -7,12 +7,15 @@ use std::process::{Command, Stdio};
 
 use serde::Serialize;
 
-use crate::audit::record::Enforced;
+use crate::audit::record::{Control, Enforced};
 use crate::config::Surroundings;
+use crate::document::Word as _;
 use crate::sandbox::bundle::HardLimits;
+use crate::sandbox::enforcement::Facts;
 use crate::sandbox::outside;
 use crate::sandbox::probe::{self, Trials};
 use crate::sys::cgroup::{Cgroups, Version};
+use crate::task::Guarantee;
 
 /// Tells what this machine can enforce, and what would be needed for more.
 #[derive(Debug, clap::Args)]
@@ -40,23 +43,53 @@ pub struct Finding {
 pub fn run(args: DoctorArgs) -> anyhow::Result<u8> {
     let surroundings = Surroundings::of_process();
     let trials = probe::try_all(Path::new("/proc/self/exe"), &surroundings.state_folder())?;
+    let found = Cgroups::detect();
+    let guarantees = guarantees(&trials, &Facts::of_machine(&found, &[]));
     let mut findings = kernel(&trials, surroundings.uid);
-    findings.extend(cgroups(&Cgroups::detect()));
+    findings.extend(cgroups(&found));
     findings.extend(limits(HardLimits::of_process()));
     findings.extend(programs(surroundings.uid, &surroundings.user));
     let ready = findings
         .iter()
         .all(|finding| !finding.required || finding.enforced == Enforced::Full);
     let answer = match args.json {
-        true => format!("{:#}\n", serde_json::json!({ "ready": ready, "controls": findings })),
-        false => text(&findings, ready),
+        true => format!(
+            "{:#}\n",
+            serde_json::json!({ "ready": ready, "guarantees": guarantees, "controls": findings })
+        ),
+        false => text(&guarantees, &findings, ready),
     };
     std::io::stdout().write_all(answer.as_bytes())?;
     Ok(if ready { 0 } else { super::exit::FAILED })
 }
 
-fn text(findings: &[Finding], ready: bool) -> String {
-    let mut text = String::new();
+/// What a sandbox would be given here, by the names of `accept_partial`. A setup without one of its steps starts nothing.
+fn guarantees(trials: &Trials, facts: &Facts<'_>) -> Vec<Control> {
+    let mut controls = facts.controls(|_| true);
+    for control in &mut controls {
+        let trial = match Guarantee::read(&control.control) {
+            Ok(Guarantee::Namespaces) => &trials.namespaces,
+            Ok(Guarantee::Ids) => &trials.user_namespace,
+            Ok(Guarantee::Mounts) => &trials.mounts,
+            Ok(Guarantee::MaskedPaths) => &trials.proc,
+            Ok(Guarantee::Seccomp | Guarantee::Sockets) => &trials.seccomp,
+            _ => &None,
+        };
+        if let Some(failed) = trial {
+            (control.enforced, control.reason) = (Enforced::None, Some(failed.clone()));
+        }
+    }
+    controls
+}
+
+fn text(guarantees: &[Control], findings: &[Finding], ready: bool) -> String {
+    let mut text = "what a sandbox is given here (the names of accept_partial)\n\n".to_owned();
+    for control in guarantees {
+        let reason = control.reason.as_deref().unwrap_or_default();
+        let line = format!("{:<17} {:<8} {reason}", control.control, word(control.enforced));
+        let _ = writeln!(text, "{}", line.trim_end());
+    }
+    text.push_str("\nwhat it is made of\n\n");
     for finding in findings {
         let _ = writeln!(
             text,
@@ -159,8 +192,8 @@ fn kernel(trials: &Trials, uid: u32) -> Vec<Finding> {
         tried("pidfd", &trials.pidfd, "processes are held by descriptor")
             .needs("Linux 5.3")
             .required(),
-        tried("Landlock", &trials.landlock, "it is there; sandboxes do not depend on it")
-            .needs("a kernel with CONFIG_SECURITY_LANDLOCK; nothing is weaker without"),
+        tried("Landlock", &trials.landlock, "each command of a task has a domain of its own")
+            .needs("a kernel with CONFIG_SECURITY_LANDLOCK, for exec_isolation; the box itself is no weaker without"),
         tried("KVM", &trials.kvm, "/dev/kvm can be used")
             .needs("a machine with virtualisation, and access to /dev/kvm; only microVMs use it"),
     ]

@@ -74,6 +74,9 @@ pub struct TaskArgs {
     /// agent: an ordinary user whose files are yours outside; root: of the sandbox only
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
+    /// A control that the task may run without where this machine cannot give it in full. May be repeated
+    #[arg(long, value_name = "CONTROL")]
+    pub accept_partial: Vec<String>,
     /// The folder inside in which commands run
     #[arg(long, value_name = "PATH")]
     pub workdir: Option<String>,
@@ -142,6 +145,7 @@ impl TaskArgs {
             user: self.user,
             backend: self.backend,
             runtime: self.runtime,
+            accept_partial: self.accept_partial,
             workdir: self.workdir,
             write: self.write,
             read: self.read,

@@ -1,12 +1,13 @@
-//! `belljar image build|import|ls|rm|prune`: the local store. Answers go to `out`, how far it is to `progress`.
+//! `belljar image build|pull|import|ls|rm|prune`: the local store. Answers go to `out`, how far it is to `progress`.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::table;
 use crate::document::Faults;
 use crate::image::build::{BuildError, Builder, Recipe};
-use crate::image::{ImageError, Progress, Store};
+use crate::image::pull::{Access, Login};
+use crate::image::{ImageError, Named, Progress, Store};
 use crate::path::{HostPath, PathError};
 
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +38,24 @@ pub enum ImageCommand {
         /// Where Debian's packages come from, in place of the machine's own setting
         #[arg(long, value_name = "URL")]
         mirror: Option<String>,
+        #[arg(long)]
+        json: bool,
+    },
+    /// Pulls an image from a registry; what was cut off goes on where it stopped
+    Pull {
+        /// HOST[:PORT]/PATH[:TAG][@DIGEST]
+        reference: String,
+        /// The image's name in the store; the reference without it
+        name: Option<String>,
+        /// In the place of what Docker or Podman keep for the registry
+        #[arg(long, value_name = "USER", requires = "password_stdin")]
+        username: Option<String>,
+        /// Reads the password from stdin
+        #[arg(long, requires = "username")]
+        password_stdin: bool,
+        /// Plain HTTP also with a registry that is not on this machine
+        #[arg(long)]
+        plain_http: bool,
         #[arg(long)]
         json: bool,
     },
@@ -84,6 +103,19 @@ pub fn run(command: ImageCommand, state: &Path) -> anyhow::Result<u8> {
             };
             build(&store, asked, &line, Streams { out, talk })?;
         }
+        ImageCommand::Pull {
+            reference,
+            name,
+            username,
+            password_stdin: _,
+            plain_http,
+            json,
+        } => {
+            let login = username.map(|user| login(user, &mut io::stdin())).transpose()?;
+            let access = Access { login, plain_http };
+            let named = store.pull(&reference, name.as_deref(), &access, &line)?;
+            tell(&named, json, out)?;
+        }
         ImageCommand::Import { path, name, json } => import(&store, &path, name.as_deref(), json, &line, out)?,
         ImageCommand::Ls { json } => list(&store, json, out)?,
         ImageCommand::Rm { names } => remove(&store, &names, out)?,
@@ -109,13 +141,29 @@ pub fn import(
         path: path.to_owned(),
         source,
     })?;
-    let named = store.import(&real, name, progress)?;
-    match json {
-        true => writeln!(out, "{}", serde_json::json!(named))?,
-        false => writeln!(out, "{}  {}", named.name, named.digest)?,
-    }
-    Ok(())
+    Ok(tell(&store.import(&real, name, progress)?, json, out)?)
 }
+
+fn tell(named: &Named, json: bool, out: &mut dyn Write) -> io::Result<()> {
+    match json {
+        true => writeln!(out, "{}", serde_json::json!(named)),
+        false => writeln!(out, "{}  {}", named.name, named.digest),
+    }
+}
+
+/// A login whose password is the first line of a stream.
+fn login(user: String, stream: &mut dyn Read) -> io::Result<Login> {
+    let mut password = String::new();
+    stream.take(LONGEST_PASSWORD).read_to_string(&mut password)?;
+    let line = password.lines().next().unwrap_or_default();
+    Ok(Login {
+        user,
+        password: line.into(),
+    })
+}
+
+/// Tokens that stand for passwords have some kilobytes.
+const LONGEST_PASSWORD: u64 = 64 << 10;
 
 /// `belljar image build RECIPE [NAME] [--json]`: a recipe of belljar's own, or a folder with a `recipe.toml`. What the builder says
 /// goes to `talk`.
@@ -141,11 +189,7 @@ pub fn build(
     // A terminal that went away must not stop a build.
     let mut said = |line: &str| drop(writeln!(talk, "{line}"));
     let named = builder.build(&recipe, name, store, progress, &mut said)?;
-    match asked.json {
-        true => writeln!(streams.out, "{}", serde_json::json!(named))?,
-        false => writeln!(streams.out, "{}  {}", named.name, named.digest)?,
-    }
-    Ok(())
+    Ok(tell(&named, asked.json, streams.out)?)
 }
 
 /// What `image build` was asked for.

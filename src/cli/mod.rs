@@ -66,7 +66,7 @@ enum Command {
     /// Keeps secrets in the keyring of the OS
     #[command(subcommand)]
     Secret(secret::SecretCommand),
-    /// Builds, imports, lists and removes images
+    /// Builds, pulls, imports, lists and removes images
     #[command(subcommand)]
     Image(image::ImageCommand),
     /// Reads, follows, proves and exports the record
@@ -169,11 +169,16 @@ pub fn shown_error(error: &anyhow::Error) -> String {
     text
 }
 
-/// The code for an error: a task that asks for more than the requirements allow is refused, anything else is a failure.
+/// The code for an error: a task that asks for more than the requirements allow, or for what the machine cannot enforce, is refused,
+/// anything else is a failure.
 pub fn error_code(error: &anyhow::Error) -> u8 {
     let of_task = matches!(error.downcast_ref(), Some(crate::config::Rejection::Violations(_)));
     let of_config = matches!(error.downcast_ref(), Some(config::ConfigError::Violations(_)));
-    if of_task || of_config {
+    let of_machine = matches!(
+        error.downcast_ref(),
+        Some(crate::supervisor::StartError::NotEnforced { .. })
+    );
+    if of_task || of_config || of_machine {
         exit::REFUSED
     } else {
         exit::FAILED

@@ -6,11 +6,13 @@ use std::io::Write as _;
 use super::flags::{Ready, TaskArgs};
 use super::terminal::clean;
 use super::unpacking::UnpackingLine;
+use crate::audit::record::Control;
 use crate::image::{self, Store};
 use crate::sandbox::bundle::{self, HardLimits};
 use crate::sandbox::plan::{Ids, Plan, Source, What};
-use crate::sandbox::{protect, seccomp};
+use crate::sandbox::{enforcement, protect, seccomp};
 use crate::supervisor;
+use crate::sys::cgroup::Cgroups;
 
 /// Prints the isolation that a task would get, and the bundle that an OCI runtime would be given; starts nothing.
 #[derive(Debug, clap::Args)]
@@ -29,20 +31,48 @@ pub fn run(args: PlanArgs) -> anyhow::Result<u8> {
         &Store::of_state(&config.state),
         &UnpackingLine::new(args.json),
     )?;
-    let plan = supervisor::plan(&task, &image).with_protected(&protect::look(&task.roots)?);
+    let protected = protect::look(&task.roots)?;
+    let controls = supervisor::enforced(&task, &Cgroups::detect(), &protected.gaps);
+    let lacking = enforcement::lacking(&controls, &task);
+    let plan = supervisor::plan(&task, &image).with_protected(&protected);
     let runtime = supervisor::runtime_name(&task.runtime);
     let bundle = bundle::of(&plan, &seccomp::FILTER.allowed, HardLimits::of_process())?;
     let answer = if args.json {
         let answer = serde_json::json!({
             "runtime": runtime, "plan": plan, "digest": plan.digest().to_string(), "bundle": bundle,
+            "enforced": controls, "refused": lacking,
         });
         format!("{answer:#}\n")
     } else {
         let config = serde_json::to_string_pretty(&bundle)?;
-        format!("{}\nbundle (config.json)\n{config}\n", text(&plan, &runtime))
+        let enforced = enforced(&controls, &lacking);
+        format!("{}{enforced}\nbundle (config.json)\n{config}\n", text(&plan, &runtime))
     };
     std::io::stdout().write_all(answer.as_bytes())?;
     Ok(0)
+}
+
+/// How far each guarantee would be kept, and because of which the task would be refused.
+fn enforced(controls: &[Control], lacking: &[&Control]) -> String {
+    let mut text = String::new();
+    for control in controls {
+        let word = serde_json::json!(control.enforced);
+        let reason = control.reason.as_deref().map(|reason| format!(": {}", clean(reason)));
+        let refused = if lacking.contains(&control) {
+            " (the task is refused)"
+        } else {
+            ""
+        };
+        let _ = writeln!(
+            text,
+            "{:<12} {} {}{refused}{}",
+            "enforced",
+            control.control,
+            word.as_str().unwrap_or_default(),
+            reason.unwrap_or_default()
+        );
+    }
+    text
 }
 
 /// The plan for people. Paths come from the spec, so they are cleaned of what a terminal would act on.

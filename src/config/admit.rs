@@ -8,17 +8,17 @@ use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
 use super::requirements::Asked;
-use super::{Config, Requirements};
+use super::{Config, Requirements, is_built_in};
 use crate::document::{Fault, Faults, Origin, Sited};
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
 use crate::sys::path::{Kind, first_symlink, is_symlink_in_the_way, kind, open_without_symlinks};
 use crate::sys::user::groups_of;
 use crate::task::limits::Limits;
-use crate::task::spec::{SecretSpec, TaskSpec, WORKSPACE, expand_home, host_rules};
+use crate::task::spec::{LimitsSpec, SecretSpec, TaskSpec, WORKSPACE, expand_home, host_rules};
 use crate::task::{
-    Access, Admitted, Gate, GitMode, ImageRef, Network, NetworkMode, Root, Runtime, Secret, SecretSource, Task,
-    is_image_name,
+    Access, Admitted, Gate, GitMode, Guarantee, ImageRef, Network, NetworkMode, Root, Runtime, Secret, SecretSource,
+    Task, is_image_name,
 };
 
 /// Who asks, and where belljar keeps its state for them.
@@ -114,6 +114,19 @@ struct Admission {
     home: Option<PathBuf>,
 }
 
+/// The limits of cgroups that somebody has named: a task without them would not be what was asked for. What only the built-in
+/// configuration says is no demand, or an ordinary user could run nothing on a machine without cgroups for them.
+fn named_limits(limits: &LimitsSpec) -> Vec<Guarantee> {
+    let named = |origin: Option<&Origin>| origin.is_some_and(|origin| !is_built_in(origin));
+    let limits = [
+        (Guarantee::Memory, limits.memory.as_ref().map(|limit| &limit.origin)),
+        (Guarantee::Cpus, limits.cpus.as_ref().map(|limit| &limit.origin)),
+        (Guarantee::Pids, limits.pids.as_ref().map(|limit| &limit.origin)),
+    ];
+    let named = limits.into_iter().filter(|(_, origin)| named(*origin));
+    named.map(|(limit, _)| limit).collect()
+}
+
 /// What no sandbox may see: whoever can reach the state can answer its own approvals, and whoever can write the configuration
 /// can loosen the next task.
 fn closed_folders(config: &Config, caller: &Caller) -> Vec<(PathBuf, &'static str)> {
@@ -162,6 +175,8 @@ impl Admission {
         let workdir = self.workdir(&spec, &roots);
         let network = network(&spec, demands);
         let limits = &spec.limits;
+        let named_limits = named_limits(limits);
+        let accepted = spec.accept_partial.unwrap_or_default();
         let command = spec.command.map(|command| command.value);
         Some(Task {
             id: TaskId::new(),
@@ -188,6 +203,8 @@ impl Admission {
                 exec_time: limits.exec_time.as_ref().map(|time| time.value),
                 output: limits.output.as_ref()?.value,
             },
+            named_limits,
+            accept_partial: accepted.into_iter().map(|guarantee| guarantee.value).collect(),
             network: network?,
             gate: Gate {
                 rules,

@@ -17,7 +17,9 @@ use crate::document::{Faults, Sited};
 use crate::policy::Scope;
 use crate::task::limits::Bytes;
 use crate::task::spec::HostSpec;
-use crate::task::{Backend, GitMode, NetworkMode, Reviewer, RulesText, Unknown, Unmatched, User, WhoApproves};
+use crate::task::{
+    Backend, GitMode, Guarantee, NetworkMode, Reviewer, RulesText, Unknown, Unmatched, User, WhoApproves,
+};
 
 pub(super) use check::{Asked, ConfigAsked, fits};
 pub use trust::BundleSeen;
@@ -30,6 +32,7 @@ pub struct Requirements {
     pub runtimes: Option<Sited<Vec<String>>>,
     pub images: Option<Sited<Vec<String>>>,
     pub users: Option<Sited<Vec<User>>>,
+    pub accept_partial: Option<Sited<Vec<Guarantee>>>,
     pub writable: Option<Sited<Vec<String>>>,
     pub readable: Option<Sited<Vec<String>>>,
     pub denied: Option<Sited<Vec<String>>>,

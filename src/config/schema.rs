@@ -11,7 +11,7 @@ use super::{AgentEvents, Sync};
 use crate::audit::otlp::Signal;
 use crate::policy::Scope;
 use crate::task::spec::TaskSpec;
-use crate::task::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User, WhoApproves};
+use crate::task::{Backend, GitMode, Guarantee, NetworkMode, Reviewer, Unknown, Unmatched, User, WhoApproves};
 
 /// What there is a schema of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -209,6 +209,7 @@ struct TaskDemands {
     images: Option<Vec<String>>,
     #[schemars(length(min = 1))]
     users: Option<Vec<User>>,
+    accept_partial: Option<Vec<Guarantee>>,
 }
 
 #[derive(JsonSchema)]

@@ -132,6 +132,7 @@ impl Listing {
         self.texts("requirements.task.runtimes", demands.runtimes.as_ref());
         self.texts("requirements.task.images", demands.images.as_ref());
         self.words("requirements.task.users", demands.users.as_ref());
+        self.words("requirements.task.accept_partial", demands.accept_partial.as_ref());
         self.texts("requirements.roots.writable", demands.writable.as_ref());
         self.texts("requirements.roots.readable", demands.readable.as_ref());
         self.texts("requirements.roots.denied", demands.denied.as_ref());
@@ -198,6 +199,9 @@ impl Listing {
         self.word(&key("user"), task.user.as_ref());
         self.word(&key("backend"), task.backend.as_ref());
         self.text(&key("runtime"), task.runtime.as_ref());
+        for (n, one) in task.accept_partial.iter().flatten().enumerate() {
+            self.word(&key(&format!("accept_partial[{n}]")), Some(one));
+        }
         self.one(&key("workdir"), task.workdir.as_ref(), |path| json!(path));
         for (n, root) in task.writable_roots.iter().enumerate() {
             let at = key(&format!("writable_roots[{n}]"));

@@ -10,7 +10,7 @@ use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
-use super::layout::Summed;
+use super::checked::Summed;
 use super::{ImageError, Named, Progress, Store};
 use crate::path::HostPath;
 use crate::policy::Digest;

@@ -1,4 +1,4 @@
-//! What stands in a file: an OCI image layout (a folder, or a tar of one) or what `docker save` writes.
+//! What an image is made of: an OCI image layout (a folder, or a tar of one), what `docker save` writes, or a registry's answers.
 //!
 //! Sources: <https://github.com/opencontainers/image-spec/blob/main/image-layout.md> and, for docker-save archives,
 //! <https://github.com/moby/docker-image-spec>. Each blob is opened by its digest and read against it; nothing here trusts a
@@ -8,20 +8,16 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
 use oci_spec::image::{Arch, Descriptor, ImageConfiguration, ImageIndex, ImageManifest, MediaType, Os};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 
+use super::checked::{Window, is_hex, parse, sha256_hex, small};
 use super::{ImageConfig, ImageError};
 use crate::policy::Digest;
-
-/// Indexes, manifests and configurations of real images have some 100 KiB at most.
-const LARGEST_JSON: u64 = 4 << 20;
 
 /// An index may name indexes; real ones do so once.
 const DEEPEST_INDEX: usize = 3;
@@ -61,6 +57,19 @@ enum Source {
     Folder(OwnedFd),
     /// A plain tar file, and where in it each file lies.
     Archive(Arc<File>, BTreeMap<PathBuf, Member>),
+    Registry(Box<dyn Registry>),
+}
+
+/// What is fetched blob by blob. Nothing that it gives is believed: this module and the store check all of it.
+pub(super) trait Registry: Sync {
+    /// What the reference means: an index or a manifest, with its media type where the registry gives one.
+    fn root(&self) -> Result<Vec<u8>, ImageError>;
+    /// A manifest or index by its digest; a configuration.
+    fn small(&self, what: &'static str, descriptor: &Descriptor) -> Result<Vec<u8>, ImageError>;
+    /// A layer, as a file of this machine; `heard` is told how much of it is there.
+    fn layer(&self, digest: &str, size: u64, heard: &dyn Fn(u64)) -> Result<File, ImageError>;
+    /// The layer is unpacked: what was kept of its packed form can go.
+    fn unpacked(&self, digest: &str);
 }
 
 #[derive(Debug, Clone)]
@@ -131,8 +140,26 @@ impl Layout {
         })
     }
 
+    pub fn registry(name: &str, registry: Box<dyn Registry>) -> Layout {
+        Layout {
+            path: PathBuf::from(name),
+            source: Source::Registry(registry),
+        }
+    }
+
+    /// How many layers are best taken in at once: a registry's answers take their time.
+    pub fn at_once(&self) -> usize {
+        match self.source {
+            Source::Folder(_) | Source::Archive(..) => 1,
+            Source::Registry(_) => 3,
+        }
+    }
+
     /// Finds the image in it for this machine.
     pub fn contents(&self) -> Result<Contents, ImageError> {
+        if let Source::Registry(registry) = &self.source {
+            return self.of_root(&registry.root()?);
+        }
         if let Some((size, stream)) = self.open(Path::new("index.json"))? {
             let index: ImageIndex = self.json("index", None, size, stream)?;
             return self.of_index(&index, DEEPEST_INDEX);
@@ -147,11 +174,34 @@ impl Layout {
         })
     }
 
-    /// The bytes of a layer, not checked yet.
-    pub fn layer(&self, blob: &Blob) -> Result<Box<dyn Read>, ImageError> {
+    /// The bytes of a layer, not checked yet. `fetching` hears how much of one that lies elsewhere is here.
+    pub fn layer(&self, blob: &Blob, fetching: &dyn Fn(u64)) -> Result<Box<dyn Read>, ImageError> {
+        if let (Source::Registry(registry), Some(digest)) = (&self.source, &blob.digest) {
+            return Ok(Box::new(registry.layer(digest, blob.size, fetching)?));
+        }
         match self.open(&blob.file)? {
             Some((_, stream)) => Ok(stream),
             None => Err(self.missing("layer", &blob.file)),
+        }
+    }
+
+    /// The layer is unpacked.
+    pub fn unpacked(&self, blob: &Blob) {
+        if let (Source::Registry(registry), Some(digest)) = (&self.source, &blob.digest) {
+            registry.unpacked(digest);
+        }
+    }
+
+    /// What a registry answers to a name: an index of images for several machines, or one manifest.
+    fn of_root(&self, bytes: &[u8]) -> Result<Contents, ImageError> {
+        #[derive(Deserialize)]
+        struct Either {
+            manifests: Option<serde::de::IgnoredAny>,
+        }
+        let either: Either = parse("manifest", bytes)?;
+        match either.manifests {
+            Some(_) => self.of_index(&parse("index", bytes)?, DEEPEST_INDEX),
+            None => self.of_manifest(&parse("manifest", bytes)?, Digest::of_bytes(bytes).to_string()),
         }
     }
 
@@ -219,6 +269,16 @@ impl Layout {
         }
         let mut layers = Vec::new();
         for (layer, diff_id) in manifest.layers().iter().zip(diff_ids) {
+            // CVE-2020-15157: such an address is the image maker's to choose, and who fetches from it shows where it stands.
+            if layer.urls().as_ref().is_some_and(|urls| !urls.is_empty()) {
+                return Err(ImageError::Content {
+                    what: "manifest",
+                    why: format!(
+                        "the layer {} is said to lie at another address, where nothing is fetched",
+                        layer.digest()
+                    ),
+                });
+            }
             let blob = Blob {
                 digest: Some(layer.digest().to_string()),
                 diff_id,
@@ -298,6 +358,10 @@ impl Layout {
 
     fn blob(&self, descriptor: &Descriptor, what: &'static str) -> Result<Opened, ImageError> {
         let file = blob_file(descriptor)?;
+        if let Source::Registry(registry) = &self.source {
+            let bytes = registry.small(what, descriptor)?;
+            return Ok((bytes.len() as u64, Box::new(io::Cursor::new(bytes))));
+        }
         self.open(&file)?.ok_or_else(|| self.missing(what, &file))
     }
 
@@ -310,6 +374,10 @@ impl Layout {
     ) -> Result<T, ImageError> {
         let bytes = small(what, size, stream)?;
         if let Some(descriptor) = descriptor {
+            if descriptor.size() != bytes.len() as u64 {
+                let why = format!("it has {} bytes, and {} were announced", bytes.len(), descriptor.size());
+                return Err(ImageError::Content { what, why });
+            }
             let (expected, found) = (descriptor.digest().to_string(), Digest::of_bytes(&bytes).to_string());
             if expected != found {
                 return Err(ImageError::Digest { what, expected, found });
@@ -367,6 +435,7 @@ impl Layout {
                     Some(Member::Link(_)) | None => Ok(None),
                 }
             }
+            Source::Registry(_) => Ok(None),
         }
     }
 }
@@ -387,87 +456,6 @@ impl Saved {
     fn tags(&self) -> &[String] {
         self.repo_tags.as_deref().unwrap_or_default()
     }
-}
-
-/// A part of a file, read by position so that many can read at once.
-struct Window {
-    file: Arc<File>,
-    at: u64,
-    end: u64,
-}
-
-impl Read for Window {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let most = usize::try_from(self.end.saturating_sub(self.at))
-            .unwrap_or(usize::MAX)
-            .min(buffer.len());
-        let read = self.file.read_at(&mut buffer[..most], self.at)?;
-        self.at += read as u64;
-        Ok(read)
-    }
-}
-
-/// Reads on and keeps the sum of what went by.
-pub(super) struct Summed<R> {
-    stream: R,
-    hash: Sha256,
-    pub bytes: u64,
-}
-
-impl<R: Read> Summed<R> {
-    pub fn new(stream: R) -> Self {
-        Self {
-            stream,
-            hash: Sha256::new(),
-            bytes: 0,
-        }
-    }
-
-    pub fn digest(self) -> String {
-        Digest::from_array(self.hash.finalize().into()).to_string()
-    }
-}
-
-impl<R: Read> Read for Summed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.stream.read(buffer)?;
-        self.hash.update(&buffer[..read]);
-        self.bytes += read as u64;
-        Ok(read)
-    }
-}
-
-fn small(what: &'static str, size: u64, stream: impl Read) -> Result<Vec<u8>, ImageError> {
-    if size > LARGEST_JSON {
-        return Err(ImageError::Content {
-            what,
-            why: format!("it has {size} bytes, which no real one has"),
-        });
-    }
-    let mut bytes = Vec::new();
-    let read = stream.take(LARGEST_JSON).read_to_end(&mut bytes);
-    read.map_err(|error| ImageError::Content {
-        what,
-        why: error.to_string(),
-    })?;
-    Ok(bytes)
-}
-
-fn parse<T: for<'de> Deserialize<'de>>(what: &'static str, bytes: &[u8]) -> Result<T, ImageError> {
-    let mut reader = serde_json::Deserializer::from_slice(bytes);
-    serde_path_to_error::deserialize(&mut reader).map_err(|error| ImageError::Content {
-        what,
-        why: error.to_string(),
-    })
-}
-
-fn is_hex(text: &str) -> bool {
-    text.len() == 64 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-}
-
-/// Only SHA-256: what a digest cannot be checked with is no digest.
-fn sha256_hex(digest: &str) -> Option<&str> {
-    digest.strip_prefix("sha256:").filter(|hex| is_hex(hex))
 }
 
 fn blob_file(descriptor: &Descriptor) -> Result<PathBuf, ImageError> {

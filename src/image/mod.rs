@@ -6,7 +6,7 @@
 //! ```text
 //! OCI layout (folder, archive) ──┐
 //! docker-save archive ───────────┤ layout.rs: index → manifest → config, every digest checked
-//! registry ──────────────────────┘     │
+//! registry, by pull.rs ──────────┘     │
 //!                                      v
 //!                layer.rs: tar → folder, nothing leaves it      store.rs: each layer once, by its diff id
 //! ```
@@ -14,9 +14,11 @@
 //! All that an image holds is hostile: the archive, its names and links, its sizes, and its configuration.
 
 pub mod build;
+mod checked;
 mod config;
 mod layer;
 mod layout;
+pub mod pull;
 mod store;
 
 use std::io;
@@ -63,6 +65,9 @@ impl Image {
 
 /// Hears how far an unpacking is; for a line on the terminal.
 pub trait Progress: Sync {
+    /// Of layer `layer` (from 1) of `layers`, `done` of its `total` bytes came from a registry.
+    fn fetching(&self, layer: usize, layers: usize, done: u64, total: u64);
+
     /// Layer `layer` (from 1) of `layers` has read `done` of its `total` bytes.
     fn unpacking(&self, layer: usize, layers: usize, done: u64, total: u64);
 }
@@ -71,6 +76,8 @@ pub trait Progress: Sync {
 pub struct Silent;
 
 impl Progress for Silent {
+    fn fetching(&self, _: usize, _: usize, _: u64, _: u64) {}
+
     fn unpacking(&self, _: usize, _: usize, _: u64, _: u64) {}
 }
 
@@ -102,13 +109,16 @@ pub enum ImageError {
         doing: &'static str,
         source: io::Error,
     },
-    #[error("the image store is in use by a task")]
+    #[error("\"{reference}\" cannot be pulled")]
+    Pull { reference: String, source: pull::PullError },
+    #[error("an image is being taken into the store; try again when that is done")]
     InUse,
     #[error("\"{name}\" is not a name for an image")]
     Name { name: String },
 }
 
-/// Finds or unpacks an image. Blocks on files: call it off the async threads.
+/// Finds or unpacks an image; one that names its registry and is not in the store is pulled. Blocks on files and the network: call
+/// it off the async threads. Whether the image is allowed was `config::admit`'s to say.
 pub fn resolve(image: &ImageRef, store: &Store, progress: &dyn Progress) -> Result<Image, ImageError> {
     match image {
         ImageRef::Host => Ok(Image {
@@ -126,7 +136,13 @@ pub fn resolve(image: &ImageRef, store: &Store, progress: &dyn Progress) -> Resu
             lease: None,
         }),
         ImageRef::OciLayout(path) => store.unpacked(path, progress),
-        ImageRef::Named(name) => store.named(name),
+        ImageRef::Named(name) => match store.named(name) {
+            Err(ImageError::Unknown { .. }) if pull::names_a_registry(name) => {
+                store.pull(name, None, &pull::Access::default(), progress)?;
+                store.named(name)
+            }
+            other => other,
+        },
     }
 }
 

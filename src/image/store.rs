@@ -7,8 +7,10 @@
 //!   tmp/<diff id>/        the unpacking; what lies here without a holder of the lock was cut off
 //!   images/<digest>.json  an image: its layers and configuration
 //!   names/<hash>.json     a name and the digest that it means
+//!   blobs/<digest>        a layer as a registry gave it, until it is unpacked; <digest>.partial where it broke off
 //!   archives/<hash>.json  an archive as it was seen (device, inode, size, times) and its digest
-//!   lease                 shared by whoever runs an image, exclusive for whoever prunes
+//!   lease                 shared by whoever takes an image in, exclusive for whoever prunes
+//!   leases/<digest>       shared by whoever runs the image, exclusive for whoever prunes it
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,12 +18,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
+use super::checked::Summed;
 use super::layer::{self, CAPS, LayerError, Owner};
-use super::layout::{Blob, Contents, Layout, Summed};
+use super::layout::{Blob, Contents, Layout};
 use super::{Image, ImageConfig, ImageError, ImageKind, Progress};
 use crate::path::HostPath;
 use crate::policy::Digest;
@@ -34,7 +38,7 @@ pub struct Store {
     owner: Owner,
 }
 
-/// Keeps the store from being pruned.
+/// Keeps the store, or one image, from being pruned.
 #[derive(Debug)]
 pub(super) struct Lease(#[expect(dead_code, reason = "the lock is held as long as the file is open")] File);
 
@@ -91,6 +95,12 @@ impl Store {
         self.set_name(&name, &record.digest)
     }
 
+    /// Takes in what a layout holds, under a name.
+    pub(super) fn take_in_as(&self, layout: &Layout, name: &str, progress: &dyn Progress) -> Result<Named, ImageError> {
+        let (record, _) = self.take_in_contents(layout, progress)?;
+        self.set_name(name, &record.digest)
+    }
+
     /// The image that a name means.
     pub fn named(&self, name: &str) -> Result<Image, ImageError> {
         let unknown = || ImageError::Unknown { name: name.to_owned() };
@@ -122,7 +132,8 @@ impl Store {
         }
     }
 
-    /// Removes every image that no name means, and every layer that no image left uses. Refused while tasks run images.
+    /// Removes every image that no name means and no task runs, and every layer that no image left uses. Refused while an image is
+    /// being taken in.
     pub fn prune(&self) -> Result<Pruned, ImageError> {
         let lease = self.lock_file("lease")?;
         match flock(&lease, FlockOperation::NonBlockingLockExclusive) {
@@ -136,6 +147,7 @@ impl Store {
         for file in self.files("images")? {
             match self.load::<Record>(&file)? {
                 Some(record) if kept.contains(&record.digest) => layers.extend(record.layers),
+                Some(record) if !self.is_free(&record.digest)? => layers.extend(record.layers),
                 _ => {
                     fs::remove_file(&file).map_err(|error| self.failed("removing an image", error))?;
                     pruned.images += 1;
@@ -151,6 +163,9 @@ impl Store {
                 self.remove_tree(&folder)?;
                 pruned.layers += 1;
             }
+        }
+        for file in self.files("blobs")? {
+            fs::remove_file(&file).map_err(|error| self.failed("removing what a pull left", error))?;
         }
         for folder in self.files("tmp")? {
             self.remove_tree(&folder)?;
@@ -200,11 +215,32 @@ impl Store {
             layers,
             config,
         } = layout.contents()?;
-        for (n, blob) in layers.iter().enumerate() {
-            self.unpack(blob, layout, &|done| {
-                progress.unpacking(n + 1, layers.len(), done, blob.size)
-            })?;
-        }
+        let next = AtomicUsize::new(0);
+        let take = || {
+            while let Some((n, blob)) =
+                Some(next.fetch_add(1, Ordering::Relaxed)).and_then(|n| Some((n, layers.get(n)?)))
+            {
+                let heard = Heard {
+                    fetching: &|done| progress.fetching(n + 1, layers.len(), done, blob.size),
+                    unpacking: &|done| progress.unpacking(n + 1, layers.len(), done, blob.size),
+                };
+                if let Err(error) = self.unpack(blob, layout, &heard) {
+                    // The others end with the layer that they are at.
+                    next.store(layers.len(), Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+            Ok(())
+        };
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..layout.at_once().min(layers.len()))
+                .map(|_| scope.spawn(take))
+                .collect();
+            let mut results = vec![take()];
+            let ended = others.into_iter().map(|other| other.join());
+            results.extend(ended.map(|result| result.expect("unpacking does not panic")));
+            results.into_iter().collect::<Result<(), ImageError>>()
+        })?;
         let record = Record {
             digest,
             layers: layers.into_iter().map(|blob| blob.diff_id).collect(),
@@ -215,7 +251,7 @@ impl Store {
     }
 
     /// Unpacks one layer, unless it is there. However many ask at once, one does it and the others wait.
-    fn unpack(&self, blob: &Blob, layout: &Layout, progress: &dyn Fn(u64)) -> Result<(), ImageError> {
+    fn unpack(&self, blob: &Blob, layout: &Layout, heard: &Heard<'_>) -> Result<(), ImageError> {
         let id = hex(&blob.diff_id);
         let (place, tmp) = (self.folder.join("layers").join(id), self.folder.join("tmp").join(id));
         if place.is_dir() {
@@ -232,7 +268,7 @@ impl Store {
             self.remove_tree(&tmp)?;
         }
         fs::create_dir(&tmp).map_err(|error| self.failed("making a folder for a layer", error))?;
-        let unpacked = self.unpack_into(blob, layout, &tmp, progress);
+        let unpacked = self.unpack_into(blob, layout, &tmp, heard);
         if let Err(error) = unpacked {
             self.remove_tree(&tmp)?;
             return Err(error);
@@ -240,10 +276,12 @@ impl Store {
         // The name says that all of it is there, so it must be on the disk before the name is.
         let synced = File::open(&tmp).and_then(|folder| Ok(rustix::fs::syncfs(&folder)?));
         synced.map_err(|error| self.failed("writing a layer to the disk", error))?;
-        fs::rename(&tmp, &place).map_err(|error| self.failed("putting a layer in its place", error))
+        fs::rename(&tmp, &place).map_err(|error| self.failed("putting a layer in its place", error))?;
+        layout.unpacked(blob);
+        Ok(())
     }
 
-    fn unpack_into(&self, blob: &Blob, layout: &Layout, tmp: &Path, progress: &dyn Fn(u64)) -> Result<(), ImageError> {
+    fn unpack_into(&self, blob: &Blob, layout: &Layout, tmp: &Path, heard: &Heard<'_>) -> Result<(), ImageError> {
         let layer = |source| ImageError::Layer {
             diff_id: blob.diff_id.clone(),
             source,
@@ -254,9 +292,9 @@ impl Store {
             .map_err(|error| self.failed("opening a folder", error.into()))?;
         rustix::fs::chmod(tmp, Mode::from_raw_mode(0o755))
             .map_err(|error| self.failed("making a folder", error.into()))?;
-        let mut stored = Summed::new(Heard {
-            stream: layout.layer(blob)?,
-            heard: progress,
+        let mut stored = Summed::new(Told {
+            stream: layout.layer(blob, heard.fetching)?,
+            heard: heard.unpacking,
             done: 0,
         });
         let diff_id = {
@@ -267,6 +305,12 @@ impl Store {
         };
         // What follows the compressed stream belongs to the blob and its digest.
         io::copy(&mut stored, &mut io::sink()).map_err(damaged)?;
+        if stored.bytes != blob.size {
+            return Err(ImageError::Content {
+                what: "layer",
+                why: format!("it has {} bytes, and {} were announced", stored.bytes, blob.size),
+            });
+        }
         if let Some(expected) = &blob.digest {
             let found = stored.digest();
             if *expected != found {
@@ -313,7 +357,27 @@ impl Store {
         Ok(copy)
     }
 
-    fn image(&self, record: Record, lease: Lease) -> Result<Image, ImageError> {
+    /// Whether no task runs an image; nobody can begin to while the whole store is held.
+    fn is_free(&self, digest: &str) -> Result<bool, ImageError> {
+        let name = format!("leases/{}", hex(digest));
+        let lease = self.lock_file(&name)?;
+        match flock(&lease, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                let removed = fs::remove_file(self.folder.join(name));
+                removed.map_err(|error| self.failed("removing a lock", error))?;
+                Ok(true)
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(false),
+            Err(error) => Err(self.failed("locking an image", error.into())),
+        }
+    }
+
+    /// An image for a task. The lease on the store, under which its layers were seen, gives way to one on the image alone.
+    fn image(&self, record: Record, whole: Lease) -> Result<Image, ImageError> {
+        let file = self.lock_file(&format!("leases/{}", hex(&record.digest)))?;
+        flock(&file, FlockOperation::LockShared).map_err(|error| self.failed("locking an image", error.into()))?;
+        drop(whole);
+        let lease = Lease(file);
         let folder = |id: &String| {
             let path = self.folder.join("layers").join(hex(id));
             HostPath::new(&path).map_err(|error| self.failed("naming a layer", io::Error::other(error)))
@@ -377,8 +441,14 @@ impl Store {
         Ok(self.folder.join("tmp"))
     }
 
+    /// A folder for layers that come from a registry.
+    pub(super) fn blobs(&self) -> Result<PathBuf, ImageError> {
+        self.make_folder("blobs")?;
+        Ok(self.folder.join("blobs"))
+    }
+
     fn lock_file(&self, name: &str) -> Result<File, ImageError> {
-        self.make_folder(if name.starts_with("locks/") { "locks" } else { "" })?;
+        self.make_folder(name.split_once('/').map_or("", |(folder, _)| folder))?;
         let file = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -497,14 +567,20 @@ impl<R: BufRead> Read for Plain<R> {
     }
 }
 
+/// Who hears how far one layer is.
+struct Heard<'h> {
+    fetching: &'h dyn Fn(u64),
+    unpacking: &'h dyn Fn(u64),
+}
+
 /// Tells how much was read.
-struct Heard<'h, R> {
+struct Told<'h, R> {
     stream: R,
     heard: &'h dyn Fn(u64),
     done: u64,
 }
 
-impl<R: Read> Read for Heard<'_, R> {
+impl<R: Read> Read for Told<'_, R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.stream.read(buffer)?;
         self.done += read as u64;

@@ -74,6 +74,17 @@ pub fn of(plan: &Plan, allowed: &[Allowed], hard: HardLimits) -> Result<Spec, Oc
         .permitted(none())
         .ambient(none())
         .build()?;
+    let mut rlimits = vec![
+        limit(
+            PosixRlimitType::RlimitNofile,
+            plan.process.open_files.min(hard.open_files),
+        )?,
+        limit(PosixRlimitType::RlimitCore, 0)?,
+        limit(PosixRlimitType::RlimitMemlock, LOCKED_BYTES.min(hard.locked_bytes))?,
+    ];
+    if let Some(pids) = plan.process_limit() {
+        rlimits.push(limit(PosixRlimitType::RlimitNproc, pids)?);
+    }
     let process = ProcessBuilder::default()
         .terminal(false)
         .user(user)
@@ -81,14 +92,7 @@ pub fn of(plan: &Plan, allowed: &[Allowed], hard: HardLimits) -> Result<Spec, Oc
         .env(Vec::new())
         .cwd("/")
         .capabilities(capabilities)
-        .rlimits(vec![
-            limit(
-                PosixRlimitType::RlimitNofile,
-                plan.process.open_files.min(hard.open_files),
-            )?,
-            limit(PosixRlimitType::RlimitCore, 0)?,
-            limit(PosixRlimitType::RlimitMemlock, LOCKED_BYTES.min(hard.locked_bytes))?,
-        ])
+        .rlimits(rlimits)
         .no_new_privileges(true)
         .build()?;
     let namespaces = [

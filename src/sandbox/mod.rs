@@ -14,6 +14,7 @@
 
 pub mod bundle;
 pub mod channel;
+pub mod enforcement;
 pub mod holders;
 pub mod host_root;
 pub mod launcher;

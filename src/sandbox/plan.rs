@@ -253,6 +253,15 @@ impl Plan {
         }
     }
 
+    /// Processes by the user's own limit, beside that of the cgroup, which an ordinary user may not have. The kernel counts them in
+    /// each user namespace by itself (user_namespaces(7), since Linux 5.14), and all in this one belong to the one id.
+    pub fn process_limit(&self) -> Option<u64> {
+        match self.ids {
+            Ids::Single { .. } => self.limits.pids.map(u64::from),
+            Ids::Range { .. } => None,
+        }
+    }
+
     /// The command's user and group as the host numbers them.
     pub fn owner_outside(&self) -> (u32, u32) {
         match self.ids {

@@ -130,6 +130,15 @@ mod tests {
     fn the_list_compiles_and_every_line_has_its_reason() {
         assert!(FILTER.program.len() > 100);
         assert!(FILTER.allowed.iter().all(|allowed| allowed.why.len() > 10));
+        for (n, one) in FILTER.allowed.iter().enumerate() {
+            let same =
+                |other: &&Allowed| other.syscall == one.syscall && (other.args.is_empty() || one.args.is_empty());
+            let twice = FILTER.allowed[n + 1..].iter().find(same);
+            assert!(
+                twice.is_none(),
+                "{twice:?} says the same again, or opens what another line narrows"
+            );
+        }
     }
 
     #[test]

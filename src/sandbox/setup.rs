@@ -106,6 +106,9 @@ fn steps(inherited: Inherited<'_>, seccomp: &[u64]) -> Result<std::convert::Infa
     process::leave_keyring().step("leave the keyring")?;
     process::set_limit(Resource::Nofile, plan.process.open_files).step("limit open files")?;
     process::set_limit(Resource::Core, 0).step("limit core files")?;
+    if let Some(pids) = plan.process_limit() {
+        process::set_limit(Resource::Nproc, pids).step("limit processes")?;
+    }
     process::set_limit(Resource::Memlock, 8 << 20).step("limit locked memory")?;
     process::drop_bounding_set().step("drop the bounding set")?;
     let drop_groups = matches!(plan.ids, Ids::Range { .. });

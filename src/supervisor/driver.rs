@@ -13,7 +13,7 @@ use super::task::Live;
 use super::{TaskHandle, image_name, recovery, runtime_name, way_out};
 use crate::approval::{Approvers, Desk};
 use crate::audit::journal::{Journal, JournalError};
-use crate::audit::record::{Control, Enforced, Entry, Event, Identity, TaskOutcome, Usage};
+use crate::audit::record::{Control, Entry, Event, Identity, TaskOutcome, Usage};
 use crate::config::AgentEvents;
 use crate::crash;
 use crate::egress::gate::GateError;
@@ -23,12 +23,13 @@ use crate::exec::pipeline::Context;
 use crate::image::{Image, ImageKind};
 use crate::path::HostPath;
 use crate::policy::{InForce, Policy};
+use crate::sandbox::enforcement::{self, Facts};
 use crate::sandbox::launcher::{LaunchError, Launcher};
 use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
 use crate::sandbox::protect::{Guard, ProtectError};
 use crate::sys::cgroup::Cgroups;
-use crate::sys::{landlock, process};
+use crate::sys::process;
 use crate::task::Task;
 
 /// Why nothing can be supervised.
@@ -51,6 +52,8 @@ pub enum StartError {
     Folder { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Protect(#[from] ProtectError),
+    #[error("{}", not_enforced(lacking))]
+    NotEnforced { lacking: Vec<Control> },
     #[error("could not start the sandbox")]
     Sandbox(#[from] SandboxError),
     #[error("the network rule {rule} names no host")]
@@ -185,6 +188,11 @@ impl Supervisor {
                 })??
             };
             crash::point("task: protected names are held");
+            let controls = enforced(&task, &self.cgroups, &guard.protected.gaps);
+            let lacking: Vec<Control> = enforcement::lacking(&controls, &task).into_iter().cloned().collect();
+            if !lacking.is_empty() {
+                return Err(StartError::NotEnforced { lacking });
+            }
             let plan = plan_with(&task, &image, inside.env)
                 .with_files(inside.files)
                 .with_protected(&guard.protected);
@@ -196,26 +204,34 @@ impl Supervisor {
                 Sandbox::start(&self.machinery, plan, place, &task.runtime).await?,
                 guard,
                 inside.inspection,
+                controls,
             ))
         };
         let failed = async |error: StartError| {
-            let event = Event::TaskFinished {
-                outcome: TaskOutcome::Failed,
-                reason: Some(error.to_string()),
-                wall_seconds: begun.elapsed().as_secs_f64(),
-                execs: 0,
-                refused: 0,
-                usage: Usage::NONE,
-                network_bytes_sent: None,
-                network_bytes_received: None,
-                left_files: Vec::new(),
+            let event = match &error {
+                StartError::NotEnforced { lacking } => Event::TaskRefused {
+                    name: task.name.clone(),
+                    reasons: lacking.iter().map(enforcement::describe).collect(),
+                    identity: self.identity.clone(),
+                },
+                _ => Event::TaskFinished {
+                    outcome: TaskOutcome::Failed,
+                    reason: Some(error.to_string()),
+                    wall_seconds: begun.elapsed().as_secs_f64(),
+                    execs: 0,
+                    refused: 0,
+                    usage: Usage::NONE,
+                    network_bytes_sent: None,
+                    network_bytes_received: None,
+                    left_files: Vec::new(),
+                },
             };
             // Where the journal is what failed, there is nobody to tell but the caller.
             let _ = self.journal.append(entry(event)).await;
             let _ = fs::remove_dir_all(&folder);
             error
         };
-        let (sandbox, guard, inspection) = match started.await {
+        let (sandbox, guard, inspection, controls) = match started.await {
             Ok(started) => started,
             Err(error) => return Err(failed(error).await),
         };
@@ -273,9 +289,7 @@ impl Supervisor {
             start_seconds: begun.elapsed().as_secs_f64(),
         };
         let started = self.journal.submit(entry(event));
-        let enforced = self.journal.submit(entry(Event::SandboxEnforced {
-            controls: enforcement(&task, &self.cgroups, &guard.protected.gaps),
-        }));
+        let enforced = self.journal.submit(entry(Event::SandboxEnforced { controls }));
         let recorded = async {
             started.await?;
             enforced.await
@@ -304,6 +318,22 @@ impl Supervisor {
         tokio::spawn(live.clone().drive(proxy, guard, lock, folder.clone()));
         Ok(TaskHandle { live, folder })
     }
+}
+
+/// How far each guarantee is kept for a task on this machine. `gaps` are what the look at its roots found.
+pub fn enforced(task: &Task, cgroups: &Cgroups, gaps: &[String]) -> Vec<Control> {
+    Facts::of_machine(cgroups, gaps).controls(|guarantee| enforcement::has_limit(task, guarantee))
+}
+
+/// Why a task is refused, control by control, and how to go on.
+fn not_enforced(lacking: &[Control]) -> String {
+    let lines: Vec<String> = lacking.iter().map(enforcement::describe).collect();
+    let names: Vec<String> = lacking.iter().map(|control| format!("{:?}", control.control)).collect();
+    format!(
+        "refused: {}\nto go on without: accept_partial = [{}] in the task spec, or --accept-partial",
+        lines.join("\n"),
+        names.join(", ")
+    )
 }
 
 /// The isolation that a task of this process gets.
@@ -343,70 +373,4 @@ fn make_task_folder(folder: &Path, task: &Task) -> io::Result<fs::File> {
     fs::write(new.join("task.json"), about.to_string())?;
     fs::rename(&new, folder)?;
     Ok(lock)
-}
-
-/// What is really enforced. Every step of the setup either succeeds or ends the sandbox before it runs anything, so what was asked of
-/// the kernel holds in full; limits are what the machine's cgroups can give.
-fn enforcement(task: &Task, cgroups: &Cgroups, gaps: &[String]) -> Vec<Control> {
-    let full = |control: &str| Control {
-        control: control.to_owned(),
-        enforced: Enforced::Full,
-        reason: None,
-    };
-    let mut controls: Vec<_> = [
-        "namespaces",
-        "mounts",
-        "network",
-        "capabilities",
-        "no_new_privs",
-        "seccomp",
-        "masked_paths",
-        "environment",
-        "descriptors",
-        "keyring",
-        "limit.disk",
-    ]
-    .map(full)
-    .to_vec();
-    let isolated = landlock::version().is_ok_and(|version| version >= 2);
-    controls.push(Control {
-        control: "exec_isolation".to_owned(),
-        enforced: if isolated { Enforced::Full } else { Enforced::Partial },
-        reason: (!isolated).then(|| {
-            "this kernel has no Landlock of version 2, so commands of one task can read each other's environment, memory and descriptors"
-                .to_owned()
-        }),
-    });
-    controls.push(Control {
-        control: "protected_names".to_owned(),
-        enforced: if gaps.is_empty() {
-            Enforced::Full
-        } else {
-            Enforced::Partial
-        },
-        reason: (!gaps.is_empty()).then(|| gaps.join("; ")),
-    });
-    let can = cgroups.controls();
-    let limits = [
-        ("limit.memory", can.memory, task.limits.memory.is_some()),
-        ("limit.cpus", can.cpu, task.limits.cpus.is_some()),
-        ("limit.pids", can.pids, task.limits.pids.is_some()),
-    ];
-    for (control, can, asked) in limits {
-        if asked {
-            let reason = (!can).then(|| {
-                cgroups
-                    .why
-                    .clone()
-                    .unwrap_or_else(|| "the controller is not there".to_owned())
-            });
-            let enforced = if can { Enforced::Full } else { Enforced::None };
-            controls.push(Control {
-                control: control.to_owned(),
-                enforced,
-                reason,
-            });
-        }
-    }
-    controls
 }

@@ -31,7 +31,7 @@ use crate::policy::TtySize;
 use crate::task::{ImageRef, Runtime};
 
 pub use crate::exec::stream::ExecEvents;
-pub use driver::{StartError, Supervisor, SupervisorError, plan};
+pub use driver::{StartError, Supervisor, SupervisorError, enforced, plan};
 
 /// A live task. Cheap to clone; dropping all handles does not end the task.
 #[derive(Clone)]

@@ -91,6 +91,8 @@ pub struct Cgroups {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 pub struct Controls {
     pub memory: bool,
+    /// Memory with swap: counted, or there is none.
+    pub swap: bool,
     pub cpu: bool,
     pub pids: bool,
     pub io: bool,
@@ -227,6 +229,8 @@ impl Cgroups {
                 let has = |name| list.split_whitespace().any(|one| one == name);
                 Controls {
                     memory: has("memory"),
+                    // Without `memory.swap.max` the kernel has no swap at all (CONFIG_SWAP), or does not count it.
+                    swap: tree.base.join("memory.swap.max").exists() || !has_swap(),
                     cpu: has("cpu"),
                     pids: has("pids"),
                     io: has("io"),
@@ -234,6 +238,7 @@ impl Cgroups {
             }
             None => Controls {
                 memory: has(TreeKind::Memory),
+                swap: counts_swap_v1(&trees) || !has_swap(),
                 cpu: has(TreeKind::Cpu),
                 pids: has(TreeKind::Pids),
                 io: has(TreeKind::Blkio),
@@ -413,6 +418,18 @@ fn v2_candidates(root: &Path, own: &str) -> Vec<PathBuf> {
             .map(Path::to_owned),
     );
     candidates
+}
+
+fn counts_swap_v1(trees: &[Tree]) -> bool {
+    let memory = trees.iter().find(|tree| tree.kind == TreeKind::Memory);
+    // The folder of ours may not be there yet; what is beside it has the same files.
+    let above = memory.and_then(|tree| tree.base.parent());
+    above.is_some_and(|folder| folder.join("memory.memsw.limit_in_bytes").exists())
+}
+
+/// Whether the machine has swap in use: /proc/swaps has a line of titles and a line an area.
+fn has_swap() -> bool {
+    fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
 }
 
 fn set_limits(kind: TreeKind, folder: &Path, caps: Caps) -> io::Result<()> {

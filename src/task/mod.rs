@@ -1,6 +1,7 @@
 //! WHAT runs. [`spec::TaskSpec`] is what a caller asks for, as it stands in a file or on a command line; [`Task`] is what
 //! `config::admit` made of it after the requirements were applied. Nothing else makes a `Task`, and everything below takes one.
 
+mod guarantee;
 pub mod limits;
 pub mod spec;
 
@@ -13,6 +14,7 @@ use serde::Serialize;
 use crate::document::Word;
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
+pub use guarantee::Guarantee;
 use limits::Limits;
 
 /// A task that was admitted: every value parsed, every path absolute, every requirement met.
@@ -32,6 +34,10 @@ pub struct Task {
     pub env: BTreeMap<String, String>,
     pub secrets: BTreeMap<String, Secret>,
     pub limits: Limits,
+    /// Limits that the spec, a file of configuration or the requirements name: they must be kept in full.
+    pub named_limits: Vec<Guarantee>,
+    /// Guarantees that the task does without, in part or whole, where the machine cannot give them.
+    pub accept_partial: Vec<Guarantee>,
     pub network: Network,
     pub gate: Gate,
     /// What a token says of who asked, where the admin's requirements name its issuer.

@@ -15,8 +15,8 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema};
 
 use super::limits::{Bytes, parse_time};
-use super::{Backend, GitMode, NetworkMode, Reviewer, Unknown, Unmatched, User, WhoApproves};
-use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, read_file};
+use super::{Backend, GitMode, Guarantee, NetworkMode, Reviewer, Unknown, Unmatched, User, WhoApproves};
+use crate::document::{Document, Fault, Faults, Origin, Sited, Table, Value, Word as _, read_file};
 use crate::path::SandboxPath;
 
 pub use flags::Overrides;
@@ -50,6 +50,9 @@ pub struct TaskSpec {
     pub backend: Option<Sited<Backend>>,
     /// `builtin`, or an OCI runtime by name or path; with the docker backend the name of one of its runtimes.
     pub runtime: Option<Sited<String>>,
+    /// Guarantees that the task may run without where the machine cannot give them in full; else it is refused. Added to those of
+    /// lower layers; an empty list accepts nothing, whatever they say.
+    pub accept_partial: Option<Vec<Sited<Guarantee>>>,
     #[schemars(default)]
     pub writable_roots: Vec<WritableRoot>,
     #[schemars(default)]
@@ -205,6 +208,11 @@ impl TaskSpec {
             user: self.user.or(below.user),
             backend: self.backend.or(below.backend),
             runtime: self.runtime.or(below.runtime),
+            accept_partial: match self.accept_partial {
+                Some(list) if list.is_empty() => Some(list),
+                Some(list) => Some(joined(below.accept_partial.unwrap_or_default(), list)),
+                None => below.accept_partial,
+            },
             writable_roots: joined(below.writable_roots, self.writable_roots),
             readable_roots: joined(below.readable_roots, self.readable_roots),
             env: below.env.into_iter().chain(self.env).collect(),
@@ -307,6 +315,10 @@ pub(crate) fn read_spec(root: &Table<'_>) -> TaskSpec {
         user: root.word("user"),
         backend: root.word("backend"),
         runtime: root.parsed("runtime", |text| plain(text, 4096)),
+        accept_partial: root.value("accept_partial").and_then(|value| {
+            let words = value.list()?;
+            Some(words.iter().filter_map(|word| word.parsed(Guarantee::read)).collect())
+        }),
         writable_roots: root.tables("writable_roots").iter().filter_map(writable_root).collect(),
         readable_roots: root.tables("readable_roots").iter().filter_map(readable_root).collect(),
         env: root.table("env").map(env).unwrap_or_default(),

@@ -2,6 +2,7 @@
 
 mod approvals;
 mod help;
+mod image;
 mod run;
 mod secret;
 mod task;

@@ -1,5 +1,6 @@
 //! A task of the built program, driven over lines of JSON, for each test its own.
 
+use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -26,6 +27,15 @@ impl Caller {
             Caller::Root => "oci/builtin, root",
             Caller::Ordinary => "oci/builtin, user",
             Caller::Runc => "oci/runc, root",
+        }
+    }
+}
+
+impl Caller {
+    pub fn runtime(self) -> &'static str {
+        match self {
+            Caller::Root | Caller::Ordinary => "builtin",
+            Caller::Runc => "runc",
         }
     }
 }
@@ -175,25 +185,21 @@ impl Place {
             text = text.replacen("version = 1\n", "version = 1\nruntime = \"runc\"\n", 1);
         }
         std::fs::write(&file, text).unwrap();
-        let mut child = self
-            .command(&self.program())
+        let mut command = self.command(&self.program());
+        command
             .arg("run")
             .arg(&file)
             .args(["--stdio", "--quiet"])
             .env("ACC_CANARY", "ACC_CANARY_VALUE")
-            .env("SECRET_TOKEN", "ACC_CANARY_VALUE")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let input = child.stdin.take().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        Jail {
-            child,
-            input: Some(input),
-            output,
-            next: 0,
-        }
+            .env("SECRET_TOKEN", "ACC_CANARY_VALUE");
+        Jail::of(command)
+    }
+
+    /// A task that a shell script starts, in the work folder; it ends in `belljar run … --stdio`.
+    pub fn start_by(&self, script: &str) -> Jail {
+        let mut command = self.command(Path::new("/bin/sh"));
+        command.args(["-ec", script]).current_dir(self.work());
+        Jail::of(command)
     }
 }
 
@@ -202,7 +208,23 @@ pub struct Jail {
     pub child: Child,
     input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
+    unread: VecDeque<Value>,
     next: u64,
+}
+
+impl Jail {
+    fn of(mut command: Command) -> Jail {
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let input = child.stdin.take().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        Jail {
+            child,
+            input: Some(input),
+            output,
+            unread: VecDeque::new(),
+            next: 0,
+        }
+    }
 }
 
 /// What a command came to.
@@ -243,18 +265,29 @@ impl Jail {
         self.finish(&exec)
     }
 
-    /// Starts a command and returns its id once it runs.
+    /// Starts a command and returns its id once it runs, or has run.
     pub fn begin(&mut self, params: Value) -> String {
+        let shown = params.to_string();
+        self.try_begin(params)
+            .unwrap_or_else(|| panic!("{shown} was not taken"))
+    }
+
+    /// The same for a request that may be refused as such.
+    pub fn try_begin(&mut self, params: Value) -> Option<String> {
         self.next += 1;
         let id = self.next;
         self.send(&json!({"id": id, "method": "exec.start", "params": params}));
         let answer = self.until(|message| message["id"] == id);
-        let exec = answer["result"]["id"].as_str();
-        let exec = exec
-            .unwrap_or_else(|| panic!("{answer} is no answer to a start"))
-            .to_owned();
-        self.until(|message| message["params"]["exec"] == exec.as_str() && message["params"]["type"] == "started");
-        exec
+        let exec = answer["result"]["id"].as_str()?.to_owned();
+        let begun = self.until(|message| {
+            let kind = &message["params"]["type"];
+            message["params"]["exec"] == exec.as_str() && (kind == "started" || kind == "ended")
+        });
+        // One that ended before it was said to have started; its end is for whoever waits for it.
+        if begun["params"]["type"] == "ended" {
+            self.unread.push_front(begun);
+        }
+        Some(exec)
     }
 
     /// Waits for one line of output of a running command.
@@ -294,7 +327,11 @@ impl Jail {
         writeln!(self.input.as_mut().unwrap(), "{message}").unwrap();
     }
 
+    /// The next message of a kind. Others stay for whoever waits for them: events may come before the answer to a start.
     fn until(&mut self, wanted: impl Fn(&Value) -> bool) -> Value {
+        if let Some(at) = self.unread.iter().position(&wanted) {
+            return self.unread.remove(at).unwrap();
+        }
         loop {
             let mut line = String::new();
             let read = self.output.read_line(&mut line).unwrap();
@@ -303,6 +340,7 @@ impl Jail {
             if wanted(&message) {
                 return message;
             }
+            self.unread.push_back(message);
         }
     }
 

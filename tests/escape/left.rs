@@ -201,3 +201,25 @@ fn what_a_repositorys_settings_lead_to_is_protected() {
         jail.end();
     }
 }
+
+#[test]
+fn a_rebase_that_was_left_half_way_runs_nothing_outside() {
+    for caller in callers() {
+        let place = Place::new(caller);
+        place.on_host("git init -q -b main . && git config user.name t && git config user.email t@example.org && echo a > a && git add a && git commit -qm one && echo b > a && git commit -qam two");
+        let mut jail = place.start("");
+        let ran = jail.sh(
+            "cd /workspace; export GIT_COMMITTER_NAME=a GIT_COMMITTER_EMAIL=a@example.org
+             GIT_SEQUENCE_EDITOR='printf \"break\\nexec touch RAN\\n\" >' git rebase -q -i HEAD~1; cat .git/rebase-merge/git-rebase-todo",
+        );
+        assert!(ran.stdout.contains("exec touch RAN"), "{}{}", ran.stdout, ran.stderr);
+        jail.end();
+        assert_eq!(
+            left_files(&place),
+            ["rebase that runs something, disarmed: /workspace/.git/rebase-merge/git-rebase-todo"]
+        );
+        place.on_host("git rebase --continue > /dev/null 2>&1 || true");
+        assert_eq!(place.on_host("find . -name RAN"), "");
+        row("a rebase left half-way", caller, "disarmed");
+    }
+}

@@ -10,17 +10,25 @@
 //! | network past the proxy | a net namespace with loopback only, socket families | `probes`: NET, SOC |
 //! | using up the machine | cgroup limits, capped file systems, resource limits | `probes`: RES |
 //! | looking into other execs, killing what watches over one | a Landlock domain a slot, nothing dumpable | `neighbours` |
+//! | the faults of other sandboxes: inherited descriptors, typing into the terminal, remounts, `/proc/PID/exe`, exotic sockets, swapped roots | `close_range`, seccomp, locked mounts, `openat2` without links | `cves` |
+//! | images that lead their runtime astray | every path below the root is opened within it | `images` |
+//! | what shows only from outside: floods, leftovers, names that terminals act on | limits, namespaces, escaping | `lifecycle` |
 //! | what the host's tools obey later: hooks, settings, agents', editors' and shells' files, there or not yet | mounts over names and their parents | `protected` |
 //! | files that come back: set-id bits, FIFOs, sockets, repositories and links that git outside would follow | looked at and disarmed when the task is over | `left` |
+//! | a promise that this machine cannot keep | each guarantee is looked at before the start; the task is refused | `enforced` |
 //! | the host's environment and sockets | nothing is inherited or mounted | `probes`: ENV, SOC |
 //!
 //! What is no boundary: processes of one task see each other's names and arguments and may signal one another, for they are one
 //! user's, as on a host; only memory, environment and descriptors are closed between execs.
 //!
-//! `cargo test --test escape -- --nocapture --test-threads=1` prints a row an attack, `| attack | backend | result |`.
+//! `make escape` prints a row an attack, `| attack | backend | result |`.
 
+mod cves;
+mod enforced;
+mod images;
 mod jail;
 mod left;
+mod lifecycle;
 mod neighbours;
 mod probes;
 mod protected;

@@ -30,6 +30,8 @@ fn furnish(place: &Place) {
     place.on_host(
         "git init -q -b main . && git config user.name t && git config user.email t@example.org
          echo one > file && git add file && git commit -qm one
+         printf '#!/bin/sh\\nexit 0\\n' > .git/hooks/pre-commit && chmod +x .git/hooks/pre-commit
+         mkdir .vscode && echo '{}' > .vscode/tasks.json && echo 'export A=b' > .envrc
          mkdir nogit",
     );
 }
@@ -39,6 +41,7 @@ fn start(place: &Place) -> Jail {
     let work = place.work();
     place.start_spec(&format!(
         "version = 1\nname = \"escape\"\nworkdir = \"/workspace\"\n\
+         accept_partial = [\"exec_isolation\", \"limit.memory\", \"limit.pids\"]\n\
          [limits]\ndisk = \"256MiB\"\npids = 128\nmemory = \"1GiB\"\n\
          [[writable_roots]]\nhost = {work:?}\npath = \"/workspace\"\n\
          [[writable_roots]]\nhost = {nogit:?}\npath = \"/workspace/nogit\"\n"
@@ -84,16 +87,22 @@ fn judge(probe: &Probe, ran: &Ran) -> Result<(), String> {
     starts(&["BLOCKED"])
 }
 
+/// Every name that the probes go for, and what stands in it.
+const WITNESS: &str = "git config --list --local; ls -A . .git .git/hooks nogit .vscode; git status --porcelain; sha256sum .git/config .git/hooks/* .vscode/* .envrc";
+
+/// The command of one probe.
+pub fn command_of(id: &str) -> String {
+    let mut all = probes("lifecycle").into_iter();
+    all.find(|probe| probe.id == id).unwrap().command
+}
+
 fn run_all(caller: Caller) {
     let place = Place::new(caller);
     furnish(&place);
-    let before = place.on_host("git config --list --local; ls -A . .git .git/hooks; git status --porcelain");
+    let before = place.on_host(WITNESS);
     let mut jail = start(&place);
     let mut faults = Vec::new();
-    for probe in probes("exec")
-        .into_iter()
-        .filter(|probe| probe.category != "protected path")
-    {
+    for probe in probes("exec") {
         let needs: Vec<_> = probe.needs.iter().filter(|need| *need != "python3").collect();
         assert!(needs.is_empty(), "{}: this harness has no {needs:?}", probe.id);
         let ran = match probe.shell.as_str() {
@@ -113,7 +122,7 @@ fn run_all(caller: Caller) {
     }
     jail.end();
     place.on_host("rm -rf many .acc-im");
-    let after = place.on_host("git config --list --local; ls -A . .git .git/hooks; git status --porcelain");
+    let after = place.on_host(WITNESS);
     if before != after {
         faults.push(format!("the host's folder changed:\n{before}\n{after}"));
     }

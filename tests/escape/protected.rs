@@ -83,6 +83,14 @@ const ATTACKS: &[(&str, &str)] = &[
     ),
     ("git remote add", "git remote add evil 'ext::sh -c x'"),
     (
+        "a remote of the old kind",
+        "mkdir -p .git/remotes && echo 'URL: /tmp' > .git/remotes/origin",
+    ),
+    (
+        "a branch of the old kind",
+        "mkdir -p .git/branches && echo /tmp > .git/branches/x",
+    ),
+    (
         "git init over it",
         "mkdir -p t/hooks && echo x > t/hooks/evil && git init -q --template=$PWD/t && test -e .git/hooks/evil",
     ),
@@ -92,6 +100,10 @@ const ATTACKS: &[(&str, &str)] = &[
         "echo x > .claude/settings.local.json",
     ),
     ("rename .claude", "mv .claude c"),
+    (
+        "make .belljar/config.toml",
+        "mkdir -p .belljar && echo x > .belljar/config.toml",
+    ),
     ("make .codex", "mkdir .codex/x"),
     ("replace .codex by a symlink", "rmdir .codex; ln -s /tmp .codex"),
     ("make .mcp.json", "echo '{}' > .mcp.json"),

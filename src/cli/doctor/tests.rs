@@ -58,3 +58,25 @@ fn no_cgroups_are_said_with_their_reason() {
     );
     assert!(findings[1..].iter().all(|finding| finding.enforced == Enforced::None));
 }
+
+#[test]
+fn every_guarantee_is_told_and_one_whose_step_fails_is_none() {
+    let cgroups = Cgroups::none("read-only");
+    let facts = Facts {
+        cgroups: &cgroups,
+        gaps: &[],
+        landlock: Some(3),
+    };
+    let trials = Trials {
+        seccomp: Some("could not load the filter: Invalid argument".to_owned()),
+        ..Trials::default()
+    };
+    let guarantees = guarantees(&trials, &facts);
+    assert_eq!(guarantees.len(), Guarantee::all().count());
+    let none: Vec<_> = guarantees
+        .iter()
+        .filter(|control| control.enforced == Enforced::None)
+        .map(|control| control.control.as_str())
+        .collect();
+    assert_eq!(none, ["seccomp", "sockets", "limit.memory", "limit.cpus"]);
+}

@@ -43,6 +43,9 @@ impl Requirements {
         fill(&mut spec.gate.unmatched, &self.unmatched);
         fill(&mut spec.gate.reviewer, &self.reviewers);
         fill(&mut spec.gate.approvers, &self.approvers);
+        if let (Some(accepted), Some(allowed)) = (&mut spec.accept_partial, &self.accept_partial) {
+            accepted.retain(|one| !is_built_in(&one.origin) || allowed.value.contains(&one.value));
+        }
         cap(&mut spec.limits.memory, &self.memory);
         cap(&mut spec.limits.cpus, &self.cpus);
         cap(&mut spec.limits.pids, &self.pids);
@@ -93,6 +96,19 @@ impl Requirements {
         found.word("gate.approvers", &spec.gate.approvers, &self.approvers);
         if asked.mode == NetworkMode::Proxy {
             found.word("network.unknown", &spec.network.unknown, &self.unknown);
+        }
+        if let Some(allowed) = &self.accept_partial {
+            let words: Vec<String> = allowed.value.iter().map(|word| word.word().to_owned()).collect();
+            let asked = spec.accept_partial.iter().flatten();
+            for one in asked.filter(|one| !allowed.value.contains(&one.value)) {
+                found.note(
+                    &one.origin,
+                    "accept_partial",
+                    quoted(one.value),
+                    &words,
+                    &allowed.origin,
+                );
+            }
         }
         found.limit("limits.memory", &spec.limits.memory, &self.memory, Bytes::to_string);
         found.limit("limits.cpus", &spec.limits.cpus, &self.cpus, f64::to_string);

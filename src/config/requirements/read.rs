@@ -21,6 +21,7 @@ pub(super) fn from_toml(text: &str, file: &str) -> Result<Requirements, Faults> 
             demands.runtimes = texts(&table, "runtimes", plain);
             demands.images = texts(&table, "images", plain);
             demands.users = words(&table, "users");
+            demands.accept_partial = words_or_none(&table, "accept_partial");
         }
         if let Some(table) = root.table("roots") {
             demands.writable = folders(&table, "writable");
@@ -200,16 +201,21 @@ fn texts_or_none(
 
 fn words<T: Word>(table: &Table<'_>, key: &'static str) -> Option<Sited<Vec<T>>> {
     let value: Value<'_> = table.value(key)?;
-    let list: Vec<T> = value
-        .list()?
-        .iter()
-        .filter_map(|word| word.parsed(T::read))
-        .map(|word| word.value)
-        .collect();
     if value.list()?.is_empty() {
         value.fault("an empty list would refuse every task");
     }
-    Some(Sited::new(list, value.origin()))
+    words_of(&value)
+}
+
+/// A list whose emptiness means something: nothing is accepted.
+fn words_or_none<T: Word>(table: &Table<'_>, key: &'static str) -> Option<Sited<Vec<T>>> {
+    words_of(&table.value(key)?)
+}
+
+fn words_of<T: Word>(value: &Value<'_>) -> Option<Sited<Vec<T>>> {
+    let list = value.list()?;
+    let words = list.iter().filter_map(|word| word.parsed(T::read));
+    Some(Sited::new(words.map(|word| word.value).collect(), value.origin()))
 }
 
 fn folders(table: &Table<'_>, key: &'static str) -> Option<Sited<Vec<String>>> {

@@ -6,7 +6,7 @@ use crate::config::tests::Place;
 use crate::path::SandboxPath;
 use crate::policy::{Command, Policy, Stdin, Verdict};
 use crate::task::limits::Bytes;
-use crate::task::{Backend, GitMode, ImageRef, Methods, NetworkMode, Reviewer, Unknown, Unmatched};
+use crate::task::{Backend, GitMode, Guarantee, ImageRef, Methods, NetworkMode, Reviewer, Unknown, Unmatched};
 
 const EXAMPLE: &str = include_str!("../../../config/requirements.example.toml");
 
@@ -88,19 +88,19 @@ gate = { unmatched = "allow", reviewer = "auto_review", approval_time = "1h" }
 task.toml:3:8: user: "root" is not allowed, only "agent" (/etc/requirements.toml:14:9)
 task.toml:4:11: backend: "docker" is not allowed, only "oci" (/etc/requirements.toml:11:12)
 task.toml:5:11: runtime: "crun" is not allowed, only "builtin", "runc" (/etc/requirements.toml:12:12)
-task.toml:6:28: writable_roots[0].git: "open" is not allowed, only "safe", "read-only" (/etc/requirements.toml:20:7)
-task.toml:6:28: writable_roots[0].host: "/work" would open "/work/secrets", which /etc/requirements.toml:19:10 denies
-task.toml:6:71: writable_roots[1].host: "/elsewhere" is not allowed, only "/work" (/etc/requirements.toml:17:12)
-task.toml:7:21: limits.memory: 9GiB is more than the 8GiB that /etc/requirements.toml:23:10 allows
-task.toml:7:36: limits.cpus: 5 is more than the 4 that /etc/requirements.toml:24:8 allows
-task.toml:7:46: limits.pids: 5000 is more than the 4096 that /etc/requirements.toml:25:8 allows
-task.toml:7:64: limits.task_time: 32400s is more than the 28800s that /etc/requirements.toml:27:13 allows
-task.toml:8:48: network.allow: "evil.example" is not allowed, only "*.packages.example.net" (/etc/requirements.toml:34:9)
-task.toml:8:75: network.unknown: "ask" is not allowed, only "deny" (/etc/requirements.toml:36:11)
-task.toml:9:22: gate.unmatched: "allow" is not allowed, only "ask", "deny" (/etc/requirements.toml:42:13)
+task.toml:6:28: writable_roots[0].git: "open" is not allowed, only "safe", "read-only" (/etc/requirements.toml:21:7)
+task.toml:6:28: writable_roots[0].host: "/work" would open "/work/secrets", which /etc/requirements.toml:20:10 denies
+task.toml:6:71: writable_roots[1].host: "/elsewhere" is not allowed, only "/work" (/etc/requirements.toml:18:12)
+task.toml:7:21: limits.memory: 9GiB is more than the 8GiB that /etc/requirements.toml:24:10 allows
+task.toml:7:36: limits.cpus: 5 is more than the 4 that /etc/requirements.toml:25:8 allows
+task.toml:7:46: limits.pids: 5000 is more than the 4096 that /etc/requirements.toml:26:8 allows
+task.toml:7:64: limits.task_time: 32400s is more than the 28800s that /etc/requirements.toml:28:13 allows
+task.toml:8:48: network.allow: "evil.example" is not allowed, only "*.packages.example.net" (/etc/requirements.toml:35:9)
+task.toml:8:75: network.unknown: "ask" is not allowed, only "deny" (/etc/requirements.toml:37:11)
+task.toml:9:22: gate.unmatched: "allow" is not allowed, only "ask", "deny" (/etc/requirements.toml:43:13)
 task.toml:9:42: gate.reviewer: "auto_review" is not allowed, only "user" (/etc/codex.toml:1:31)
-task.toml:9:42: gate.reviewer: "auto_review" is not allowed, only "user" (/etc/requirements.toml:43:13)
-task.toml:9:73: gate.approval_time: 3600s is more than the 1800s that /etc/requirements.toml:30:17 allows"#;
+task.toml:9:42: gate.reviewer: "auto_review" is not allowed, only "user" (/etc/requirements.toml:44:13)
+task.toml:9:73: gate.approval_time: 3600s is more than the 1800s that /etc/requirements.toml:31:17 allows"#;
     assert_eq!(violations(&place, spec), expected);
 }
 
@@ -385,6 +385,32 @@ fn git_modes_of_roots_are_held_to_the_demands() {
         .admit("writable_roots = [{ host = \".\", path = \"/w\", git = \"read-only\" }]")
         .unwrap();
     assert_eq!(task.roots[0].git, GitMode::ReadOnly);
+}
+
+#[test]
+fn what_a_task_may_do_without_is_the_admins_to_say() {
+    let place = Place::new();
+    assert_eq!(place.admit("").unwrap().accept_partial, [Guarantee::ExecIsolation]);
+    let task = place
+        .admit("accept_partial = [\"limit.memory\"]\n[limits]\nmemory = \"1GiB\"\n")
+        .unwrap();
+    assert_eq!(task.accept_partial, [Guarantee::ExecIsolation, Guarantee::Memory]);
+    assert_eq!(task.named_limits, [Guarantee::Memory]);
+    assert_eq!(place.admit("accept_partial = []").unwrap().accept_partial, []);
+
+    let demands = "version = 1\ntask = { accept_partial = [] }\nlimits = { pids = 100 }\n";
+    place.write("etc/requirements.toml", demands);
+    let task = place.admit("").unwrap();
+    // Only the built-in configuration had accepted it, and the cap is a limit that somebody has named.
+    assert_eq!(
+        (task.accept_partial, task.named_limits),
+        (vec![], vec![Guarantee::Pids])
+    );
+    assert_eq!(
+        violations(&place, "accept_partial = [\"limit.memory\", \"seccomp\"]"),
+        "task.toml:2:19: accept_partial: \"limit.memory\" is not allowed, only nothing (/etc/requirements.toml:2:27)\n\
+         task.toml:2:35: accept_partial: \"seccomp\" is not allowed, only nothing (/etc/requirements.toml:2:27)"
+    );
 }
 
 #[test]

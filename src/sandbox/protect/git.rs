@@ -59,6 +59,10 @@ impl Walk<'_> {
         self.fix(&path.join("commondir"), Stand::Dot)?;
         self.fix(&path.join("gitdir"), Stand::Empty)?;
         self.fix(&path.join("hooks"), Stand::Folder)?;
+        // Remotes as they were written before there were settings for them (gitrepository-layout(5)): git still fetches from
+        // and pushes to what stands there.
+        self.fix(&path.join("remotes"), Stand::Folder)?;
+        self.fix(&path.join("branches"), Stand::Folder)?;
         self.pin_folder(&path.join("info"))?;
         self.fix(&path.join("info/attributes"), Stand::Empty)?;
         self.pin_folder(&path.join("objects"))?;

@@ -33,30 +33,48 @@ use crate::task::{Access, Root};
 pub use place::{Guard, settle_dead};
 
 /// Folders that tools obey, at the top of a root where absent and wherever they are found.
-const FOLDERS: [&str; 10] = [
+///
+/// Not among them, and why: `AGENTS.md` and its kin, `.gitattributes` (its filters and drivers need settings, which are held),
+/// `package.json`, `Makefile`, `.cargo`, `conftest.py`, `build.rs` and whatever else is run by somebody who builds or tests: that is
+/// the work itself, and who runs it outside runs the agent's code knowingly. `protect` of a root holds any of them.
+const FOLDERS: [&str; 16] = [
     ".agents",
+    // belljar's own: what it says holds for the next task of a trusted folder.
+    ".belljar",
     ".claude",
     ".codex",
     ".cursor",
     ".devcontainer",
+    ".gemini",
     ".github/workflows",
     ".husky",
     ".idea",
+    ".kiro",
+    ".opencode",
+    ".roo",
     ".vscode",
     ".windsurf",
+    ".zed",
 ];
 
 /// Files, likewise.
-const FILES: [&str; 18] = [
+const FILES: [&str; 24] = [
     ".bash_login",
+    ".bash_logout",
     ".bash_profile",
     ".bashrc",
+    ".devcontainer.json",
+    ".dir-locals.el",
     ".envrc",
     ".exrc",
+    ".gdbinit",
     ".gitconfig",
     ".gitmodules",
+    // Where git-lfs sends what is pushed, and with whose login.
+    ".lfsconfig",
     ".mcp.json",
     ".npmrc",
+    ".nvim.lua",
     ".pre-commit-config.yaml",
     ".profile",
     ".yarnrc",

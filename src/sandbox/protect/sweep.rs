@@ -126,9 +126,26 @@ impl Sweep<'_> {
                     Err(_) => "link in a repository's folder",
                 }
             }
+            // `git rebase --continue` outside would run what stands there.
+            FileType::RegularFile if self.before.git != GitMode::Open && self.is_armed_todo(folder, name) => {
+                match self.disarm(folder, name) {
+                    Ok(()) => "rebase that runs something, disarmed",
+                    Err(_) => "rebase that runs something",
+                }
+            }
             _ => return,
         };
         self.tell(what, folder.join(name));
+    }
+
+    /// git-rebase(1): a line `exec`, short `x`, is a command for the shell.
+    fn is_armed_todo(&self, folder: &Path, name: &Path) -> bool {
+        let is_todo = folder.ends_with("rebase-merge") && name == Path::new("git-rebase-todo");
+        is_todo
+            && text(self.top, folder.join(name)).is_none_or(|text| {
+                let mut words = text.lines().map(|line| line.split_whitespace().next());
+                words.any(|word| matches!(word, Some("exec" | "x")))
+            })
     }
 
     /// A repository whose settings nobody inside could change; where all of it was read-only, with those in it.

@@ -14,6 +14,8 @@ pub struct Overrides {
     pub user: Option<String>,
     pub backend: Option<String>,
     pub runtime: Option<String>,
+    /// Beside what the spec accepts.
+    pub accept_partial: Vec<String>,
     pub workdir: Option<String>,
     /// `HOST[:PATH]`. Without a path the first one is `/workspace`, and so the folder where commands start; any other has the
     /// same path as outside.
@@ -64,6 +66,10 @@ impl TaskSpec {
             user: flag.one("--user", flags.user, User::read),
             backend: flag.one("--backend", flags.backend, Backend::read),
             runtime: flag.one("--runtime", flags.runtime, |text| plain(text, 4096)),
+            accept_partial: match flags.accept_partial {
+                none if none.is_empty() => None,
+                some => Some(flag.all("--accept-partial", some, Guarantee::read)),
+            },
             env: flag.env(flags.env),
             limits: LimitsSpec {
                 memory: flag.one("--memory", flags.memory, memory),

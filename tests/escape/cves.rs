@@ -1,0 +1,285 @@
+//! Attacks of the kind that broke other sandboxes, each by the number or name of the fault that it tries.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::json;
+
+use crate::jail::{Caller, Place, Ran, callers, row};
+
+fn blocked(attack: &str, caller: Caller, ran: &Ran) {
+    row(attack, caller, ran.last_line().split(' ').next().unwrap_or(""));
+    assert_eq!(
+        ran.last_line(),
+        "BLOCKED",
+        "{caller:?}: {attack}: {}{}",
+        ran.stdout,
+        ran.stderr
+    );
+}
+
+/// CVE-2024-21626, CVE-2026-41579's kin: descriptors that the caller holds, and folders of work that lead through them.
+#[test]
+fn no_descriptor_of_the_host_is_a_way_out() {
+    for caller in callers() {
+        let place = Place::new(caller);
+        place.on_host("echo HOSTCANARY > ../canary; mkdir deep; echo HOSTCANARY > deep/own");
+        let program = place.program();
+        // Neither marked to be closed at exec, as careless callers leave them.
+        let script = format!(
+            "exec 7<../canary 8<.. 9<deep; exec {} run --quiet --runtime {} --write {} --stdio",
+            program.display(),
+            caller.runtime(),
+            place.work().join("deep").display()
+        );
+        let mut jail = place.start_by(&script);
+        let ran = jail.sh(
+            "cat <&7 2>/dev/null; cat <&8 2>/dev/null; for fd in /proc/self/fd/*; do readlink $fd; cat $fd/canary $fd/../canary 2>/dev/null; done
+             for fd in $(seq 0 40); do (cd /proc/self/fd/$fd && cat canary ../canary ../../canary) 2>/dev/null; done; true",
+        );
+        assert!(!ran.stdout.contains("HOSTCANARY"), "{}", ran.stdout);
+        let place_name = place.path().display().to_string();
+        assert!(!ran.stdout.contains(&place_name), "{}", ran.stdout);
+        for fd in 0..24 {
+            for path in [format!("/proc/self/fd/{fd}"), format!("/proc/self/fd/{fd}/..")] {
+                let exec = jail
+                    .try_begin(json!({"argv": ["sh", "-c", "pwd; cat canary ../canary ../../canary"], "cwd": path}));
+                let Some(exec) = exec else { continue };
+                let ran = jail.finish(&exec);
+                assert!(!ran.stdout.contains("HOSTCANARY"), "{path}: {}", ran.stdout);
+            }
+        }
+        jail.end();
+        row("CVE-2024-21626 descriptors and workdir", caller, "BLOCKED");
+    }
+}
+
+/// CVE-2017-5226, CVE-2023-28100 (TIOCLINUX), CVE-2019-10063 (more than 32 bits of a request): typing into the terminal.
+#[test]
+fn nobody_types_into_the_terminal() {
+    let script = r#"
+import ctypes, fcntl, os
+libc = ctypes.CDLL(None, use_errno=True)
+word = ctypes.create_string_buffer(b"x")
+done = []
+for fd in (0, 1, 2, os.open("/dev/tty", os.O_RDWR)):
+    for request in (0x5412, 0x541c, 0x5412 | 1 << 32, 0x541c | 1 << 32, 0x5412 | 0xffffffff << 32):
+        if libc.syscall(16, ctypes.c_long(fd), ctypes.c_ulong(request), word) == 0:
+            done.append((fd, hex(request)))
+print("EXPOSED" if done else "BLOCKED", *done)
+"#;
+    for caller in callers() {
+        let place = Place::new(caller);
+        let mut jail = place.start("");
+        let exec = jail.begin(json!({"argv": ["python3", "-c", script], "tty": {"rows": 24, "cols": 80}}));
+        let ran = jail.finish(&exec);
+        let ran = Ran {
+            stdout: ran
+                .stdout
+                .replace("BLOCKED \r\n", "BLOCKED\n")
+                .replace("BLOCKED\r\n", "BLOCKED\n"),
+            ..ran
+        };
+        blocked("TIOCSTI and TIOCLINUX", caller, &ran);
+        jail.end();
+    }
+}
+
+/// CVE-2026-46695: what is read-only is made writable again; CVE-2026-47243: or is reached another way.
+#[test]
+fn a_readable_root_stays_so() {
+    let script = r#"
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for flags in (32 | 4096, 32 | 4096 | 16384, 4096, 32):
+    libc.syscall(165, None, b"/readable", None, ctypes.c_ulong(flags), None)
+libc.syscall(442, -100, b"/readable", 0, ctypes.create_string_buffer(b"\0" * 8 + b"\1" + b"\0" * 23), 32)
+done = []
+ways = ["/readable", "/proc/self/root/readable", "/proc/1/root/readable", "/proc/thread-self/root/readable"]
+for way in ways:
+    for act in (lambda: open(way + "/file", "a"), lambda: open(way + "/new", "w"), lambda: os.rename(way + "/file", way + "/other"),
+                lambda: os.link(way + "/file", "/workspace/link"), lambda: os.chmod(way + "/file", 0o777), lambda: os.unlink(way + "/file")):
+        try:
+            act()
+            done.append(way)
+        except OSError:
+            pass
+fd = os.open("/readable", os.O_PATH)
+try:
+    os.open("/proc/self/fd/%d/file" % fd, os.O_WRONLY)
+    done.append("fd")
+except OSError:
+    pass
+print("EXPOSED" if done else "BLOCKED")
+"#;
+    for caller in callers() {
+        let place = Place::new(caller);
+        let readable = place.make_folder("readable");
+        place.on_host("echo same > ../readable/file");
+        let mut jail = place.start(&format!(
+            "[[readable_roots]]\nhost = {readable:?}\npath = \"/readable\"\n"
+        ));
+        blocked("write to a readable root", caller, &jail.python(script));
+        jail.end();
+        assert_eq!(place.on_host("ls ../readable; cat ../readable/file"), "file\nsame\n");
+    }
+}
+
+/// CVE-2019-5736 and its kin: the program that runs the sandbox, reached through /proc.
+#[test]
+fn the_programs_that_watch_cannot_be_changed() {
+    let script = r##"
+import glob, os
+done = []
+open("/workspace/script", "w").write("#!/proc/self/exe\n")
+os.chmod("/workspace/script", 0o755)
+if os.fork() == 0:
+    try:
+        os.execv("/workspace/script", ["script"])
+    except OSError:
+        pass
+    os._exit(0)
+os.wait()
+own = {"/proc/%d" % os.getpid(), "/proc/self", "/proc/thread-self"}
+for folder in glob.glob("/proc/[0-9]*"):
+    if folder in own:
+        continue
+    for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY):
+        try:
+            os.open(folder + "/exe", flags)
+            done.append(folder)
+        except OSError:
+            pass
+    for name in ("mem", "map_files"):
+        try:
+            os.open(folder + "/" + name, os.O_RDWR)
+            done.append(folder)
+        except OSError:
+            pass
+print("EXPOSED" if done else "BLOCKED")
+"##;
+    for caller in callers() {
+        let place = Place::new(caller);
+        let mut jail = place.start("");
+        blocked("CVE-2019-5736 /proc/PID/exe", caller, &jail.python(script));
+        assert_eq!(jail.sh("echo alive").stdout, "alive\n");
+        jail.end();
+    }
+}
+
+/// Kernel faults that were reached by way of sockets and calls that no build needs: CVE-2026-31431 (AF_ALG), CVE-2026-43284 and
+/// CVE-2026-43500 (RxRPC, XFRM), CVE-2026-46300, CVE-2022-0435 (TIPC), SCTP and DCCP, io_uring, userfaultfd, keyrings, user
+/// namespaces. The kernel must not even load their modules.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn exotic_sockets_and_calls_do_not_exist() {
+    let script = r#"
+import ctypes, errno
+libc = ctypes.CDLL(None, use_errno=True)
+done = []
+def absent(name, *call):
+    ctypes.set_errno(0)
+    if libc.syscall(*map(ctypes.c_long, call)) != -1 or ctypes.get_errno() != errno.ENOSYS:
+        done.append("%s: %s" % (name, errno.errorcode.get(ctypes.get_errno(), "done")))
+for family in [0, *range(3, 10), *range(11, 47)]:
+    for kind in (1, 2, 3, 5):
+        absent("family %d" % family, 41, family, kind, 0)
+    absent("pair of family %d" % family, 53, family, 1, 0, 0)
+for family in (2, 10):
+    for kind, protocol in ((3, 0), (3, 1), (3, 255), (5, 0), (5, 132), (1, 132), (1, 262), (6, 33), (2, 33), (2, 115), (2, 136), (1, 115),
+                           (4, 0), (10, 0), (1 | 1 << 32, 132)):
+        absent("inet %d %d" % (kind, protocol), 41, family, kind, protocol)
+calls = dict(io_uring_setup=425, io_uring_enter=426, userfaultfd=323, ptrace=101, unshare=272, setns=308, process_vm_readv=310,
+             process_vm_writev=311, pidfd_getfd=438, memfd_secret=447, keyctl=250, add_key=248, request_key=249, bpf=321,
+             perf_event_open=298, mount=165, umount2=166, clone3=435, open_tree=428, fsopen=430, move_mount=429, fsmount=432,
+             mount_setattr=442, pivot_root=155, chroot=161, kexec_load=246, init_module=175, finit_module=313, open_by_handle_at=304,
+             fanotify_init=300, quotactl=179, acct=163, swapon=167, reboot=169, kcmp=312, process_madvise=440, lookup_dcookie=212,
+             modify_ldt=154, syslog=103, sethostname=170, uselib=134, nfsservctl=180, not_yet_made=600)
+for name, number in calls.items():
+    absent(name, number, 0, 0, 0, 0, 0)
+absent("clone with a user namespace", 56, 0x10000000 | 17, 0, 0, 0, 0)
+print("EXPOSED" if done else "BLOCKED", "; ".join(done))
+"#;
+    for caller in callers() {
+        let place = Place::new(caller);
+        let mut jail = place.start("");
+        let ran = jail.python(script);
+        let ran = Ran {
+            stdout: ran.stdout.trim_end().to_owned(),
+            ..ran
+        };
+        row(
+            "exotic sockets and calls",
+            caller,
+            ran.last_line().split(' ').next().unwrap_or(""),
+        );
+        assert_eq!(ran.last_line(), "BLOCKED", "{caller:?} {}", ran.stderr);
+        // What every program uses is there.
+        let ran = jail.python(
+            "import socket as s\nfor f in (s.AF_INET, s.AF_INET6):\n for k in (s.SOCK_STREAM, s.SOCK_DGRAM):\n  for p in (0, {1: 6, 2: 17}[k]):\n   s.socket(f, k | s.SOCK_NONBLOCK, p)\ns.socketpair()\nprint('all')",
+        );
+        assert_eq!(ran.stdout, "all\n", "{}", ran.stderr);
+        jail.end();
+    }
+}
+
+/// CVE-2025-31133, CVE-2025-52565, CVE-2026-77179, CVE-2026-50549: the path of a root is swapped for a link while it is mounted.
+#[test]
+fn a_root_that_is_swapped_for_a_link_is_mounted_or_refused_and_never_followed() {
+    for caller in callers() {
+        let place = Place::new(caller);
+        place.on_host("mkdir -p swap/root; echo real > swap/root/marker; mkdir ../target; echo HOSTCANARY > ../target/marker; ln -s ../../target swap/link");
+        let (root, link) = (place.work().join("swap/root"), place.work().join("swap/link"));
+        let stop = AtomicBool::new(false);
+        let mut seen = Vec::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    exchange(&root, &link);
+                }
+            });
+            for _ in 0..12 {
+                let output = place
+                    .command(&place.program())
+                    .args(["run", "--quiet", "--runtime", caller.runtime(), "--write"])
+                    .arg(&root)
+                    .args(["--", "cat", "/workspace/marker"])
+                    .output()
+                    .unwrap();
+                seen.push((
+                    output.status.code(),
+                    String::from_utf8_lossy(&output.stdout).into_owned(),
+                ));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        let is_good = |(code, said): &(Option<i32>, String)| {
+            (*code == Some(0) && said == "real\n") || (*code != Some(0) && !said.contains("HOSTCANARY"))
+        };
+        assert!(seen.iter().all(is_good), "{caller:?}: {seen:?}");
+        row("swap of a root for a link", caller, "BLOCKED");
+    }
+}
+
+fn exchange(one: &std::path::Path, other: &std::path::Path) {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).unwrap();
+}
+
+/// CVE-2025-59532, CVE-2026-50548: a folder of work that the model chooses widens nothing.
+#[test]
+fn a_folder_of_work_opens_nothing() {
+    for caller in callers() {
+        let place = Place::new(caller);
+        let mut jail = place.start("");
+        for cwd in ["/", "/etc", "/usr/bin", "/proc/1/root", "/proc/1/cwd"] {
+            let Some(exec) = jail.try_begin(json!({"argv": ["sh", "-c", "echo x > belljar-test 2>/dev/null && echo EXPOSED || echo BLOCKED"], "cwd": cwd})) else {
+                continue;
+            };
+            let ran = jail.finish(&exec);
+            // An ordinary user's one id owns the disposable layer: a file made there goes with it.
+            assert!(ran.last_line() != "EXPOSED" || caller == Caller::Ordinary, "{cwd}");
+            assert!(!std::path::Path::new(cwd).join("belljar-test").exists());
+        }
+        jail.end();
+    }
+}
