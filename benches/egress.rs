@@ -195,6 +195,7 @@ async fn start_belljar(server: SocketAddr, folder: &Path) -> io::Result<(ProxyHa
         dialler: Arc::new(ToLoopback(server)),
         limits: Limits::default(),
         inspection: None,
+        store: None,
         room: Room::of_process(),
     };
     Ok((Proxy::start(listeners, parts)?, address))

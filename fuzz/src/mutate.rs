@@ -496,6 +496,9 @@ const CARRIERS: &[(&str, &[&str])] = &[
 
 /// A command line of a carrier, or of several in a row.
 pub fn carrier(random: &mut Rng) -> Vec<String> {
+    if random.u8(..3) == 0 {
+        return sed(random);
+    }
     let mut argv = Vec::new();
     for _ in 0..random.usize(1..3) {
         let Some((name, words)) = random.choice(CARRIERS) else {
@@ -510,5 +513,108 @@ pub fn carrier(random: &mut Rng) -> Vec<String> {
     if random.bool() {
         argv.extend(random.choice([";", "+", "{}"]).map(str::to_owned));
     }
+    argv
+}
+
+/// Pieces of scripts for sed that run `rm x`, and all that may hide it.
+const SED: &[&str] = &[
+    "e rm x\n",
+    "e rm x",
+    "e",
+    "1e",
+    "s/one/rm x/e",
+    "s/o/rm x/ge",
+    "s/.*/rm x/",
+    "w f",
+    "s/o/e/w f\n",
+    "/e/",
+    "/[/]e/",
+    "\\%e%",
+    "{",
+    "}",
+    ";",
+    "\n",
+    "a\\\n",
+    "a e",
+    "i\\\n",
+    "c rm x",
+    "c\\",
+    "y/e/w/",
+    "y/abc/\\n\\\\e/",
+    ":a",
+    "ba",
+    "ta",
+    "$!",
+    "$",
+    "1,2",
+    "1~2",
+    "0,/o/",
+    "I",
+    "M",
+    "s|[|e]|e|",
+    "s,/,e,",
+    "s/[]/e]/e/",
+    "s/[^]/]/e/",
+    "s/\\//e/",
+    "s/a/b\\\nc/",
+    "n",
+    "N",
+    "d",
+    "p",
+    "r f\n",
+    "R f",
+    "W f\n",
+    "#e\n",
+    " ",
+    "!",
+    "g",
+    "G",
+    "h",
+    "x",
+    "=",
+    "l",
+    "l 1",
+    "q",
+    "D",
+    "P",
+    "F",
+    "z",
+    "2",
+    "+1",
+    "m",
+    "s/o/x/2p",
+    "s/x/y/;",
+    "} e",
+    "v",
+    "L",
+    "e\n",
+];
+
+/// A command line of sed with a script put together at random.
+fn sed(random: &mut Rng) -> Vec<String> {
+    let script = |random: &mut Rng| -> String {
+        let pieces = random.usize(1..6);
+        (0..pieces).filter_map(|_| random.choice(SED)).copied().collect()
+    };
+    let mut argv = vec!["sed".to_owned()];
+    argv.extend(
+        random
+            .choice(["-n", "-E", "-s", "-i", "-z", "-nE", "-u"])
+            .map(str::to_owned)
+            .filter(|_| random.bool()),
+    );
+    match random.u8(..5) {
+        0 => argv.extend(["-e".to_owned(), script(random), "-e".to_owned(), script(random)]),
+        1 => argv.push(format!("-e{}", script(random))),
+        2 => argv.push(format!("--expression={}", script(random))),
+        3 => argv.extend(["--expr".to_owned(), script(random)]),
+        _ => argv.push(script(random)),
+    }
+    argv.extend(
+        random
+            .choice(["-", "/etc/passwd", "-s"])
+            .map(str::to_owned)
+            .filter(|_| random.u8(..3) == 0),
+    );
     argv
 }

@@ -201,7 +201,7 @@ impl From<AnswerError> for ApiError {
             AnswerError::AlreadyAnswered { .. } => ErrorCode::Conflict,
             AnswerError::NotYours { .. } | AnswerError::Scope { .. } => ErrorCode::Forbidden,
             AnswerError::NoRule => ErrorCode::BadRequest,
-            AnswerError::Journal(_) => ErrorCode::Internal,
+            AnswerError::NotRecorded => ErrorCode::Internal,
         };
         Self::new(code, error.to_string())
     }

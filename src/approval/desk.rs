@@ -349,7 +349,7 @@ impl Desk {
             // Its owner waits for it as long as the question is in `open`.
             let _ = open.claim.send(claim);
         }
-        settled.await.unwrap_or(Err(AnswerError::NoSuchQuestion { id }))
+        settled.await.unwrap_or(Err(AnswerError::NotRecorded))
     }
 
     fn check_answer(&self, asked: &Asked, reply: &Reply, by: ApproverKind) -> Result<(), AnswerError> {

@@ -2,7 +2,6 @@
 
 use jiff::Timestamp;
 
-use crate::audit::journal::JournalError;
 use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::policy::amend::Amendment;
 use crate::policy::{Approver, Command, Decision, Digest, RuleMatch, Scope};
@@ -128,8 +127,8 @@ pub enum AnswerError {
     Scope { scope: &'static str },
     #[error("no rule can be offered for this: it would allow too much, or would not be enough")]
     NoRule,
-    #[error("the journal cannot be written")]
-    Journal(#[from] JournalError),
+    #[error("the answer could not be recorded, so it does not count")]
+    NotRecorded,
 }
 
 /// As it stands in records and messages.

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::config::Config;
 use crate::egress::gate::{Clearance, Cleared, EgressJudgement, Gate, OwnAddresses, Route};
 use crate::egress::host::{Authority, Host, HostError};
 use crate::egress::resolve::{FixedResolver, ResolveError, Resolver, SystemResolver};
@@ -79,13 +80,19 @@ enum Addresses {
 }
 
 /// How the ways out of this process reach the world, as the configuration says.
-pub fn settings(egress: &crate::config::Egress) -> Settings {
+pub fn settings(config: &Config) -> Settings {
+    let egress = &config.egress;
     Settings {
+        store: Some(super::cache::store(config)),
         extra_roots: egress
             .extra_roots
             .iter()
             .map(|path| PathBuf::from(&path.value))
             .collect(),
+        upstream: egress.upstream.as_ref().map(|upstream| {
+            let authority = upstream.value.trim_start_matches("http://");
+            Authority::parse(authority, None).expect("it was read as one when the configuration was")
+        }),
     }
 }
 

@@ -4,6 +4,7 @@ pub mod approvals;
 pub mod ask;
 pub mod attach;
 pub mod audit;
+mod cache;
 mod clean;
 pub mod config;
 pub mod doctor;
@@ -60,6 +61,9 @@ enum Command {
     Rules(rules::RulesArgs),
     /// Says what the proxy would do with a host
     Egress(egress::EgressArgs),
+    /// Keeps answers for tasks that may see stored ones only
+    #[command(subcommand)]
+    Cache(cache::CacheCommand),
     /// Shows and checks the configuration
     #[command(subcommand)]
     Config(config::ConfigCommand),
@@ -84,6 +88,7 @@ impl Cli {
             Command::Approvals(command) => wait_for(approvals::run(command)),
             Command::Rules(args) => rules::run(args),
             Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
+            Command::Cache(command) => wait_for(cache::run(command)),
             Command::Config(command) => config::run(command),
             Command::Secret(command) => secret::run(command, &mut io::stdout()),
             Command::Image(command) => image::run(command, &state_folder()),

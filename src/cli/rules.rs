@@ -1,6 +1,7 @@
 //! `belljar rules check` and `rules test`: what the gate would say, without running anything.
 //!
-//! `check` asks the same [`Policy`] that judges execs, so both always agree. Its exit code is 0 for a command that is allowed
+//! `check` asks the same [`Policy`] that judges execs, under the same configuration and requirements, so both always agree: what
+//! `run` would refuse to start is refused here too. Its exit code is 0 for a command that is allowed
 //! or asked about (the JSON tells which) and 120 for one that is denied. `test` exits 0 where every file loads and all of
 //! its examples hold; a fault of the rules is an error of belljar's, exit code 125.
 
@@ -17,7 +18,10 @@ use serde_json::json;
 
 use crate::path::{HostPath, SandboxPath};
 use crate::policy::{Command, Explanation, Policy, RuleText, Stdin, Verdict};
-use crate::task::Unmatched;
+use crate::task::spec::{BUILT_IN, WORKSPACE};
+use crate::task::{Gate, Unmatched};
+
+use super::flags::TaskArgs;
 
 /// The exit code of a refusal.
 const REFUSED: u8 = 120;
@@ -40,12 +44,15 @@ enum RulesCommand {
 
 #[derive(Debug, Args)]
 struct CheckArgs {
-    /// A file of rules; may be given many times, the strictest answer of all files counts
+    /// The task that the command would run in; its rules and its folder count
+    #[arg(long, value_name = "SPEC")]
+    spec: Option<PathBuf>,
+    /// A file of rules, or builtin:dangerous; may be given many times, the strictest answer of all files counts
     #[arg(long = "rules", value_name = "FILE")]
     rules: Vec<PathBuf>,
-    /// What follows for a command that no rule matches
-    #[arg(long, value_enum, default_value_t = UnmatchedArg::Allow)]
-    unmatched: UnmatchedArg,
+    /// What follows for a command that no rule matches; else as configured
+    #[arg(long, value_enum)]
+    unmatched: Option<UnmatchedArg>,
     /// Answers in JSON
     #[arg(long)]
     json: bool,
@@ -55,9 +62,9 @@ struct CheckArgs {
     /// Whether the path of a program may stand for its name, as it does when execs are judged
     #[arg(long, value_name = "on|off", action = clap::ArgAction::Set, default_value_t = true, value_parser = clap::builder::BoolishValueParser::new())]
     resolve_host_executables: bool,
-    /// The folder that the command would run in
-    #[arg(long, value_name = "DIR", default_value = "/workspace")]
-    cwd: String,
+    /// The folder that the command would run in; else the task's, /workspace without one
+    #[arg(long, value_name = "DIR")]
+    cwd: Option<String>,
     /// The command
     #[arg(last = true, value_name = "CMD", required_unless_present = "batch")]
     argv: Vec<String>,
@@ -79,12 +86,13 @@ enum UnmatchedArg {
     Deny,
 }
 
-impl From<UnmatchedArg> for Unmatched {
-    fn from(unmatched: UnmatchedArg) -> Self {
-        match unmatched {
-            UnmatchedArg::Allow => Self::Allow,
-            UnmatchedArg::Ask => Self::Ask,
-            UnmatchedArg::Deny => Self::Deny,
+impl UnmatchedArg {
+    /// As the flag of `run` has it.
+    fn word(self) -> &'static str {
+        match self {
+            UnmatchedArg::Allow => "allow",
+            UnmatchedArg::Ask => "ask",
+            UnmatchedArg::Deny => "deny",
         }
     }
 }
@@ -106,12 +114,32 @@ pub fn run_on(args: RulesArgs, input: &mut dyn BufRead, out: &mut dyn Write) -> 
 }
 
 fn check(args: &CheckArgs, input: &mut dyn BufRead, out: &mut dyn Write) -> anyhow::Result<u8> {
+    let (built_in, files): (Vec<&PathBuf>, Vec<&PathBuf>) = args
+        .rules
+        .iter()
+        .partition(|file| file.to_string_lossy().starts_with(BUILT_IN));
+    let task = TaskArgs {
+        spec: args.spec.clone(),
+        unmatched: args.unmatched.map(|unmatched| unmatched.word().to_owned()),
+        rules: built_in
+            .iter()
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect(),
+        ..TaskArgs::default()
+    };
+    let task = task.admit()?.task;
     let loader = Loader {
-        unmatched: args.unmatched.into(),
+        gate: task.gate,
         resolve: args.resolve_host_executables,
     };
-    let policy = loader.finish(Policy::load(&host_paths(&args.rules)?, loader.unmatched)?);
-    let cwd = SandboxPath::new(&args.cwd).context("--cwd")?;
+    let mut gate = loader.gate.clone();
+    gate.rules.extend(host_paths(&files)?);
+    let policy = loader.finish(Policy::of_gate(&gate)?);
+    let cwd = match (&args.cwd, &args.spec) {
+        (Some(cwd), _) => SandboxPath::new(cwd).context("--cwd")?,
+        (None, Some(_)) => task.workdir,
+        (None, None) => SandboxPath::new(WORKSPACE).context("the usual folder")?,
+    };
     let Some(batch) = &args.batch else {
         let command = command(args.argv.clone(), cwd, BTreeMap::new())?;
         let explanation = policy.explain(&command);
@@ -142,14 +170,15 @@ fn check(args: &CheckArgs, input: &mut dyn BufRead, out: &mut dyn Write) -> anyh
     Ok(0)
 }
 
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Loader {
-    unmatched: Unmatched,
+    /// What the configuration, the requirements and the spec say, without `--rules`.
+    gate: Gate,
     resolve: bool,
 }
 
 impl Loader {
-    fn finish(self, policy: Policy) -> Policy {
+    fn finish(&self, policy: Policy) -> Policy {
         if self.resolve {
             policy
         } else {
@@ -189,7 +218,11 @@ impl Batch {
                 return Ok(());
             }
             if taken == LINE_LIMIT && line.last() != Some(&b'\n') {
-                bail!("a line of the batch is longer than {LINE_LIMIT} bytes");
+                skip_line(input)?;
+                let error = format!("the line is longer than {LINE_LIMIT} bytes");
+                writeln!(out, "{}", json!({"id": null, "error": error}))?;
+                out.flush()?;
+                continue;
             }
             if line.trim_ascii().is_empty() {
                 continue;
@@ -233,7 +266,7 @@ impl Batch {
         if self.others.len() >= 256 {
             self.others.clear();
         }
-        let loader = self.loader;
+        let loader = &self.loader;
         let load = |rules: &Vec<String>| {
             let texts: Vec<RuleText> = rules
                 .iter()
@@ -243,13 +276,29 @@ impl Batch {
                     text: text.clone(),
                 })
                 .collect();
-            match Policy::from_texts(&texts, loader.unmatched) {
+            match Policy::of_gate_beside(texts, &loader.gate) {
                 Ok(policy) => Ok(Rc::new(loader.finish(policy))),
                 Err(error) => Err(error.to_string()),
             }
         };
         let policy = self.others.entry(rules).or_insert_with_key(load);
         policy.clone().map_err(anyhow::Error::msg)
+    }
+}
+
+/// Reads on to the end of a line, however long.
+fn skip_line(input: &mut dyn BufRead) -> io::Result<()> {
+    loop {
+        let buffer = input.fill_buf()?;
+        let end = buffer.iter().position(|byte| *byte == b'\n');
+        let (taken, done) = match end {
+            Some(at) => (at + 1, true),
+            None => (buffer.len(), buffer.is_empty()),
+        };
+        input.consume(taken);
+        if done {
+            return Ok(());
+        }
     }
 }
 
@@ -271,10 +320,11 @@ fn command(argv: Vec<String>, cwd: SandboxPath, env: BTreeMap<String, String>) -
     })
 }
 
-fn host_paths(files: &[PathBuf]) -> anyhow::Result<Vec<HostPath>> {
+fn host_paths(files: &[impl AsRef<Path>]) -> anyhow::Result<Vec<HostPath>> {
     files
         .iter()
         .map(|file| {
+            let file = file.as_ref();
             let absolute = std::path::absolute(file).with_context(|| file.display().to_string())?;
             HostPath::new(absolute).with_context(|| file.display().to_string())
         })

@@ -111,7 +111,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     };
     let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal.clone(), identity)?
         .under(config.requirements_digest.map(|digest| digest.to_string()))
-        .reaching(super::egress::settings(&config.egress))
+        .reaching(super::egress::settings(&config))
         .recording_events(config.journal.agent_events.value)
         .within_trace(std::env::var("TRACEPARENT").ok());
     let approvers = approvers(&task, &manner, &config, &surroundings)?;

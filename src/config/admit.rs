@@ -12,13 +12,14 @@ use super::{Config, Requirements, is_built_in};
 use crate::document::{Fault, Faults, Origin, Sited};
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
+use crate::policy::rules::built_in as built_in_rules;
 use crate::sys::path::{Kind, first_symlink, is_symlink_in_the_way, kind, open_without_symlinks};
 use crate::sys::user::groups_of;
 use crate::task::limits::Limits;
-use crate::task::spec::{LimitsSpec, SecretSpec, TaskSpec, WORKSPACE, expand_home, host_rules};
+use crate::task::spec::{BUILT_IN, LimitsSpec, SecretSpec, TaskSpec, WORKSPACE, expand_home, host_rules};
 use crate::task::{
-    Access, Admitted, Gate, GitMode, Guarantee, ImageRef, Network, NetworkMode, Root, Runtime, Secret, SecretSource,
-    Task, is_image_name,
+    Access, Admitted, Gate, GitMode, Guarantee, ImageRef, Network, NetworkMode, Root, Runtime, Secret, SecretPlace,
+    SecretSource, Task, is_image_name,
 };
 
 /// Who asks, and where belljar keeps its state for them.
@@ -164,12 +165,20 @@ impl Admission {
         let required = demands.iter().flat_map(|demands| demands.rules_texts.clone()).collect();
         let mut roots: Vec<Root> = roots.into_iter().map(|(root, ..)| root).collect();
         roots.sort_by(|one, other| one.path.cmp(&other.path));
-        let rules: Vec<HostPath> = spec
-            .gate
-            .rules
-            .iter()
-            .filter_map(|file| self.rules_file(file))
-            .collect();
+        let mut rules: Vec<HostPath> = Vec::new();
+        let mut built_in: Vec<String> = Vec::new();
+        for file in &spec.gate.rules {
+            match file.value.strip_prefix(BUILT_IN) {
+                Some(name) if built_in_rules(name).is_some() => built_in.push(name.to_owned()),
+                Some(name) => {
+                    let what = format!("there are no built-in rules \"{name}\" (there is \"builtin:dangerous\")");
+                    self.fault::<()>(&file.origin, "gate.rules", what);
+                }
+                None => rules.extend(self.rules_file(file)),
+            }
+        }
+        built_in.sort();
+        built_in.dedup();
         let runtime = self.runtime(spec.runtime.as_ref()?);
         let secrets = self.secrets(&spec);
         let workdir = self.workdir(&spec, &roots);
@@ -208,6 +217,7 @@ impl Admission {
             network: network?,
             gate: Gate {
                 rules,
+                built_in,
                 required,
                 unmatched: spec.gate.unmatched?.value,
                 reviewer: spec.gate.reviewer?.value,
@@ -436,22 +446,53 @@ impl Admission {
             if spec.env.contains_key(name) {
                 self.fault::<()>(&asked.source.origin, &key, "a variable of the same name stands in env");
             }
-            if let Some(source) = self.secret_source(&key, asked) {
+            if let Some(source) = self.secret_source(&format!("{key}.source"), &asked.source) {
                 let hosts = asked.hosts.iter().map(|host| host.value.clone()).collect();
-                secrets.insert(name.clone(), Secret { source, hosts });
+                let place = self.secret_place(&key, asked);
+                secrets.insert(name.clone(), Secret { source, hosts, place });
             }
         }
         Some(secrets)
     }
 
-    fn secret_source(&mut self, key: &str, asked: &SecretSpec) -> Option<SecretSource> {
-        let (kind, name) = asked.source.value.split_once(':')?;
+    fn secret_place(&mut self, key: &str, asked: &SecretSpec) -> SecretPlace {
+        if let Some(header) = &asked.header {
+            return header.value.clone();
+        }
+        if let Some(query) = &asked.query {
+            let name = query.value.clone();
+            return SecretPlace::Query { name };
+        }
+        if let Some(basic) = &asked.basic {
+            let user = basic.value.clone();
+            return SecretPlace::Basic { user };
+        }
+        if let Some(aws) = &asked.aws {
+            let source = aws.session_token.as_ref();
+            let session = source.and_then(|source| self.secret_source(&format!("{key}.aws.session_token"), source));
+            return SecretPlace::Aws {
+                access_key_id: aws.access_key_id.value.clone(),
+                session,
+            };
+        }
+        match &asked.oauth {
+            Some(oauth) => SecretPlace::Oauth {
+                token_url: oauth.token_url.value.clone(),
+                client_id: oauth.client_id.value.clone(),
+                scope: oauth.scope.as_ref().map(|scope| scope.value.clone()),
+            },
+            None => SecretPlace::Placeholder,
+        }
+    }
+
+    fn secret_source(&mut self, key: &str, asked: &Sited<String>) -> Option<SecretSource> {
+        let (kind, name) = asked.value.split_once(':')?;
         Some(match kind {
             "keyring" => SecretSource::Keyring(name.to_owned()),
             "env" => SecretSource::Env(name.to_owned()),
             _ => {
-                let file = Sited::new(name.to_owned(), asked.source.origin.clone());
-                SecretSource::File(self.existing(&format!("{key}.source"), &file, &[Kind::File])?)
+                let file = Sited::new(name.to_owned(), asked.origin.clone());
+                SecretSource::File(self.existing(key, &file, &[Kind::File])?)
             }
         })
     }

@@ -30,6 +30,7 @@ use std::time::Duration;
 use crate::approval::reviewer;
 use crate::audit::otlp::{Compression, OtlpConfig, Protocol, Signal};
 use crate::document::{Fault, Faults, Origin, Sited, Word};
+use crate::egress::host::Authority;
 use crate::policy::{Digest, Scope};
 use crate::sys::user::myself;
 use crate::task::limits::Bytes;
@@ -341,6 +342,13 @@ impl Config {
             });
         }
         (login, violations)
+    }
+
+    /// Why the requirements forbid a host, if they do.
+    pub fn forbids_host(&self, authority: &Authority) -> Option<String> {
+        self.requirements
+            .iter()
+            .find_map(|demands| demands.forbids_host(authority))
     }
 
     /// Whether records may be sent to these receivers, which a flag or a variable of OpenTelemetry's may have named.

@@ -10,7 +10,7 @@ use super::identity::Method;
 use super::{AgentEvents, Sync};
 use crate::audit::otlp::Signal;
 use crate::policy::Scope;
-use crate::task::spec::TaskSpec;
+use crate::task::spec::{HostSpec, TaskSpec};
 use crate::task::{Backend, GitMode, Guarantee, NetworkMode, Reviewer, Unknown, Unmatched, User, WhoApproves};
 
 /// What there is a schema of.
@@ -58,12 +58,13 @@ fn versioned(mut schema: Schema, required: bool) -> Schema {
 #[schemars(title = "belljar configuration", deny_unknown_fields)]
 #[allow(dead_code, reason = "only its schema is made")]
 struct ConfigFile {
-    /// Folders whose `.belljar/config.toml` counts. Not in a project's own file, as journal, otlp and identity are not.
+    /// Folders whose `.belljar/config.toml` counts. Not in a project's own file, as journal, egress, otlp and identity are not.
     #[schemars(default)]
     trusted_folders: Vec<String>,
     /// The defaults of all tasks.
     task: Option<TaskSpec>,
     journal: Option<Journal>,
+    egress: Option<Egress>,
     /// Where records are sent.
     #[schemars(default)]
     otlp: Vec<Otlp>,
@@ -151,6 +152,28 @@ struct JournalDemands {
     keep: Option<String>,
 }
 
+/// How ways out reach the world.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its schema is made")]
+struct Egress {
+    /// Files of certificates, in PEM.
+    #[schemars(default)]
+    extra_roots: Vec<String>,
+    /// The URL of an HTTP proxy.
+    upstream: Option<String>,
+    /// Folders of stored answers.
+    #[schemars(default)]
+    cache: Vec<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its schema is made")]
+struct EgressDemands {
+    upstream: Option<String>,
+}
+
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[allow(dead_code, reason = "only its schema is made")]
@@ -174,6 +197,28 @@ struct Otlp {
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[allow(dead_code, reason = "only its schema is made")]
+struct Egress {
+    /// Files in PEM.
+    #[schemars(default)]
+    extra_roots: Vec<String>,
+    /// `http://HOST:PORT`.
+    upstream: Option<String>,
+    /// Folders of stored answers.
+    #[schemars(default)]
+    cache: Vec<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its schema is made")]
+struct EgressDemands {
+    /// `http://HOST:PORT`.
+    upstream: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its schema is made")]
 struct Token {
     /// Where the token is that says who asks: `keyring:NAME`, `env:NAME` or `file:PATH`.
     token: Option<String>,
@@ -188,11 +233,13 @@ struct RequirementsFile {
     roots: Option<RootDemands>,
     limits: Option<LimitDemands>,
     network: Option<NetworkDemands>,
+    egress: Option<EgressDemands>,
     gate: Option<GateDemands>,
     journal: Option<JournalDemands>,
     otlp: Option<OtlpDemands>,
     identity: Option<IdentityDemands>,
     bundle: Option<BundleDemands>,
+    egress: Option<EgressDemands>,
     codex: Option<CodexDemands>,
 }
 
@@ -252,6 +299,11 @@ struct NetworkDemands {
     deny: Vec<String>,
     #[schemars(length(min = 1))]
     unknown: Option<Vec<Unknown>>,
+    /// Patterns of hosts that every task with a way out may reach.
+    #[schemars(default)]
+    always: Vec<String>,
+    #[schemars(default)]
+    hosts: Vec<HostSpec>,
 }
 
 #[derive(JsonSchema)]
@@ -412,8 +464,8 @@ mod tests {
             let unwritten: Vec<&String> = known
                 .iter()
                 .filter(|key| *key != "version" && !written.contains(key))
-                // Said once for roots of both kinds, and left to the task spec's own page.
-                .filter(|key| !key.starts_with("task.writable_roots.") && !key.starts_with("task.readable_roots."))
+                // What stands in tables of a task spec is left to the page of those.
+                .filter(|key| !["_roots.", "network.hosts."].iter().any(|table| key.contains(table)))
                 .collect();
             assert!(unwritten.is_empty(), "not on the page of {kind:?}: {unwritten:?}");
         }

@@ -221,6 +221,28 @@ impl Listing {
         for (name, secret) in &task.secrets {
             self.text(&key(&format!("secrets.{name}.source")), Some(&secret.source));
             self.each(&key(&format!("secrets.{name}.hosts")), &secret.hosts);
+            self.one(
+                &key(&format!("secrets.{name}.header")),
+                secret.header.as_ref(),
+                |place| json!(place),
+            );
+            self.text(&key(&format!("secrets.{name}.query")), secret.query.as_ref());
+            self.text(&key(&format!("secrets.{name}.basic")), secret.basic.as_ref());
+            if let Some(aws) = &secret.aws {
+                self.text(
+                    &key(&format!("secrets.{name}.aws.access_key_id")),
+                    Some(&aws.access_key_id),
+                );
+                self.text(
+                    &key(&format!("secrets.{name}.aws.session_token")),
+                    aws.session_token.as_ref(),
+                );
+            }
+            if let Some(oauth) = &secret.oauth {
+                self.text(&key(&format!("secrets.{name}.oauth.token_url")), Some(&oauth.token_url));
+                self.text(&key(&format!("secrets.{name}.oauth.client_id")), Some(&oauth.client_id));
+                self.text(&key(&format!("secrets.{name}.oauth.scope")), oauth.scope.as_ref());
+            }
         }
         self.size(&key("limits.memory"), task.limits.memory.as_ref());
         self.one(&key("limits.cpus"), task.limits.cpus.as_ref(), |cpus| json!(cpus));

@@ -226,6 +226,10 @@ impl Gate {
         if self.mode == NetworkMode::None {
             return deny(DenialKind::Denied, "network.mode", "the task has no network".to_owned());
         }
+        if self.mode == NetworkMode::Cached {
+            let reason = "the task may see stored answers only, by HTTP and HTTPS".to_owned();
+            return deny(DenialKind::Denied, "network.mode", reason);
+        }
         if let Some((rule, reason)) = self.denied(&destination.host, destination) {
             return deny(DenialKind::Denied, &rule, reason);
         }
@@ -317,6 +321,19 @@ impl Gate {
             destination,
             basis,
         })
+    }
+
+    /// Whether a task may see stored answers only.
+    pub fn is_for_stored(&self) -> bool {
+        self.mode == NetworkMode::Cached
+    }
+
+    /// Judges a request that is answered out of a store: what is denied stays so.
+    pub(super) fn judge_stored(&self, destination: &Destination, asked: Asked<'_>) -> Result<(), Denial> {
+        if let Some((rule, reason)) = self.denied(&destination.host, destination) {
+            return Err(Denial::new(destination, DenialKind::Denied, &rule, reason));
+        }
+        self.judge_request(destination, asked).map(drop)
     }
 
     /// Whether requests to a host have to be seen to be judged, so that its TLS is looked into.

@@ -22,6 +22,7 @@ mod account;
 pub mod address;
 pub mod ask;
 mod body;
+pub mod cache;
 pub mod client;
 pub mod denial;
 pub mod dial;
@@ -37,7 +38,9 @@ pub mod pattern;
 mod request;
 pub mod resolve;
 pub mod room;
+pub mod secret;
 pub mod tls;
+pub mod upstream;
 mod way;
 
 use std::io;
@@ -97,6 +100,8 @@ pub struct Parts {
     pub limits: Limits,
     /// Without one, hosts whose requests have to be seen are reached by plain HTTP only.
     pub inspection: Option<Arc<tls::Inspection>>,
+    /// For tasks that may see stored answers only.
+    pub store: Option<Arc<cache::Store>>,
     /// For the connections of all tasks together.
     pub room: Room,
 }
@@ -113,6 +118,7 @@ impl Parts {
             dialler: Arc::new(DirectDialler),
             limits: Limits::default(),
             inspection: None,
+            store: None,
             room: Room::of_process(),
         }
     }
@@ -145,6 +151,7 @@ impl Proxy {
             dialler,
             limits,
             inspection,
+            store,
             room,
         } = parts;
         // All are made before any is served, so that a proxy starts whole or not at all.
@@ -183,6 +190,7 @@ impl Proxy {
             dialler,
             limits,
             inspection,
+            store,
             totals: Arc::new(Totals::default()),
             datagrams: relay,
             associations: watch::Sender::new(0),

@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 use super::ask::{Asker, EgressQuestion, NobodyToAsk};
+use super::cache::Store;
 use super::client::Unattributed;
 use super::dial::Dialler;
 use super::gate::{Clearance, Gate, NetworkRule, OwnAddresses, Route};
@@ -53,6 +54,8 @@ pub struct Options<'a> {
     pub answers: &'a [(&'a str, &'a [&'a [&'a str]])],
     pub hosts: Vec<HostRule>,
     pub inspection: Option<Arc<Inspection>>,
+    pub mode: NetworkMode,
+    pub store: Option<Arc<Store>>,
 }
 
 impl Default for Options<'_> {
@@ -69,6 +72,8 @@ impl Default for Options<'_> {
             answers: &[],
             hosts: Vec::new(),
             inspection: None,
+            mode: NetworkMode::Proxy,
+            store: None,
         }
     }
 }
@@ -86,18 +91,18 @@ pub struct Fixture {
 }
 
 pub fn gate(allow: &[&str], deny: &[&str], unknown: Unknown, rules: Vec<NetworkRule>) -> Arc<Gate> {
-    gate_with_hosts((allow, deny), unknown, rules, Vec::new())
+    gate_with_hosts((allow, deny), unknown, rules, (NetworkMode::Proxy, Vec::new()))
 }
 
 fn gate_with_hosts(
     (allow, deny): (&[&str], &[&str]),
     unknown: Unknown,
     rules: Vec<NetworkRule>,
-    hosts: Vec<HostRule>,
+    (mode, hosts): (NetworkMode, Vec<HostRule>),
 ) -> Arc<Gate> {
     let owned = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect();
     let network = Network {
-        mode: NetworkMode::Proxy,
+        mode,
         allow: owned(allow),
         deny: owned(deny),
         unknown,
@@ -133,7 +138,7 @@ impl Fixture {
                 (options.allow, options.deny),
                 options.unknown,
                 options.rules,
-                options.hosts,
+                (options.mode, options.hosts),
             ),
             recorder: Arc::new(TestRecorder(seen.clone(), options.recorder)),
             asker: options.asker,
@@ -146,6 +151,7 @@ impl Fixture {
             )),
             limits: options.limits,
             inspection: options.inspection,
+            store: options.store,
             room: options.room,
         };
         let handle = Proxy::start(listeners, parts).unwrap();

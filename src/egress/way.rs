@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::account::{Account, Counts, End, Totals};
 use super::ask::Questions;
+use super::cache::Store;
 use super::client::{Attribution, Client};
 use super::dial::Dialler;
 use super::gate::{Cleared, Denial, DenialKind, Destination, EgressJudgement, Gate, Protocol, Route};
@@ -45,6 +46,7 @@ pub(super) struct Way {
     pub dialler: Arc<dyn Dialler>,
     pub limits: Limits,
     pub inspection: Option<Arc<Inspection>>,
+    pub store: Option<Arc<Store>>,
     pub totals: Arc<Totals>,
     /// Where in the sandbox datagrams are taken, if they are.
     pub datagrams: Option<SocketAddr>,
@@ -246,6 +248,17 @@ impl Way {
         }
     }
 
+    /// Writes down what became of a request whose path is in the record already.
+    pub async fn record_event(
+        &self,
+        exec: Option<ExecId>,
+        destination: &Destination,
+        (decision, rule, reason): (&str, &str, &str),
+    ) -> Result<(), Denial> {
+        self.record_judgement(exec, destination, decision, rule, reason, None)
+            .await
+    }
+
     pub async fn record_request(
         &self,
         who: Who,
@@ -274,10 +287,23 @@ impl Way {
         self.write(exec, destination, event).await
     }
 
+    /// The store that requests are answered from, where nothing else may answer them.
+    pub fn stored(&self) -> Option<&Arc<Store>> {
+        self.store.as_ref().filter(|_| self.gate.borrow().is_for_stored())
+    }
+
+    /// Judges a request that is answered out of the store.
+    pub fn admit_stored(&self, destination: &Destination, asked: Asked<'_>) -> Result<(), Denial> {
+        self.gate.borrow().judge_stored(destination, asked)
+    }
+
     /// What a connection's TLS is looked into with, if it has to be.
     pub fn inspects(&self, route: &Route) -> Result<Option<&Arc<Inspection>>, Denial> {
         let destination = route.destination();
-        if !self.gate.borrow().restricts_requests(destination) {
+        let Destination { host, port, .. } = destination;
+        let is_restricted = self.gate.borrow().restricts_requests(destination);
+        let mut secrets = self.inspection.iter().map(|inspection| inspection.secrets());
+        if !is_restricted && !secrets.any(|secrets| secrets.are_for(host, *port)) {
             return Ok(None);
         }
         self.inspection.as_ref().map(Some).ok_or_else(|| {

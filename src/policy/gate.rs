@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 
-use super::rules::{Fault, Hit, ManagedRule, NetworkRule, Place, RuleSet, RuleText, RulesError};
+use super::rules::{Fault, Hit, ManagedRule, NetworkRule, Place, RuleSet, RuleText, RulesError, built_in};
 use super::shell::{self, Fit, Redirect, Role, SimpleCommand, Word};
 use super::{Basis, Command, Decision, Digest, Judgement, Permit, Question, Refusal, RuleMatch, amend};
 use crate::id::ExecId;
@@ -89,13 +89,20 @@ impl Policy {
         Self::load_beside(Vec::new(), files, unmatched)
     }
 
-    /// The rules of an admitted task: its files, and those that the admin demands.
+    /// The rules of an admitted task: its files, those of belljar's own that it names, and those that the admin demands.
     pub fn of_gate(gate: &Gate) -> Result<Self, RulesError> {
+        Self::of_gate_beside(Vec::new(), gate)
+    }
+
+    /// The same beside rules that are at hand already.
+    pub fn of_gate_beside(mut texts: Vec<RuleText>, gate: &Gate) -> Result<Self, RulesError> {
         let demanded = gate.required.iter().map(|rules| RuleText {
             name: rules.name.clone(),
             text: rules.text.clone(),
         });
-        let policy = Self::load_beside(demanded.collect(), &gate.rules, gate.unmatched)?;
+        texts.extend(demanded);
+        texts.extend(gate.built_in.iter().filter_map(|name| built_in(name)));
+        let policy = Self::load_beside(texts, &gate.rules, gate.unmatched)?;
         Ok(Self {
             never_ask: gate.never_ask,
             ..policy

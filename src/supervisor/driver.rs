@@ -18,6 +18,7 @@ use crate::config::AgentEvents;
 use crate::crash;
 use crate::egress::gate::GateError;
 use crate::egress::host::HostError;
+use crate::egress::secret::SecretsError;
 use crate::egress::tls::InspectionError;
 use crate::exec::pipeline::Context;
 use crate::image::{Image, ImageKind};
@@ -64,6 +65,8 @@ pub enum StartError {
     Proxy { source: io::Error },
     #[error("the task's TLS cannot be looked into")]
     Inspection(#[from] InspectionError),
+    #[error("the task's secrets cannot be used")]
+    Secrets(#[from] SecretsError),
 }
 
 /// All that tasks of this process share.
@@ -177,7 +180,7 @@ impl Supervisor {
         };
         let started = async {
             self.journal.append(entry(admitted)).await?;
-            let inside = way_out::prepare(&task.network, &self.way_out).await?;
+            let inside = way_out::prepare(&task, &self.way_out).await?;
             let guard = {
                 let (state, roots) = (self.state.clone(), task.roots.clone());
                 // A walk over the roots, and a few files made.
@@ -263,7 +266,7 @@ impl Supervisor {
                     self.journal.clone(),
                     Arc::new(asker),
                     refused.clone(),
-                    inspection,
+                    (inspection, &self.way_out),
                 );
                 match opened.await {
                     Ok((proxy, traffic)) => {
@@ -338,7 +341,7 @@ fn not_enforced(lacking: &[Control]) -> String {
 
 /// The isolation that a task of this process gets.
 pub fn plan(task: &Task, image: &Image) -> Plan {
-    plan_with(task, image, way_out::env(&task.network))
+    plan_with(task, image, way_out::env(task))
 }
 
 fn plan_with(task: &Task, image: &Image, way_out: BTreeMap<String, String>) -> Plan {

@@ -15,9 +15,12 @@ use crate::approval::{Asked, Desk, Subject};
 use crate::audit::journal::Journal;
 use crate::audit::query::{self, Filter, Take};
 use crate::audit::record::{Entry, Event};
+use crate::egress::cache::Store;
 use crate::egress::env::{proxy_env, trust_env};
-use crate::egress::host::Host;
+use crate::egress::host::{Authority, Host};
+use crate::egress::secret::Secrets;
 use crate::egress::tls::Inspection;
+use crate::egress::upstream::UpstreamDialler;
 use crate::egress::{
     Asker, Destination, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy,
     ProxyHandle, RecordError, Recorder,
@@ -40,6 +43,10 @@ const TRUST_BUNDLE: &str = "/run/belljar/ca-certificates.pem";
 pub struct Settings {
     /// Files of certificates that count as roots of trust, beside the machine's.
     pub extra_roots: Vec<PathBuf>,
+    /// The proxy that every connection is made through.
+    pub upstream: Option<Authority>,
+    /// Where tasks that may see stored answers only get them from.
+    pub store: Option<Store>,
 }
 
 /// What a sandbox has to hold for its way out, and what the proxy then works with.
@@ -90,36 +97,46 @@ pub fn gate(network: &Network, policy: &Policy) -> Result<Option<Arc<Gate>>, Sta
     Ok(Some(Arc::new(Gate::new(network, rules, OwnAddresses::system())?)))
 }
 
-/// The variables that lead programs inside to the way out, and make them trust it where it looks into TLS.
-pub fn env(network: &Network) -> BTreeMap<String, String> {
-    let mut env = match network.mode {
+/// The variables that lead programs inside to the way out, and make them trust it where it looks into TLS. Secrets have a word in
+/// the place of their placeholders, which are made when a task starts.
+pub fn env(task: &Task) -> BTreeMap<String, String> {
+    let mut env = reaching(task);
+    let word = || "(a placeholder)".to_owned();
+    env.extend(task.secrets.keys().map(|name| (name.clone(), word())));
+    env
+}
+
+fn reaching(task: &Task) -> BTreeMap<String, String> {
+    let mut env = match task.network.mode {
         NetworkMode::None => BTreeMap::new(),
-        NetworkMode::Proxy => {
+        NetworkMode::Cached | NetworkMode::Proxy => {
             let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             proxy_env(at(HTTP_PROXY_PORT), Some(at(SOCKS_PORT)))
         }
     };
-    if looks_into_tls(network) {
+    if looks_into_tls(task) {
         env.extend(trust_env(&trust_bundle()));
     }
     env
 }
 
-/// Makes what the inside needs; the key of the task's authority is made here, and is nowhere else.
-pub async fn prepare(network: &Network, settings: &Settings) -> Result<Inside, StartError> {
-    let env = env(network);
-    if !looks_into_tls(network) {
-        return Ok(Inside {
-            env,
-            ..Inside::default()
-        });
-    }
-    let roots = settings.extra_roots.clone();
-    let made = tokio::task::spawn_blocking(move || Inspection::new(&roots)).await;
-    let inspection = Arc::new(made.map_err(|error| StartError::Proxy {
+/// Makes what the inside needs: the key of the task's authority is made here, and is nowhere else; values of secrets are read, for
+/// the shape of their placeholders.
+pub async fn prepare(task: &Task, settings: &Settings) -> Result<Inside, StartError> {
+    let (roots, given) = (settings.extra_roots.clone(), task.secrets.clone());
+    let looks = looks_into_tls(task);
+    let made = tokio::task::spawn_blocking(move || {
+        let secrets = Secrets::new(&given)?;
+        let placeholders = secrets.env();
+        let inspection = looks.then(|| Inspection::new(&roots, secrets)).transpose()?;
+        Ok::<_, StartError>((inspection, placeholders))
+    });
+    let (inspection, placeholders) = made.await.map_err(|error| StartError::Proxy {
         source: std::io::Error::other(error),
-    })??);
-    let bundle = Made {
+    })??;
+    let mut env = reaching(task);
+    env.extend(placeholders);
+    let bundle = |inspection: &Inspection| Made {
         path: trust_bundle(),
         what: What::File {
             content: inspection.trust_bundle(),
@@ -129,13 +146,20 @@ pub async fn prepare(network: &Network, settings: &Settings) -> Result<Inside, S
     };
     Ok(Inside {
         env,
-        files: vec![bundle],
-        inspection: Some(inspection),
+        files: inspection.iter().map(bundle).collect(),
+        inspection: inspection.map(Arc::new),
     })
 }
 
-fn looks_into_tls(network: &Network) -> bool {
-    network.mode == NetworkMode::Proxy && !(network.hosts.is_empty() && network.required_hosts.is_empty())
+fn looks_into_tls(task: &Task) -> bool {
+    let network = &task.network;
+    let rules = !(network.hosts.is_empty() && network.required_hosts.is_empty());
+    match network.mode {
+        NetworkMode::None => false,
+        // Whatever is asked for within TLS is answered here.
+        NetworkMode::Cached => true,
+        NetworkMode::Proxy => rules || !task.secrets.is_empty(),
+    }
 }
 
 fn trust_bundle() -> SandboxPath {
@@ -150,7 +174,7 @@ pub async fn open(
     journal: Journal,
     asker: Arc<ToDesk>,
     refused: Refused,
-    inspection: Option<Arc<Inspection>>,
+    (inspection, settings): (Option<Arc<Inspection>>, &Settings),
 ) -> Result<(ProxyHandle, Arc<Traffic>), StartError> {
     let (http, socks, socks_udp, dns_tcp, dns_udp) = tokio::try_join!(
         sandbox.listen(HTTP_PROXY_PORT, ListenKind::Tcp),
@@ -172,6 +196,10 @@ pub async fn open(
     // The desk keeps the time, and says so in the record; this is only for a desk that would not answer.
     parts.limits.ask_time = time.saturating_add(DESK_TIME);
     parts.inspection = inspection;
+    parts.store = settings.store.clone().map(Arc::new);
+    if let Some(proxy) = &settings.upstream {
+        parts.dialler = Arc::new(UpstreamDialler::new(proxy.clone()));
+    }
     let traffic = Traffic::new(sandbox.clone());
     parts.attribution = traffic.clone();
     let proxy = Proxy::start(listeners, parts).map_err(|source| StartError::Proxy { source })?;

@@ -137,6 +137,36 @@ pub struct Secret {
     pub source: SecretSource,
     /// The only hosts that get the value.
     pub hosts: Vec<String>,
+    pub place: SecretPlace,
+}
+
+/// Where in a request the value of a secret goes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SecretPlace {
+    /// Wherever the placeholder stands in a header or a parameter that carries credentials; where it does not, nothing is put in.
+    Placeholder,
+    /// A header of every request, the value between two texts.
+    Header {
+        name: String,
+        before: String,
+        after: String,
+    },
+    /// A parameter of every request.
+    Query { name: String },
+    /// The password of basic authorization, in every request.
+    Basic { user: String },
+    /// The key with which requests to AWS are signed anew.
+    Aws {
+        access_key_id: String,
+        session: Option<SecretSource>,
+    },
+    /// The secret of an OAuth client, with which tokens for bearers are bought.
+    Oauth {
+        token_url: String,
+        client_id: String,
+        scope: Option<String>,
+    },
 }
 
 /// Where the value of a secret is kept; never the value itself.
@@ -284,6 +314,8 @@ impl Methods {
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
     None,
+    /// Stored answers only.
+    Cached,
     Proxy,
 }
 
@@ -299,6 +331,8 @@ pub enum Unknown {
 pub struct Gate {
     /// Files of rules, strictest answer wins over all of them.
     pub rules: Vec<HostPath>,
+    /// Names of rules that are part of belljar: `dangerous`.
+    pub built_in: Vec<String>,
     /// Rules that the requirements bring along, to be loaded beside the files.
     pub required: Vec<RulesText>,
     pub unmatched: Unmatched,
@@ -364,7 +398,11 @@ impl Word for GitMode {
 }
 
 impl Word for NetworkMode {
-    const WORDS: &'static [(&'static str, Self)] = &[("none", NetworkMode::None), ("proxy", NetworkMode::Proxy)];
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("none", NetworkMode::None),
+        ("cached", NetworkMode::Cached),
+        ("proxy", NetworkMode::Proxy),
+    ];
 }
 
 impl Word for Unknown {

@@ -7,6 +7,7 @@
 
 mod flags;
 mod hosts;
+mod secrets;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,6 +23,7 @@ use crate::path::SandboxPath;
 pub use flags::Overrides;
 pub use hosts::HostSpec;
 pub(crate) use hosts::{host_rules, hosts};
+pub use secrets::{AwsSpec, OauthSpec, SecretSpec};
 
 /// The one version of the format.
 const VERSION: i64 = 1;
@@ -94,16 +96,6 @@ pub struct ReadableRoot {
     /// The same path as outside when absent.
     #[schemars(with = "Option<String>")]
     pub path: Option<Sited<SandboxPath>>,
-}
-
-#[derive(Debug, Clone, PartialEq, JsonSchema)]
-#[schemars(deny_unknown_fields)]
-pub struct SecretSpec {
-    /// `keyring:NAME`, `env:NAME` or `file:PATH`.
-    pub source: Sited<String>,
-    /// The only hosts that get the value.
-    #[schemars(length(min = 1))]
-    pub hosts: Vec<Sited<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Default, JsonSchema)]
@@ -249,7 +241,12 @@ impl TaskSpec {
     pub fn rebase(&mut self, base: &Path) {
         let hosts = self.writable_roots.iter_mut().map(|root| &mut root.host);
         let hosts = hosts.chain(self.readable_roots.iter_mut().map(|root| &mut root.host));
-        for path in hosts.chain(self.gate.rules.iter_mut()) {
+        let rules = self
+            .gate
+            .rules
+            .iter_mut()
+            .filter(|rules| !rules.value.starts_with(BUILT_IN));
+        for path in hosts.chain(rules) {
             path.value = absolute(&path.value, base);
         }
         if let Some(image) = self.image.as_mut().filter(|image| is_relative_path(&image.value)) {
@@ -259,12 +256,18 @@ impl TaskSpec {
             runtime.value = absolute(&runtime.value, base);
         }
         for secret in self.secrets.values_mut() {
-            if let Some(path) = secret.source.value.strip_prefix("file:") {
-                secret.source.value = format!("file:{}", absolute(path, base));
+            let session = secret.aws.as_mut().and_then(|aws| aws.session_token.as_mut());
+            for source in std::iter::once(&mut secret.source).chain(session) {
+                if let Some(path) = source.value.strip_prefix("file:") {
+                    source.value = format!("file:{}", absolute(path, base));
+                }
             }
         }
     }
 }
+
+/// How rules are named that are part of belljar: `builtin:dangerous`.
+pub const BUILT_IN: &str = "builtin:";
 
 /// `~` is left to [`expand_home`], which needs to know whose.
 fn absolute(text: &str, base: &Path) -> String {
@@ -322,7 +325,7 @@ pub(crate) fn read_spec(root: &Table<'_>) -> TaskSpec {
         writable_roots: root.tables("writable_roots").iter().filter_map(writable_root).collect(),
         readable_roots: root.tables("readable_roots").iter().filter_map(readable_root).collect(),
         env: root.table("env").map(env).unwrap_or_default(),
-        secrets: root.table("secrets").map(secrets).unwrap_or_default(),
+        secrets: root.table("secrets").map(secrets::secrets).unwrap_or_default(),
         limits: root.table("limits").map(|table| limits(&table)).unwrap_or_default(),
         network: root.table("network").map(|table| network(&table)).unwrap_or_default(),
         gate: root.table("gate").map(|table| gate(&table)).unwrap_or_default(),
@@ -367,27 +370,6 @@ fn env(table: Table<'_>) -> BTreeMap<String, Sited<String>> {
         }
     }
     env
-}
-
-fn secrets(table: Table<'_>) -> BTreeMap<String, SecretSpec> {
-    let mut secrets = BTreeMap::new();
-    for (name, value) in table.open() {
-        if let Err(what) = env_name(&name.value) {
-            value.fault(what);
-        }
-        let Some(table) = value.table() else { continue };
-        let source = table
-            .required("source", "keyring:NAME, env:NAME or file:PATH")
-            .and_then(|value| value.parsed(secret_source));
-        let hosts = table.list("hosts", host_pattern);
-        if table.required("hosts", "the hosts that get the value").is_some() && hosts.is_empty() {
-            value.fault("a secret needs at least one host");
-        }
-        if let Some(source) = source {
-            secrets.insert(name.value, SecretSpec { source, hosts });
-        }
-    }
-    secrets
 }
 
 pub(crate) fn limits(table: &Table<'_>) -> LimitsSpec {
@@ -504,13 +486,6 @@ pub(crate) fn host_pattern(text: &str) -> Result<String, String> {
     match text.is_empty() || text.chars().any(|c| c.is_whitespace() || c.is_control()) {
         true => Err(format!("{text:?} is not a host or a pattern of hosts")),
         false => Ok(text.to_owned()),
-    }
-}
-
-fn secret_source(text: &str) -> Result<String, String> {
-    match text.split_once(':') {
-        Some(("keyring" | "env" | "file", name)) if !name.is_empty() && !name.contains('\0') => Ok(text.to_owned()),
-        _ => Err(format!("\"{text}\" is not keyring:NAME, env:NAME or file:PATH")),
     }
 }
 

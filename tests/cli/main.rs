@@ -3,6 +3,7 @@
 mod approvals;
 mod help;
 mod image;
+mod rules;
 mod run;
 mod secret;
 mod task;

@@ -680,7 +680,8 @@ async fn without_a_journal_nothing_is_approved() {
     let put = fixture.put(asked(&fixture.desk, "test"));
     let id = fixture.question().await.asked.id;
     std::fs::remove_dir_all(fixture.state.path().join("journal")).unwrap();
-    assert!(fixture.desk.answer(id, YES, ada()).await.is_err());
+    let refused = fixture.desk.answer(id, YES, ada()).await;
+    assert!(matches!(refused, Err(AnswerError::NotRecorded)), "{refused:?}");
     assert!(put.await.unwrap().is_err());
 }
 

@@ -8,6 +8,8 @@ use crate::approval::reviewer::{By, Settings};
 use crate::config::identity::{self, Method};
 use crate::config::{Caller, Egress, Journal, Otlp, Sync, is_built_in};
 use crate::document::{Fault, Origin, Sited, Word};
+use crate::egress::host::Authority;
+use crate::egress::pattern::{List, Pattern};
 use crate::task::limits::Bytes;
 use crate::task::spec::TaskSpec;
 use crate::task::{Access, Login, NetworkMode, Root, SecretSource};
@@ -239,6 +241,24 @@ impl Requirements {
                     );
                 }
             }
+        }
+    }
+
+    /// Why nothing may be fetched from a host. A pattern that cannot be read forbids everything.
+    pub(in crate::config) fn forbids_host(&self, authority: &Authority) -> Option<String> {
+        let Authority { host, port } = authority;
+        let denies = |text: &&Sited<String>| {
+            Pattern::parse(&text.value, List::Deny).map_or(true, |pattern| pattern.denies(host, *port))
+        };
+        if let Some(denied) = self.deny.iter().find(denies) {
+            return Some(format!("\"{}\" is denied ({})", denied.value, denied.origin));
+        }
+        let allowed = self.allow.as_ref()?;
+        let allows = |text: &String| Pattern::parse(text, List::Allow).is_ok_and(|pattern| pattern.allows(host, *port));
+        let forced = self.always.iter().map(|host| &host.value);
+        match allowed.value.iter().chain(forced).any(allows) {
+            true => None,
+            false => Some(format!("the host is not allowed ({})", allowed.origin)),
         }
     }
 

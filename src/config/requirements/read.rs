@@ -8,6 +8,7 @@ use crate::config::bundle::Demand;
 use crate::config::identity::{Keys, Oidc};
 use crate::config::layers::{endpoint, redaction, upstream};
 use crate::document::{Document, Faults, Sited, Table, Value, Word};
+use crate::policy::rules::built_in;
 use crate::task::{Unknown, spec};
 
 pub(super) fn from_toml(text: &str, file: &str) -> Result<Requirements, Faults> {
@@ -52,7 +53,11 @@ pub(super) fn from_toml(text: &str, file: &str) -> Result<Requirements, Faults> 
             demands.upstream = table.parsed("upstream", upstream);
         }
         if let Some(table) = root.table("gate") {
-            demands.rules = table.list("rules", absolute);
+            demands.rules = table.list("rules", |text| match text.strip_prefix(spec::BUILT_IN) {
+                Some(name) if built_in(name).is_some() => Ok(text.to_owned()),
+                Some(name) => Err(format!("there are no built-in rules \"{name}\"")),
+                None => absolute(text),
+            });
             demands.unmatched = words(&table, "unmatched");
             demands.reviewers = words(&table, "reviewers");
             demands.reviewer_endpoints = texts(&table, "reviewer_endpoints", endpoint);

@@ -13,8 +13,10 @@ use crate::config::codex;
 use crate::config::identity::Keys;
 use crate::document::{Fault, Faults, Origin};
 use crate::policy::Digest;
+use crate::policy::rules::built_in;
 use crate::sys::path::{is_symlink_in_the_way, open_file_without_symlinks};
 use crate::task::RulesText;
+use crate::task::spec::BUILT_IN;
 
 /// Larger than any that a person keeps in mind.
 const LARGEST: u64 = 1 << 20;
@@ -109,7 +111,8 @@ impl Reading<'_> {
             Err(found) => return self.faults.extend(found.into_vec()),
         };
         for rules in &demands.rules {
-            match self.text(Path::new(&rules.value)) {
+            let own = rules.value.strip_prefix(BUILT_IN).and_then(built_in);
+            match own.map_or_else(|| self.text(Path::new(&rules.value)), |rules| Ok(rules.text)) {
                 Ok(text) => demands.rules_texts.push(RulesText {
                     name: rules.value.clone(),
                     text,

@@ -6,12 +6,13 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body_util::{Either, Full};
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Body, Incoming};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode, Uri, Version};
@@ -24,11 +25,14 @@ use tokio::time::timeout;
 
 use super::{linger, tunnel};
 use crate::egress::account::Account;
+use crate::egress::body::{Carried, Failure};
+use crate::egress::cache::{self, Url};
 use crate::egress::client::Client;
 use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::{Authority, HostError};
 use crate::egress::request::Asked;
 use crate::egress::room;
+use crate::egress::secret::mask::Masker;
 use crate::egress::way::{Closed, Passage, Way, Who};
 
 const DECISION: HeaderName = HeaderName::from_static("x-belljar-decision");
@@ -46,14 +50,15 @@ const HOP_BY_HOP: [HeaderName; 9] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-pub(in crate::egress) type Answer = Response<Either<Full<Bytes>, Metered>>;
-type Failure = Box<dyn std::error::Error + Send + Sync>;
+pub(in crate::egress) type Answer = Response<UnsyncBoxBody<Bytes, Failure>>;
 
 /// What outlives one request of a connection.
 #[derive(Default)]
 struct Connection {
     /// The tunnel that a CONNECT opened; it starts when hyper has let go of the stream.
     tunnel: Mutex<Option<(OnUpgrade, Passage)>>,
+    /// The same where it is served out of the store.
+    stored: Mutex<Option<(OnUpgrade, Destination)>>,
     /// The driving ends of connections to servers; they end with this connection at the latest.
     drivers: Mutex<JoinSet<()>>,
 }
@@ -82,6 +87,16 @@ pub(in crate::egress) async fn serve(stream: TcpStream, client: Client, way: Arc
         // hyper has answered 400 or hung up; the attempt is worth a record all the same.
         let denial = Denial::malformed(format!("the request cannot be read: {error}"), None, 0);
         way.record_malformed(client, Protocol::Http, None, &denial).await;
+    }
+    let stored = connection.stored.lock().unwrap_or_else(PoisonError::into_inner).take();
+    if let Some((upgrade, destination)) = stored {
+        if let Ok(upgraded) = upgrade.await
+            && let Ok(parts) = upgraded.downcast::<TokioIo<Returning>>()
+            && let Some(client) = parts.io.into_inner().stream.take()
+        {
+            tunnel::run_stored(client, parts.read_buf, &destination, &way).await;
+        }
+        return;
     }
     let tunnel = connection.tunnel.lock().unwrap_or_else(PoisonError::into_inner).take();
     if let Some((upgrade, passage)) = tunnel {
@@ -128,6 +143,22 @@ async fn answer(request: Request<Incoming>, client: Client, way: Arc<Way>, conne
         protocol,
         method: Some(method),
     };
+    if let Some(store) = way.stored() {
+        if tunnel {
+            let upgrade = hyper::upgrade::on(request);
+            let stored = (upgrade, destination);
+            *connection.stored.lock().unwrap_or_else(PoisonError::into_inner) = Some(stored);
+            return Response::new(whole(Vec::new()));
+        }
+        let asked = Asked {
+            method: request.method().as_str(),
+            path: request.uri().path_and_query().map_or("/", |path| path.as_str()),
+            headers: request.headers(),
+        };
+        let url = Url::new(false, target.clone(), asked.path);
+        let reply = cache::serve::answer(&way, store, Who::Client(client), &destination, asked, url).await;
+        return reply;
+    }
     if !tunnel {
         let asked = Asked {
             method: request.method().as_str(),
@@ -135,6 +166,14 @@ async fn answer(request: Request<Incoming>, client: Client, way: Arc<Way>, conne
             headers: request.headers(),
         };
         if let Err(denial) = way.admit_request(Who::Client(client), &destination, asked, None).await {
+            return refusal(&denial);
+        }
+        // In the open no placeholder has any business, not even with its own host.
+        let secrets = way.inspection.as_ref().map(|inspection| inspection.secrets().all());
+        if let Some(name) = secrets.and_then(|secrets| secrets.in_head(asked.path, asked.headers)) {
+            let denial = misplaced(&destination, &name);
+            way.refuse_request(Who::Client(client), &destination, asked, &denial)
+                .await;
             return refusal(&denial);
         }
     }
@@ -146,7 +185,7 @@ async fn answer(request: Request<Incoming>, client: Client, way: Arc<Way>, conne
     if tunnel {
         let upgrade = hyper::upgrade::on(request);
         *connection.tunnel.lock().unwrap_or_else(PoisonError::into_inner) = Some((upgrade, passage));
-        return Response::new(Either::Left(Full::default()));
+        return Response::new(whole(Vec::new()));
     }
     forward(request, &target, passage, way, &connection).await
 }
@@ -206,6 +245,7 @@ async fn forward(
 ) -> Answer {
     let Passage { stream, route, account } = passage;
     let destination = route.destination().clone();
+    let judged = route.clone();
     let failed = |account: &Account, error: String| {
         account.fail(error.clone());
         unreachable(&destination, &error)
@@ -245,7 +285,12 @@ async fn forward(
             "the request's body is over the limit",
         );
     }
-    let request = match rewrite(request, target, &account, limit) {
+    let found = Arc::new(OnceLock::new());
+    let guard = way
+        .inspection
+        .as_ref()
+        .and_then(|inspection| inspection.secrets().all().guard());
+    let request = match rewrite(request, target, &account, limit, (guard, &found)) {
         Ok(request) => request,
         Err(error) => return failed(&account, error.to_string()),
     };
@@ -257,9 +302,14 @@ async fn forward(
             let (mut parts, body) = response.into_parts();
             strip(&mut parts.headers);
             parts.version = Version::HTTP_11;
-            Response::from_parts(parts, Either::Right(Metered::response(body, account)))
+            Response::from_parts(parts, Carried::response(body, account).alone().boxed_unsync())
         }
         Ok(Err(error)) => {
+            if let Some(name) = found.get() {
+                let denial = misplaced(&destination, name);
+                way.record_end(&judged, account.exec(), &denial).await;
+                return refusal(&denial);
+            }
             let error = whole_chain(&error);
             failed(&account, error)
         }
@@ -280,7 +330,8 @@ fn rewrite(
     target: &Authority,
     account: &Arc<Account>,
     limit: u64,
-) -> Result<Request<Metered>, hyper::http::Error> {
+    (guard, found): (Option<Masker>, &Arc<OnceLock<String>>),
+) -> Result<Request<Carried>, hyper::http::Error> {
     let (mut parts, body) = request.into_parts();
     strip(&mut parts.headers);
     // The length is said anew, from the body that hyper has read by it.
@@ -293,10 +344,8 @@ fn rewrite(
     parts.uri = Uri::try_from(path)?;
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
-    Ok(Request::from_parts(
-        parts,
-        Metered::request(body, account.clone(), limit),
-    ))
+    let body = Carried::request(body, account.clone(), limit).alone();
+    Ok(Request::from_parts(parts, body.guarded(guard, found)))
 }
 
 /// Removes the headers of one connection, and those that `Connection` names as such.
@@ -315,6 +364,12 @@ pub(in crate::egress) fn strip(headers: &mut HeaderMap) {
     for name in HOP_BY_HOP.iter().chain(&named) {
         headers.remove(name);
     }
+}
+
+/// The refusal of a request that carries the placeholder of a secret where it has no business.
+pub(in crate::egress) fn misplaced(destination: &Destination, name: &str) -> Denial {
+    let reason = format!("the placeholder of {name} is for the secret's own hosts only, and over TLS");
+    Denial::new(destination, DenialKind::Denied, &format!("secrets.{name}"), reason)
 }
 
 /// The one shape of a refusal: 403 and the denial as JSON; 400 where the request cannot be read, 503 where nothing was decided.
@@ -346,10 +401,14 @@ pub(in crate::egress) fn plain(status: StatusCode, destination: &Destination, er
     answer
 }
 
+fn whole(text: Vec<u8>) -> UnsyncBoxBody<Bytes, Failure> {
+    Full::from(text).map_err(|never| match never {}).boxed_unsync()
+}
+
 fn json(status: StatusCode, body: &impl serde::Serialize) -> Answer {
     let mut text = serde_json::to_vec(body).unwrap_or_default();
     text.push(b'\n');
-    let mut answer = Response::new(Either::Left(Full::from(text)));
+    let mut answer = Response::new(whole(text));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -375,97 +434,6 @@ pub(in crate::egress) fn whole_chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
-}
-
-/// A body that is counted on its way, and cut where a limit is reached.
-pub(in crate::egress) struct Metered {
-    body: Incoming,
-    account: Arc<Account>,
-    direction: Direction,
-}
-
-enum Direction {
-    Request { left: u64 },
-    Response,
-}
-
-impl Metered {
-    fn request(body: Incoming, account: Arc<Account>, limit: u64) -> Self {
-        let direction = Direction::Request { left: limit };
-        Self {
-            body,
-            account,
-            direction,
-        }
-    }
-
-    fn response(body: Incoming, account: Arc<Account>) -> Self {
-        let direction = Direction::Response;
-        let metered = Self {
-            body,
-            account,
-            direction,
-        };
-        if metered.body.is_end_stream() {
-            metered.note_end();
-        }
-        metered
-    }
-
-    /// The end of the answer is the end of the exchange.
-    fn note_end(&self) {
-        match self.direction {
-            Direction::Request { .. } => {}
-            Direction::Response => self.account.complete(),
-        }
-    }
-}
-
-impl Body for Metered {
-    type Data = Bytes;
-    type Error = Failure;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Failure>>> {
-        let this = &mut *self;
-        loop {
-            let Some(frame) = std::task::ready!(Pin::new(&mut this.body).poll_frame(cx)) else {
-                this.note_end();
-                return Poll::Ready(None);
-            };
-            let data = match frame.map(Frame::into_data) {
-                Ok(Ok(data)) => data,
-                // Trailers are the connection's own as long as nobody asked for them with TE, which was removed.
-                Ok(Err(_)) => continue,
-                Err(error) => {
-                    this.account.fail(whole_chain(&error));
-                    return Poll::Ready(Some(Err(error.into())));
-                }
-            };
-            match &mut this.direction {
-                Direction::Request { left } => {
-                    let Some(rest) = left.checked_sub(data.len() as u64) else {
-                        this.account.fail("the request's body is over the limit");
-                        return Poll::Ready(Some(Err("the request's body is over the limit".into())));
-                    };
-                    *left = rest;
-                    this.account.add_sent(data.len());
-                }
-                Direction::Response => this.account.add_received(data.len()),
-            }
-            if this.body.is_end_stream() {
-                this.note_end();
-            }
-            return Poll::Ready(Some(Ok(Frame::data(data))));
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 /// A stream that comes back to its owner when hyper drops it, so that it can be closed with care.

@@ -14,10 +14,11 @@ use tokio::time::timeout;
 
 use super::hello::{self, Seen};
 use crate::egress::account::Account;
-use crate::egress::gate::{Denial, DenialKind, Route};
+use crate::egress::client::Client;
+use crate::egress::gate::{Denial, DenialKind, Destination, Route};
 use crate::egress::host::Host;
 use crate::egress::tls;
-use crate::egress::way::{Passage, Way};
+use crate::egress::way::{Passage, Way, Who};
 
 /// Large enough that a system call moves much: of 64 KiB to 1 MiB, each doubling took some 5 % less processor time a byte.
 const BUFFER: usize = 512 * 1024;
@@ -50,7 +51,7 @@ pub(in crate::egress) async fn run(client: TcpStream, early: Bytes, passage: Pas
     let carried = async {
         if let Some(inspection) = way.inspects(&route).map_err(TunnelError::Denied)? {
             let mut read = client_read;
-            let beginning = read_beginning(&mut read, early, &route, Speech::TlsOnly, way).await?;
+            let beginning = read_beginning(&mut read, early, route.destination(), Speech::TlsOnly, way).await?;
             let client = tls::Client {
                 beginning,
                 read,
@@ -80,6 +81,31 @@ pub(in crate::egress) async fn run(client: TcpStream, early: Bytes, passage: Pas
     }
 }
 
+/// Serves a tunnel out of the store: what is asked for within its TLS is answered from there, and nothing is dialled.
+pub(in crate::egress) async fn run_stored(client: TcpStream, early: Bytes, destination: &Destination, way: &Arc<Way>) {
+    let (Some(store), Some(inspection)) = (way.stored(), way.inspection.as_ref()) else {
+        return;
+    };
+    let who = match client.peer_addr() {
+        Ok(address) => Who::Client(Client::tcp(address)),
+        Err(_) => Who::Exec(None),
+    };
+    let (mut read, write) = client.into_split();
+    let served = async {
+        let beginning = read_beginning(&mut read, early, destination, Speech::TlsOnly, way).await?;
+        let client = tls::Client { beginning, read, write };
+        let served = tls::serve_stored(client, destination, (who, store), way, inspection).await;
+        served.map_err(|error| TunnelError::Io(io::Error::other(error)))
+    };
+    // Each request is in the record; a client that hangs up is no event.
+    if let Err(TunnelError::Denied(denial)) = served.await {
+        let judgement = ("deny", denial.rule.as_str(), denial.reason.as_str());
+        if way.record_event(None, destination, judgement).await.is_err() {
+            tracing::error!(reason = denial.reason, "a refusal is missing in the record");
+        }
+    }
+}
+
 async fn carry_up(
     mut client: OwnedReadHalf,
     mut server: OwnedWriteHalf,
@@ -93,7 +119,7 @@ async fn carry_up(
     } else {
         Speech::Any
     };
-    let beginning = read_beginning(&mut client, early, route, speech, way).await?;
+    let beginning = read_beginning(&mut client, early, route.destination(), speech, way).await?;
     server.write_all(&beginning).await?;
     account.add_sent(beginning.len());
     pump(client, server, |bytes| account.add_sent(bytes)).await?;
@@ -109,7 +135,7 @@ async fn carry_down(server: OwnedReadHalf, client: OwnedWriteHalf, account: &Acc
 async fn read_beginning(
     client: &mut OwnedReadHalf,
     early: Bytes,
-    route: &Route,
+    destination: &Destination,
     speech: Speech,
     way: &Way,
 ) -> Result<BytesMut, TunnelError> {
@@ -138,22 +164,26 @@ async fn read_beginning(
     };
     let seen = match timeout(way.limits.header_time, whole).await {
         Ok(seen) => seen?,
-        Err(_) => return Err(denied(route, "limit", "the TLS hello took too long".to_owned())),
+        Err(_) => return Err(denied(destination, "limit", "the TLS hello took too long".to_owned())),
     };
     match seen {
         Seen::NotTls if speech == Speech::TlsOnly => {
-            let port = route.destination().port;
-            Err(denied(route, "tls", format!("only TLS is let out to port {port}")))
+            let port = destination.port;
+            Err(denied(
+                destination,
+                "tls",
+                format!("only TLS is let out to port {port}"),
+            ))
         }
-        Seen::Malformed(wrong) => Err(denied(route, "tls", wrong.to_owned())),
+        Seen::Malformed(wrong) => Err(denied(destination, "tls", wrong.to_owned())),
         Seen::Hello {
             server_name: Some(name),
-        } if Host::parse(&name).as_ref() != Ok(&route.destination().host) => {
+        } if Host::parse(&name).as_ref() != Ok(&destination.host) => {
             // The name is the client's; only what can be in a host is repeated.
             let shown = Host::parse(&name).map_or_else(|_| "unreadable".to_owned(), |host| host.to_string());
-            let host = &route.destination().host;
+            let host = &destination.host;
             Err(denied(
-                route,
+                destination,
                 "sni",
                 format!("the TLS server name is {shown}, and the tunnel is for {host}"),
             ))
@@ -162,8 +192,8 @@ async fn read_beginning(
     }
 }
 
-fn denied(route: &Route, rule: &str, reason: String) -> TunnelError {
-    TunnelError::Denied(Denial::new(route.destination(), DenialKind::Denied, rule, reason))
+fn denied(destination: &Destination, rule: &str, reason: String) -> TunnelError {
+    TunnelError::Denied(Denial::new(destination, DenialKind::Denied, rule, reason))
 }
 
 /// Moves bytes until the end, then closes the other side's direction.

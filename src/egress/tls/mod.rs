@@ -16,6 +16,7 @@ mod authority;
 mod bundle;
 mod exchange;
 mod serve;
+mod tokens;
 mod websocket;
 
 use std::path::PathBuf;
@@ -31,9 +32,10 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::host::Host;
+use super::secret::Secrets;
 use authority::TaskAuthority;
 
-pub(super) use serve::{Client, serve};
+pub(super) use serve::{Client, serve, serve_stored};
 
 /// Why TLS cannot be looked into.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +64,7 @@ pub struct Inspection {
     connector: Arc<ClientConfig>,
     /// The certificates of extra roots, as PEM.
     extra_roots: String,
+    secrets: Secrets,
 }
 
 impl std::fmt::Debug for Inspection {
@@ -73,37 +76,18 @@ impl std::fmt::Debug for Inspection {
 impl Inspection {
     /// Makes a certificate authority and reads the machine's roots of trust; blocking. `extra_roots` are files of certificates that
     /// the admin or the user trusts beside them, and count for servers as well as inside the sandbox.
-    pub fn new(extra_roots: &[PathBuf]) -> Result<Self, InspectionError> {
-        let mut roots = Vec::new();
-        let mut pem = String::new();
-        for path in extra_roots {
-            let failed = |source| InspectionError::ExtraRoots {
-                path: path.clone(),
-                source,
-            };
-            let found: Result<Vec<CertificateDer<'static>>, _> = CertificateDer::pem_file_iter(path)
-                .and_then(Iterator::collect)
-                .map_err(failed);
-            let found = found?;
-            if found.is_empty() {
-                return Err(failed(rustls::pki_types::pem::Error::NoItemsFound));
-            }
-            found.iter().for_each(|root| pem.push_str(&bundle::pem(root)));
-            roots.extend(found);
-        }
-        let provider = provider();
-        let verifier = Verifier::new_with_extra_roots(roots, provider.clone()).map_err(InspectionError::Roots)?;
-        let connector = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .map_err(InspectionError::Roots)?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(verifier))
-            .with_no_client_auth();
+    pub fn new(extra_roots: &[PathBuf], secrets: Secrets) -> Result<Self, InspectionError> {
+        let (connector, extra_roots) = client_config(extra_roots)?;
         Ok(Self {
             authority: TaskAuthority::new()?,
             connector: Arc::new(connector),
-            extra_roots: pem,
+            extra_roots,
+            secrets,
         })
+    }
+
+    pub fn secrets(&self) -> &Secrets {
+        &self.secrets
     }
 
     /// The bundle that a sandbox trusts, as PEM: the machine's roots, the extra ones, and the task's own authority.
@@ -152,6 +136,36 @@ impl Alpn {
     fn read(id: Option<&[u8]>) -> Self {
         if id == Some(b"h2") { Alpn::Http2 } else { Alpn::Http1 }
     }
+}
+
+/// A client that checks certificates by the machine's roots and these; with the latter as PEM. Blocking.
+pub(super) fn client_config(extra_roots: &[PathBuf]) -> Result<(ClientConfig, String), InspectionError> {
+    let mut roots = Vec::new();
+    let mut pem = String::new();
+    for path in extra_roots {
+        let failed = |source| InspectionError::ExtraRoots {
+            path: path.clone(),
+            source,
+        };
+        let found: Result<Vec<CertificateDer<'static>>, _> = CertificateDer::pem_file_iter(path)
+            .and_then(Iterator::collect)
+            .map_err(failed);
+        let found = found?;
+        if found.is_empty() {
+            return Err(failed(rustls::pki_types::pem::Error::NoItemsFound));
+        }
+        found.iter().for_each(|root| pem.push_str(&bundle::pem(root)));
+        roots.extend(found);
+    }
+    let provider = provider();
+    let verifier = Verifier::new_with_extra_roots(roots, provider.clone()).map_err(InspectionError::Roots)?;
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(InspectionError::Roots)?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    Ok((config, pem))
 }
 
 fn provider() -> Arc<CryptoProvider> {

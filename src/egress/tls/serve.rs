@@ -18,12 +18,15 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
-use super::exchange::{Reply, Session};
+use super::exchange::{Reply, Sent, Session, agree, misdirected};
 use super::{Alpn, Inspection, websocket};
 use crate::egress::account::Account;
-use crate::egress::body::Carried;
-use crate::egress::gate::Route;
-use crate::egress::way::Way;
+use crate::egress::cache::{self, Store, Url};
+use crate::egress::client;
+use crate::egress::gate::{Destination, Route};
+use crate::egress::host::Authority;
+use crate::egress::request::Asked;
+use crate::egress::way::{Way, Who};
 
 /// Requests at once over one HTTP/2 connection.
 const STREAMS: u32 = 128;
@@ -37,8 +40,8 @@ pub(in crate::egress) struct Client {
 
 /// The connection to the server, as requests are sent on it.
 pub(super) enum Upstream {
-    Http1(tokio::sync::Mutex<hyper::client::conn::http1::SendRequest<Carried>>),
-    Http2(hyper::client::conn::http2::SendRequest<Carried>),
+    Http1(tokio::sync::Mutex<hyper::client::conn::http1::SendRequest<Sent>>),
+    Http2(hyper::client::conn::http2::SendRequest<Sent>),
     /// Every request is answered with the reason.
     Failed(String),
 }
@@ -54,6 +57,7 @@ pub(in crate::egress) async fn serve(
 ) -> Result<(), String> {
     let limits = way.limits;
     let host = &route.destination().host;
+    let peer = client.read.peer_addr().map_err(|error| error.to_string())?;
     let io = tokio::io::join(Cursor::new(client.beginning).chain(client.read), client.write);
     let hello = timeout(limits.header_time, LazyConfigAcceptor::new(Acceptor::default(), io)).await;
     let hello = match hello {
@@ -83,7 +87,12 @@ pub(in crate::egress) async fn serve(
         Ok(Err(error)) => return Err(format!("no TLS with the client: {error}")),
         Err(_) => return Err("the client's TLS handshake took too long".to_owned()),
     };
-    let session = Arc::new(Session::new(route, upstream, account.clone(), way.clone()));
+    let session = Arc::new(Session::new(
+        route,
+        upstream,
+        account.clone(),
+        (way.clone(), inspection.clone(), client::Client::tcp(peer)),
+    ));
     let service = {
         let session = session.clone();
         hyper::service::service_fn(move |request: Request<Incoming>| {
@@ -91,22 +100,7 @@ pub(in crate::egress) async fn serve(
             async move { Ok::<Reply, std::convert::Infallible>(session.answer(request).await) }
         })
     };
-    let mut builder = auto::Builder::new(tasks.clone());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_time)
-        .max_headers(limits.headers)
-        .max_buf_size(limits.header_bytes.max(8192));
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .max_concurrent_streams(STREAMS);
-    let builder = match alpn {
-        Alpn::Http1 => builder.http1_only(),
-        Alpn::Http2 => builder.http2_only(),
-    };
+    let builder = builder(way, alpn, tasks.clone());
     let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let mut driver = Some(driver);
@@ -192,5 +186,85 @@ where
         let mut tasks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while tasks.try_join_next().is_some() {}
         tasks.spawn(async move { drop(future.await) });
+    }
+}
+
+/// Serves requests out of the store, until the client is done or fails; the error says why.
+pub(in crate::egress) async fn serve_stored(
+    client: Client,
+    destination: &Destination,
+    (who, store): (Who, &Arc<Store>),
+    way: &Arc<Way>,
+    inspection: &Arc<Inspection>,
+) -> Result<(), String> {
+    let limits = way.limits;
+    let io = tokio::io::join(Cursor::new(client.beginning).chain(client.read), client.write);
+    let handshake = async {
+        let hello = LazyConfigAcceptor::new(Acceptor::default(), io)
+            .await
+            .map_err(|error| error.to_string())?;
+        let alpn = offers(hello.client_hello().alpn().map(Iterator::collect))[0];
+        let config = inspection
+            .authority
+            .config(&destination.host, alpn)
+            .map_err(|error| error.to_string())?;
+        hello
+            .into_stream(config)
+            .await
+            .map(|stream| (stream, alpn))
+            .map_err(|error| error.to_string())
+    };
+    let (stream, alpn) = match timeout(limits.header_time, handshake).await {
+        Ok(done) => done?,
+        Err(_) => return Err("the TLS handshake took too long".to_owned()),
+    };
+    let service = hyper::service::service_fn(|request: Request<Incoming>| {
+        let (way, store, destination) = (way.clone(), store.clone(), destination.clone());
+        async move {
+            let asked = Asked {
+                method: request.method().as_str(),
+                path: request.uri().path_and_query().map_or("/", |path| path.as_str()),
+                headers: request.headers(),
+            };
+            let reply = match agree(&destination, &request) {
+                Ok(()) => {
+                    let authority = Authority {
+                        host: destination.host.clone(),
+                        port: destination.port,
+                    };
+                    let url = Url::new(true, authority, asked.path);
+                    cache::serve::answer(&way, &store, who, &destination, asked, url).await
+                }
+                Err(denial) => {
+                    way.refuse_request(who, &destination, asked, &denial).await;
+                    misdirected(&denial)
+                }
+            };
+            Ok::<Reply, std::convert::Infallible>(reply)
+        }
+    });
+    let builder = builder(way, alpn, Tasks::default());
+    let served = builder.serve_connection(TokioIo::new(stream), service).await;
+    served.map_err(|error| error.to_string())
+}
+
+/// A server as strict as the limits say.
+fn builder(way: &Way, alpn: Alpn, tasks: Tasks) -> auto::Builder<Tasks> {
+    let limits = way.limits;
+    let mut builder = auto::Builder::new(tasks);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_time)
+        .max_headers(limits.headers)
+        .max_buf_size(limits.header_bytes.max(8192));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
+        .max_concurrent_streams(STREAMS);
+    match alpn {
+        Alpn::Http1 => builder.http1_only(),
+        Alpn::Http2 => builder.http2_only(),
     }
 }

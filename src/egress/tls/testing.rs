@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::Inspection;
+use crate::egress::secret::Secrets;
 use crate::egress::testing::{Fixture, Options, read_head};
 use crate::task::{HostRule, Methods};
 
@@ -56,7 +57,11 @@ impl Roots {
     }
 
     pub fn inspection(&self) -> Arc<Inspection> {
-        Arc::new(Inspection::new(&[self.file.path().to_owned()]).unwrap())
+        self.inspection_with(Secrets::default())
+    }
+
+    pub fn inspection_with(&self, secrets: Secrets) -> Arc<Inspection> {
+        Arc::new(Inspection::new(&[self.file.path().to_owned()], secrets).unwrap())
     }
 
     pub fn server(&self, leaf: Leaf<'_>, alpn: &[&str]) -> Arc<ServerConfig> {

@@ -34,6 +34,14 @@ pub struct RuleText {
     pub text: String,
 }
 
+/// Rules that are part of belljar, by name: `dangerous`, what a person should see before it runs.
+pub fn built_in(name: &str) -> Option<RuleText> {
+    (name == "dangerous").then(|| RuleText {
+        name: "builtin:dangerous.rules".to_owned(),
+        text: include_str!("../../../config/rules/dangerous.rules").to_owned(),
+    })
+}
+
 /// Everything wrong with the files of one load; none of them is used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub struct RulesError {

@@ -1,6 +1,7 @@
 //! git: its settings can name commands, and its global options hide which subcommand it is.
 
-use super::programs::{Found, option_scripts};
+use super::interpreters::shadow_tree;
+use super::programs::{Found, option_scripts, outputs};
 use super::word::Fit;
 use super::{Dialect, Role, Walk, Word};
 
@@ -70,7 +71,13 @@ pub(super) fn look_through(walk: &mut Walk, args: &[Word]) -> Found {
         walk.shadow(plain);
     }
     subcommand(walk, rest);
-    Found::role(Role::Runs)
+    for word in rest.iter().filter_map(|word| word.value()?.strip_prefix("ext::")) {
+        shadow_tree(walk, |walk| walk.nested(word, Dialect::Posix));
+    }
+    Found {
+        role: Role::Runs,
+        writes: outputs(rest, &[], &["--output="]),
+    }
 }
 
 fn unknown(word: &Word) -> Word {
@@ -138,6 +145,20 @@ fn subcommand(walk: &mut Walk, rest: &[Word]) {
     };
     let args = &rest[1..];
     match name {
+        // What is set now runs later.
+        "config" => {
+            let words: Vec<&str> = args
+                .iter()
+                .filter_map(Word::value)
+                .filter(|word| !word.starts_with('-'))
+                .collect();
+            if let [.., name, value] = words.as_slice() {
+                let opaque = walk.opaque;
+                let word = Word::known(format!("{name}={value}"));
+                shadow_tree(walk, |walk| setting(walk, Some(&word)));
+                walk.opaque = opaque;
+            }
+        }
         "rebase" => option_scripts(walk, args, &["-x", "--exec"], &["--exec="]),
         "bisect" if args.len() > 1 && args[0].value() == Some("run") => {
             walk.run(args[1..].to_vec(), Vec::new(), Vec::new());

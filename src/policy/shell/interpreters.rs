@@ -2,7 +2,7 @@
 //! command in another world (`uv run`, `docker exec`). What is plainly seen there is listed as a shadow, for the rules
 //! against it. More than that is the program's own affair, as with a file.
 
-use super::{Dialect, Walk, Word};
+use super::{Dialect, Fd, Redirect, SimpleCommand, Walk, Word};
 
 /// Calls that take a command.
 const CALLS: &[&str] = &[
@@ -28,21 +28,35 @@ const CALLS: &[&str] = &[
     "spawnlp",
 ];
 
-pub(super) fn look_through(walk: &mut Walk, name: &str, args: &[Word]) {
+/// Lists what is seen; the answer is the files that the code writes.
+pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand) -> Vec<Word> {
+    let args = &command.argv[1..];
     let (options, bare): (&[&str], bool) =
         match name.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '.') {
             "python" | "pypy" => (&["-c"], false),
-            "perl" | "ruby" => (&["-e", "-E", "-ne", "-pe", "-lane", "-nle", "-i"], false),
+            "perl" | "ruby" => (&["-e", "-E", "-ne", "-pe", "-lane", "-nle", "-le", "-lne", "-i"], false),
             "node" | "nodejs" | "bun" => (&["-e", "--eval", "-p", "--print"], false),
             "deno" => (&["eval"], false),
             "php" => (&["-r"], false),
             "lua" | "Rscript" | "julia" | "osascript" => (&["-e"], false),
             "awk" | "gawk" | "mawk" | "nawk" => (&[], true),
-            _ => return runner(walk, name, args),
+            _ => {
+                runner(walk, name, args);
+                return Vec::new();
+            }
         };
+    let mut writes = Vec::new();
+    let mut coded = false;
     for (at, word) in args.iter().enumerate() {
-        let Some(text) = word.value() else { continue };
         let code = at > 0 && options.iter().any(|option| args[at - 1].value() == Some(option));
+        coded |= code;
+        let Some(text) = word.value() else {
+            // `python -c "$x"` is as `bash -c "$x"`; with a part that is known it is what it says it is.
+            if code && word.unknown.as_ref().is_some_and(|unknown| unknown.prefix.is_empty()) {
+                walk.opaque("code that is put together when it runs");
+            }
+            continue;
+        };
         let glued = options
             .iter()
             .find_map(|option| text.strip_prefix(option))
@@ -52,26 +66,78 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, args: &[Word]) {
         } else if let Some(text) = glued {
             calls(walk, text);
         }
+        if bare {
+            awk(walk, text, &mut writes);
+        }
+    }
+    let from_input = !bare && !coded && args.iter().all(|word| word.value() == Some("-"));
+    let input = command.redirects.iter().rev().find(|redirect| redirect.fd == Fd::Input);
+    match input {
+        Some(Redirect { body: Some(slot), .. }) if from_input => walk.codes.push(*slot),
+        Some(redirect) if from_input && redirect.operator == "<<<" => {
+            if let Some(text) = redirect.target.clone().value() {
+                calls(walk, text);
+            }
+        }
+        _ => {}
+    }
+    writes
+}
+
+/// awk's own ways: `print | "cmd"`, `"cmd" | getline` and `print > "file"`.
+fn awk(walk: &mut Walk, code: &str, writes: &mut Vec<Word>) {
+    let mut rest = code;
+    let mut before = "";
+    while let Some(at) = rest.find('"') {
+        let lead = if at == 0 { before } else { &rest[..at] };
+        let Some((text, after)) = string(&rest[at..]) else {
+            return;
+        };
+        let lead = lead.trim_end();
+        let read = after
+            .trim_start()
+            .strip_prefix('|')
+            .is_some_and(|after| after.trim_start_matches(['&', ' ']).starts_with("getline"));
+        if read || lead.ends_with('|') || lead.ends_with("|&") {
+            let opaque = walk.opaque;
+            shadow_tree(walk, |walk| walk.nested(&text, Dialect::Posix));
+            walk.opaque = opaque;
+        } else if lead.ends_with('>') && !text.starts_with("/dev/std") {
+            writes.push(Word::known(text));
+        }
+        before = "";
+        rest = after;
     }
 }
 
 /// Programs that run the command behind this word of theirs; none where the command follows the name itself.
 const RUNNERS: &[(&str, &[&str])] = &[
     ("bundle", &["exec"]),
+    ("bwrap", &[]),
+    ("chrt", &[]),
     ("conda", &["run"]),
+    ("dbus-launch", &[]),
+    ("direnv", &["exec"]),
     ("docker", &["exec", "run"]),
+    ("firejail", &[]),
     ("hatch", &["run"]),
     ("kubectl", &["exec"]),
     ("mamba", &["run"]),
+    ("npm", &["exec", "x"]),
     ("npx", &[]),
+    ("nsenter", &[]),
+    ("numactl", &[]),
     ("pdm", &["run"]),
     ("pipenv", &["run"]),
     ("pnpm", &["exec", "dlx"]),
     ("podman", &["exec", "run"]),
     ("poetry", &["run"]),
+    ("prlimit", &[]),
+    ("proot", &[]),
     ("rustup", &["run"]),
     ("rye", &["run"]),
     ("setpriv", &[]),
+    ("start-stop-daemon", &["--exec", "-x", "--startas", "-a"]),
     ("systemd-run", &[]),
     ("unshare", &[]),
     ("uv", &["run"]),
@@ -82,14 +148,18 @@ const RUNNERS: &[(&str, &[&str])] = &[
 
 /// Their options are many and change, so each word that may begin the command counts as one that does.
 fn runner(walk: &mut Walk, name: &str, args: &[Word]) {
-    const STARTS: usize = 6;
     // Each level multiplies: nobody nests them, but for cost.
-    const NESTED: u32 = 2;
-    if walk.runners >= NESTED {
-        return;
-    }
-    let Some((_, words)) = RUNNERS.iter().find(|(runner, _)| *runner == name) else {
-        return;
+    let starts_looked_at = match walk.runners {
+        0 => 12,
+        1 => 4,
+        _ => return,
+    };
+    // The dynamic loader starts what it is given, under whatever name a C library gives it.
+    let loader = name == "ld.so" || name.starts_with("ld-linux") || name.starts_with("ld-musl");
+    let words = match RUNNERS.iter().find(|(runner, _)| *runner == name) {
+        Some((_, words)) => *words,
+        None if loader => &[],
+        None => return,
     };
     let from = match words {
         [] => 0,
@@ -103,7 +173,7 @@ fn runner(walk: &mut Walk, name: &str, args: &[Word]) {
     };
     let starts = (from..args.len()).filter(|at| args[*at].value().is_some_and(|word| !word.starts_with('-')));
     walk.runners += 1;
-    for at in starts.take(STARTS) {
+    for at in starts.take(starts_looked_at) {
         // What cannot be read there makes nothing here unknown: the program itself is listed.
         let opaque = walk.opaque;
         shadow_tree(walk, |walk| walk.run(args[at..].to_vec(), Vec::new(), Vec::new()));
@@ -112,8 +182,25 @@ fn runner(walk: &mut Walk, name: &str, args: &[Word]) {
     walk.runners -= 1;
 }
 
-fn calls(walk: &mut Walk, code: &str) {
+/// Calls and strings in code that run what they are given: `system("x")`, `system "x"`, `` `x` ``.
+pub(super) fn calls(walk: &mut Walk, code: &str) {
     let mut rest = code;
+    for name in ["system", "exec"] {
+        let found = code.match_indices(name).filter_map(|(at, _)| {
+            let after = code[at + name.len()..].trim_start_matches(' ');
+            after.starts_with(['"', '\'']).then(|| string(after)).flatten()
+        });
+        for (script, _) in found {
+            shadow_tree(walk, |walk| walk.nested(&script, Dialect::Posix));
+        }
+    }
+    let mut quotes = code.split('`').skip(1);
+    // In Python and JavaScript these are something else; a shadow only adds to what rules may match.
+    while let (Some(script), Some(_)) = (quotes.next(), quotes.next()) {
+        let opaque = walk.opaque;
+        shadow_tree(walk, |walk| walk.nested(script, Dialect::Posix));
+        walk.opaque = opaque;
+    }
     while let Some(at) = rest.find('(') {
         let name = rest[..at]
             .trim_end()
@@ -137,7 +224,7 @@ fn calls(walk: &mut Walk, code: &str) {
 }
 
 /// Lists what `list` lists as shadows: seen in code that may never run.
-fn shadow_tree(walk: &mut Walk, list: impl FnOnce(&mut Walk)) {
+pub(super) fn shadow_tree(walk: &mut Walk, list: impl FnOnce(&mut Walk)) {
     let from = walk.commands.len();
     list(walk);
     for command in &mut walk.commands[from..] {

@@ -176,6 +176,8 @@ struct Walk {
     slots: usize,
     /// Shells that read a here-document as their script, waiting for its body.
     waiting: Vec<(usize, Dialect)>,
+    /// Interpreters that read one as their code, likewise.
+    codes: Vec<usize>,
 }
 
 impl Walk {
@@ -240,6 +242,12 @@ impl Walk {
 
     /// The body of a here-document is there.
     fn fill(&mut self, slot: usize, body: Word) {
+        if let Some(at) = self.codes.iter().position(|code| *code == slot) {
+            self.codes.swap_remove(at);
+            if let Some(code) = body.value() {
+                interpreters::calls(self, code);
+            }
+        }
         let Some(at) = self.waiting.iter().position(|(waiting, _)| *waiting == slot) else {
             return;
         };

@@ -480,3 +480,94 @@ fn nesting_costs_no_stack_and_length_no_more_than_its_share() {
     assert_eq!(bash(&"ls; ".repeat(5_000)).commands.len(), 5_001);
     assert!(is_opaque(&"ls; ".repeat(50_000)));
 }
+
+#[test]
+fn little_languages_list_the_commands_that_they_run() {
+    for script in [
+        r#"awk '{print | "rm x"}' f"#,
+        r#"awk 'BEGIN { "rm x" | getline y }'"#,
+        r#"gawk 'BEGIN { print "a" |& "rm x" }'"#,
+        "sed -n '1e rm x' f",
+        "sed --expression='$!{1e rm x\n}' f",
+        "sed -i.bak -e 's/a/[/e]/g' -e '/b/I,+3e rm x' f",
+        "vim -c ':!rm x' f",
+        "vi '+!rm x' f",
+        "ex -c 'silent !rm x' f",
+        "gdb -batch -ex 'shell rm x'",
+        "expect -c 'spawn rm x'",
+        "git config alias.x '!rm x'",
+        "git clone 'ext::rm x' y",
+        "perl -e 'system \"rm x\"'",
+        "perl -le 'print `rm x`'",
+        "python3 - <<'E'\nimport os\nos.system('rm x')\nE",
+        "python3 <<< \"subprocess.run(['rm', 'x'])\"",
+        "/lib64/ld-linux-x86-64.so.2 rm x",
+        "nsenter -t 1 -m rm x",
+        "bwrap --bind / / --dev /dev rm x",
+        "npm exec rm x",
+        "split --filter='rm x' f",
+        "man -P 'rm x' ls",
+        "sort --compress-program='rm x' f",
+    ] {
+        let found = bash(script);
+        let rm = |command: &SimpleCommand| command.argv.iter().map(|word| word.text.as_str()).eq(["rm", "x"]);
+        assert!(found.commands.iter().any(rm), "{script}: {found:?}");
+    }
+}
+
+#[test]
+fn little_languages_name_the_files_that_they_write() {
+    for (script, file) in [
+        ("awk '{print > \"/etc/x\"}' f", "/etc/x"),
+        ("sed 's/a/b/w /etc/x' f", "/etc/x"),
+        ("sed -n '/a/,/b/{s/x/y/gw /etc/x\np}' f", "/etc/x"),
+        ("sed 'w /etc/x' f", "/etc/x"),
+        ("sort -o /etc/x f", "/etc/x"),
+        ("git log --output=/etc/x", "/etc/x"),
+    ] {
+        let found = bash(script);
+        let written = found.commands.iter().flat_map(|command| &command.redirects);
+        assert_eq!(
+            written
+                .map(|redirect| redirect.target.text.as_str())
+                .collect::<Vec<_>>(),
+            [file],
+            "{script}"
+        );
+    }
+}
+
+#[test]
+fn what_a_little_language_makes_up_is_opaque_and_plain_text_is_not() {
+    for script in [
+        "sed 's/x/y/e' f",
+        "sed 's|a|b|ge' f",
+        "sed -n '10,20p;e' f",
+        "sed -ne '/a/e' f",
+        "python3 -c \"$x\"",
+        "python3 -c \"$(curl h)\"",
+        "make SHELL=/tmp/x",
+        "make --eval='x:;rm x'",
+    ] {
+        assert!(is_opaque(script), "{script}");
+    }
+    for script in [
+        "sed 's/[/e]/b/g' f",
+        "sed 'a hello e rm' f",
+        "sed -E 's/(we)/x/g; $d' f",
+        "sed -i '/^e/d; s,e,w,' f",
+        "sed 'y/abc/wee/' f",
+        "sed -e ':a' -e '$!{N;ba' -e '}' f",
+        "sed -n '1!G;h;$!d;/e\\/w/p' f",
+        "python3 -c \"print('$x')\"",
+        "make SHELL=/bin/bash -j4",
+        "awk -F'|' '$1 > 3 {print $2 \"|\" $3}' f",
+    ] {
+        let found = bash(script);
+        assert_eq!(found.opaque, None, "{script}");
+        assert!(
+            found.commands.iter().all(|command| command.redirects.is_empty()),
+            "{script}"
+        );
+    }
+}

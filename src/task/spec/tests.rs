@@ -1,5 +1,5 @@
 use super::*;
-use crate::task::{HostRule, Methods};
+use crate::task::{HostRule, Methods, SecretPlace};
 
 const WHOLE: &str = r#"
 version = 1
@@ -140,15 +140,15 @@ task.toml:10:20: writable_roots[0].protect[1]: "/../x" contains a ".."
 task.toml:10:28: writable_roots[0].protect[2]: "" is not a name below the root
 task.toml:12:8: readable_roots[0].host: a path must not be empty
 task.toml:13:1: readable_roots[0].git: unknown key (expected host, path)
-task.toml:14:1: secrets.TOKEN: a secret needs at least one host
 task.toml:15:10: secrets.TOKEN.source: "vault:x" is not keyring:NAME, env:NAME or file:PATH
+task.toml:16:9: secrets.TOKEN.hosts: a secret needs at least one host
 task.toml:18:10: limits.memory: "2 parsecs" is not a size (expected a number and KiB, MiB, GiB, TiB, kB, MB, GB or TB)
 task.toml:19:8: limits.cpus: 0 is not a number from 0.01 to 4096
 task.toml:20:8: limits.pids: expected a whole number, found a number with a fraction
 task.toml:21:8: limits.disk: 4KiB is less than 1MiB, which holds nothing
 task.toml:22:13: limits.exec_time: "10" is not a length of time (expected a number and ms, s, m, h or d)
 task.toml:23:10: limits.output: expected a string, found true or false
-task.toml:25:8: network.mode: "open" is not one of "none", "proxy"
+task.toml:25:8: network.mode: "open" is not one of "none", "cached", "proxy"
 task.toml:26:10: network.allow[0]: "a b" is not a host or a pattern of hosts
 task.toml:26:17: network.allow[1]: expected a string, found a whole number
 task.toml:28:13: gate.unmatched: "yes" is not one of "allow", "ask", "deny""#;
@@ -375,4 +375,73 @@ task.toml:10:9: network.hosts[1].paths: an empty list would allow nothing (leave
 task.toml:13:11: network.hosts[2].methods: an empty list would allow nothing (leave the key out for all)"#
     );
     assert_eq!(faults(text), expected);
+}
+
+#[test]
+fn a_secret_says_where_its_value_goes() {
+    let spec = TaskSpec::from_toml(
+        r#"version = 1
+[secrets.A]
+source = "env:A"
+hosts = ["a.example.org"]
+header = "X-Key: Key {}"
+[secrets.B]
+source = "file:b"
+hosts = ["*.amazonaws.com"]
+aws = { access_key_id = "AKIDEXAMPLE000000000", session_token = "file:c" }
+[secrets.C]
+source = "keyring:c"
+hosts = ["c.example.org:8443"]
+oauth = { token_url = "https://login.example.org/token", client_id = "me", scope = "read" }
+"#,
+        "task.toml",
+    );
+    let mut spec = spec.unwrap();
+    spec.rebase(Path::new("/work"));
+    let header = SecretPlace::Header {
+        name: "x-key".into(),
+        before: "Key ".into(),
+        after: String::new(),
+    };
+    assert_eq!(spec.secrets["A"].header.as_ref().unwrap().value, header);
+    let aws = spec.secrets["B"].aws.as_ref().unwrap();
+    assert_eq!(aws.session_token.as_ref().unwrap().value, "file:/work/c");
+    assert_eq!(spec.secrets["C"].oauth.as_ref().unwrap().client_id.value, "me");
+}
+
+#[test]
+fn what_is_wrong_with_secrets_is_told_with_its_place() {
+    let text = r#"version = 1
+[secrets.A]
+source = "vault:x"
+hosts = ["*", "a.example.org"]
+header = "Authorization Bearer"
+query = "k"
+basic = "a:b"
+[secrets.B]
+source = "env:B"
+hosts = ["b.example.org"]
+header = "Host: {}"
+aws = { access_key_id = "x" }
+[secrets.C]
+source = "env:C"
+hosts = []
+oauth = { token_url = "http://login.example.org/", client_id = "me", secret = "x" }
+"#;
+    let found = faults(text);
+    for expected in [
+        r#"task.toml:3:10: secrets.A.source: "vault:x" is not keyring:NAME"#,
+        "task.toml:4:10: secrets.A.hosts[0]: a secret is for named hosts, not for all",
+        r#"task.toml:5:10: secrets.A.header: "Authorization Bearer" is not "Name: text {} text""#,
+        "task.toml:6:9: secrets.A.query: a value goes to one place only",
+        r#"task.toml:7:9: secrets.A.basic: "a:b" is not a user's name"#,
+        r#"task.toml:11:10: secrets.B.header: "Host: {}" is not"#,
+        "task.toml:12:7: secrets.B.aws: a value goes to one place only",
+        r#"task.toml:12:25: secrets.B.aws.access_key_id: "x" is not the id of an access key"#,
+        "task.toml:15:9: secrets.C.hosts: a secret needs at least one host",
+        r#"task.toml:16:23: secrets.C.oauth.token_url: "http://login.example.org/" is not https://HOST/PATH"#,
+        "secrets.C.oauth.secret: unknown key",
+    ] {
+        assert!(found.contains(expected), "{expected}\n{found}");
+    }
 }

@@ -3,6 +3,7 @@
 //! Where an option is not known, where the inner command begins is not known either, and that is opaque.
 
 mod inputs;
+mod languages;
 mod prefixes;
 mod remote;
 mod shells;
@@ -11,6 +12,7 @@ use super::word::Fit;
 use super::{Dialect, Fd, Redirect, Role, SimpleCommand, Walk, Word, builtins, git, interpreters};
 
 use inputs::{fd, find, parallel, watch, xargs};
+use languages::{command_options, sed};
 use prefixes::{PREFIXES, env, flock, prefixed};
 use remote::{ssh, ssh_option};
 use shells::{foreign_shell, shell, substitute_user};
@@ -173,14 +175,75 @@ pub(super) fn look_through(walk: &mut Walk, command: &SimpleCommand) -> Found {
             archive(walk, args);
             Found::role(Role::Runs)
         }
+        "sed" | "gsed" => sed(walk, args),
+        "vi" | "vim" | "nvim" | "view" | "ex" | "gvim" | "vimdiff" => {
+            command_options(walk, args, &["-c", "--cmd"], &["+"], &[]);
+            Found::role(Role::Runs)
+        }
+        "gdb" | "lldb" => {
+            let apart = &["-ex", "-iex", "--eval-command", "-o", "-O", "--one-line"];
+            command_options(
+                walk,
+                args,
+                apart,
+                &["-ex=", "-iex=", "--eval-command="],
+                &["shell ", "platform shell "],
+            );
+            Found::role(Role::Runs)
+        }
+        "expect" => {
+            command_options(walk, args, &["-c"], &[], &["spawn ", "exec ", "system "]);
+            Found::role(Role::Runs)
+        }
+        "man" => {
+            option_scripts(
+                walk,
+                args,
+                &["-P", "--pager", "-H", "--html"],
+                &["--pager=", "--html=", "-P"],
+            );
+            Found::role(Role::Runs)
+        }
+        "split" => {
+            option_scripts(walk, args, &["--filter"], &["--filter="]);
+            Found::role(Role::Runs)
+        }
+        "zip" => {
+            option_scripts(walk, args, &["-TT", "--unzip-command"], &["--unzip-command="]);
+            Found::role(Role::Runs)
+        }
+        "nix-shell" => {
+            option_scripts(walk, args, &["--run", "--command"], &[]);
+            Found::role(Role::Runs)
+        }
+        "sort" => {
+            option_scripts(walk, args, &["--compress-program"], &["--compress-program="]);
+            Found {
+                role: Role::Runs,
+                writes: outputs(args, &["-o", "--output"], &["--output="]),
+            }
+        }
+        "make" | "gmake" => {
+            // What its file says is the file's affair; these say it on the command line.
+            let odd = |word: &Word| {
+                let starts = |start| word.starts_with(start) != Fit::No && word.starts_with("-") != Fit::No;
+                let shell = word.value().and_then(|word| word.strip_prefix("SHELL="));
+                starts("--eval") && word.value().is_some()
+                    || shell.is_some_and(|shell| !["/bin/sh", "/bin/bash", "sh", "bash"].contains(&shell))
+            };
+            if args.iter().any(odd) {
+                walk.opaque("a setting of make that changes what it runs");
+            }
+            Found::role(Role::Runs)
+        }
         "rsync" => {
             option_scripts(walk, args, &["-e", "--rsh"], &["--rsh=", "--rsync-path="]);
             Found::role(Role::Runs)
         }
-        _ => {
-            interpreters::look_through(walk, name, args);
-            Found::role(Role::Runs)
-        }
+        _ => Found {
+            role: Role::Runs,
+            writes: interpreters::look_through(walk, name, command),
+        },
     }
 }
 
@@ -244,6 +307,20 @@ fn archive(walk: &mut Walk, args: &[Word]) {
             walk.nested(action, Dialect::Posix);
         }
     }
+}
+
+/// Files that options name to be written, apart or glued on.
+pub(super) fn outputs(args: &[Word], apart: &[&str], glued: &[&str]) -> Vec<Word> {
+    let mut files = Vec::new();
+    for (at, word) in args.iter().enumerate() {
+        let Some(option) = word.value() else { continue };
+        if apart.contains(&option) {
+            files.extend(args.get(at + 1).cloned());
+        } else if let Some(file) = glued.iter().find_map(|start| option.strip_prefix(start)) {
+            files.push(Word::known(file));
+        }
+    }
+    files
 }
 
 /// Options whose value is a command, apart or glued on.
