@@ -197,28 +197,6 @@ struct Otlp {
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[allow(dead_code, reason = "only its schema is made")]
-struct Egress {
-    /// Files in PEM.
-    #[schemars(default)]
-    extra_roots: Vec<String>,
-    /// `http://HOST:PORT`.
-    upstream: Option<String>,
-    /// Folders of stored answers.
-    #[schemars(default)]
-    cache: Vec<String>,
-}
-
-#[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
-#[allow(dead_code, reason = "only its schema is made")]
-struct EgressDemands {
-    /// `http://HOST:PORT`.
-    upstream: Option<String>,
-}
-
-#[derive(JsonSchema)]
-#[schemars(deny_unknown_fields)]
-#[allow(dead_code, reason = "only its schema is made")]
 struct Token {
     /// Where the token is that says who asks: `keyring:NAME`, `env:NAME` or `file:PATH`.
     token: Option<String>,
@@ -239,7 +217,6 @@ struct RequirementsFile {
     otlp: Option<OtlpDemands>,
     identity: Option<IdentityDemands>,
     bundle: Option<BundleDemands>,
-    egress: Option<EgressDemands>,
     codex: Option<CodexDemands>,
 }
 
