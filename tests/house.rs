@@ -75,7 +75,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "crash.rs",
             "sandbox/",
             "image/",
-            "exec/run.rs",
+            "exec/pump.rs",
             "config/codex.rs",
             "cli/terminal.rs",
         ],

@@ -5,27 +5,18 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use belljar_guest::{FromSlot, Rusage, Step, ToSlot};
-use bytes::Bytes;
-use rustix::io::Errno;
-use sha2::{Digest as _, Sha256};
-use tokio::io::Interest;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tokio::time::sleep_until;
 
 use super::pipeline::Inputs;
+use super::pump::{Budget, PIPE_BYTES, Streamed, Tally, feed_stdin, pump};
 use super::stream::Log;
 use super::{Control, ExecEvent, ExecRequest, Stream, usage};
 use crate::audit::record::{ExecOutcome, Usage};
 use crate::crash;
-use crate::policy::{Digest, Permit, Stdin, TtySize};
+use crate::policy::{Permit, Stdin, TtySize};
 use crate::sandbox::oci::{Sandbox, SandboxError, Slot, Started, Stdio};
 use crate::sys::{packet, process};
-
-/// A pipe that holds this much is read in few, large pieces; see DESIGN: pipes of 1 MiB matter most for streaming.
-const PIPE_BYTES: usize = 1 << 20;
-
-/// One piece of output at most.
-const PIECE_BYTES: usize = 256 << 10;
 
 /// How long a killed command may take to be reported by its slot, before the slot's whole cgroup is killed from outside.
 const KILL_PATIENCE: Duration = Duration::from_secs(2);
@@ -50,14 +41,6 @@ const STALL_FROM: Duration = Duration::from_millis(50);
 pub struct Limits {
     pub time: Option<Duration>,
     pub output: u64,
-}
-
-/// What one stream came to.
-#[derive(Debug, Default)]
-pub struct Streamed {
-    pub bytes: u64,
-    /// `sha256:…` over all of them; none for a stream that the exec did not have.
-    pub digest: Option<String>,
 }
 
 /// How an exec ended.
@@ -131,10 +114,7 @@ pub async fn run(
     on: &(dyn Fn(&ExecEvent) + Sync),
 ) -> Result<Ended, SandboxError> {
     let begun = Instant::now();
-    let budget = Budget {
-        left: std::sync::atomic::AtomicU64::new(limits.output),
-        spent: tokio::sync::Notify::new(),
-    };
+    let budget = Budget::of(limits.output);
     let (streams, started) = match request.command.tty {
         Some(TtySize { rows, cols }) => {
             let tty = Stdio::Tty { rows, cols };
@@ -227,27 +207,6 @@ pub async fn run(
         sandbox.give_back(slot);
     }
     Ok(ended)
-}
-
-/// How much output is left to an exec.
-struct Budget {
-    left: std::sync::atomic::AtomicU64,
-    spent: tokio::sync::Notify,
-}
-
-impl Budget {
-    /// How many of these bytes may still go out.
-    fn take(&self, bytes: u64) -> u64 {
-        use std::sync::atomic::Ordering::Relaxed;
-        let before = self
-            .left
-            .fetch_update(Relaxed, Relaxed, |left| Some(left.saturating_sub(bytes)))
-            .unwrap_or(0);
-        if before < bytes {
-            self.spent.notify_one();
-        }
-        before.min(bytes)
-    }
 }
 
 enum Streams {
@@ -410,178 +369,6 @@ fn end(slot: &Slot, why: Cause, cause: &mut Option<Cause>, kill_deadline: &mut O
         *cause = Some(why);
         let _ = slot.link.say(&ToSlot::Kill, &[]);
         *kill_deadline = Some(tokio::time::Instant::now() + KILL_PATIENCE);
-    }
-}
-
-/// Reads a stream to its end: counts it, digests it, and hands on what the budget allows. `over` tells that the command has ended, and
-/// for how long the stream may be silent then; the stream may outlive the command, in the hands of others.
-async fn pump(
-    fd: OwnedFd,
-    stream: Stream,
-    tally: &mut Tally,
-    budget: &Budget,
-    log: &Log,
-    mut over: watch::Receiver<Option<Duration>>,
-) {
-    let Ok(fd) = packet::watched(fd, Interest::READABLE) else {
-        return;
-    };
-    let mut buffer: Vec<u8> = Vec::new();
-    let mut patience: Option<Duration> = None;
-    // No more than this can have been written before the end; what comes after it is by others.
-    let mut left = PIPE_BYTES;
-    while left > 0 {
-        // A stream that never falls silent is always ready before the news that the command is over.
-        patience = patience.or(*over.borrow());
-        let ready = match patience {
-            // What the reactor says may lag behind what is there.
-            Some(Duration::ZERO) => None,
-            _ => tokio::select! {
-                biased;
-                ready = fd.readable() => match ready {
-                    Ok(ready) => Some(ready),
-                    Err(_) => break,
-                },
-                said = over.wait_for(Option::is_some), if patience.is_none() => {
-                    patience = Some(said.ok().and_then(|said| *said).unwrap_or_default());
-                    None
-                }
-                () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => break,
-            },
-        };
-        // Room for one piece only while there is something to read: most commands write little, and thousands run.
-        buffer.reserve(PIECE_BYTES);
-        // Not `async_io`: that would wait for more, deaf to the end of the command.
-        match rustix::io::read(fd.get_ref(), rustix::buffer::spare_capacity(&mut buffer)) {
-            Err(Errno::AGAIN) => {
-                if patience == Some(Duration::ZERO) {
-                    break;
-                }
-                if let Some(mut ready) = ready {
-                    ready.clear_ready();
-                }
-                continue;
-            }
-            Err(Errno::INTR) => continue,
-            // A pseudo-terminal whose other side is closed says EIO.
-            Ok(0) | Err(_) => break,
-            Ok(read) if patience.is_some() => left = left.saturating_sub(read),
-            Ok(_) => {}
-        }
-        let data = if buffer.len() > PIECE_BYTES / 4 {
-            Bytes::from(std::mem::take(&mut buffer))
-        } else {
-            let data = Bytes::copy_from_slice(&buffer);
-            buffer.clear();
-            data
-        };
-        tally.add(&data).await;
-        let allowed = budget.take(data.len() as u64) as usize;
-        if allowed > 0 {
-            log.append(ExecEvent::Output {
-                stream,
-                data: data.slice(..allowed),
-            })
-            .await;
-        }
-        // A command that never pauses must not keep its own end, nor a limit, from being seen.
-        tokio::task::yield_now().await;
-    }
-}
-
-/// A piece of this size is digested beside the reading of the next: the digest is what takes longest.
-const BESIDE_FROM: usize = 64 << 10;
-
-/// What went through a stream so far.
-struct Tally {
-    bytes: u64,
-    hash: Hash,
-}
-
-enum Hash {
-    Here(Sha256),
-    /// In a thread of its own, with the last piece.
-    Beside(tokio::task::JoinHandle<Sha256>),
-    /// That thread did not come to its end: the process is going down.
-    Lost,
-}
-
-impl Default for Tally {
-    fn default() -> Self {
-        Self {
-            bytes: 0,
-            hash: Hash::Here(Sha256::new()),
-        }
-    }
-}
-
-impl Tally {
-    async fn add(&mut self, data: &Bytes) {
-        self.bytes += data.len() as u64;
-        self.hash = match self.settled().await {
-            None => Hash::Lost,
-            Some(mut hash) if data.len() < BESIDE_FROM => {
-                hash.update(data);
-                Hash::Here(hash)
-            }
-            Some(mut hash) => {
-                let data = data.clone();
-                Hash::Beside(tokio::task::spawn_blocking(move || {
-                    hash.update(&data);
-                    hash
-                }))
-            }
-        };
-    }
-
-    /// The digest's state once all pieces are in it. Not cancel-safe.
-    async fn settled(&mut self) -> Option<Sha256> {
-        match std::mem::replace(&mut self.hash, Hash::Lost) {
-            Hash::Here(hash) => Some(hash),
-            Hash::Beside(hashing) => hashing.await.ok(),
-            Hash::Lost => None,
-        }
-    }
-
-    async fn sum(mut self) -> Streamed {
-        let hash = self.settled().await;
-        Streamed {
-            bytes: self.bytes,
-            digest: hash.map(|hash| Digest::from_array(hash.finalize().into()).to_string()),
-        }
-    }
-}
-
-/// Writes what the caller sends to the command; its end is the end of the command's input.
-async fn feed_stdin(pipe: Option<OwnedFd>, terminal: Option<&OwnedFd>, mut stdin: mpsc::Receiver<Bytes>) {
-    let is_terminal = terminal.is_some();
-    let Some(fd) = pipe.or_else(|| terminal.and_then(|fd| fd.try_clone().ok())) else {
-        return;
-    };
-    let Ok(fd) = packet::watched(fd, Interest::WRITABLE) else {
-        return;
-    };
-    while let Some(mut data) = stdin.recv().await {
-        while !data.is_empty() {
-            let written = fd
-                .async_io(Interest::WRITABLE, |fd| {
-                    rustix::io::write(fd, &data).map_err(io::Error::from)
-                })
-                .await;
-            match written {
-                Ok(written) => drop(data.split_to(written)),
-                // The command no longer reads; what comes is not for it.
-                Err(_) => return,
-            }
-        }
-    }
-    if is_terminal {
-        // As the key for the end of input does; the terminal itself stays open for output.
-        let _ = fd
-            .async_io(Interest::WRITABLE, |fd| {
-                rustix::io::write(fd, b"\x04").map_err(io::Error::from)
-            })
-            .await;
     }
 }
 
