@@ -131,7 +131,7 @@ fn host_config(plan: &Plan, made: &Made<'_>, (uid, gid): (u32, u32)) -> HostConf
     let texts = |paths: &[SandboxPath]| paths.iter().map(|path| path.as_str().to_owned()).collect::<Vec<_>>();
     HostConfig {
         mounts: Some(mounts(plan, made)),
-        tmpfs: Some(tmpfs(plan, (uid, gid))),
+        tmpfs: Some(tmpfs(plan, made.facts, (uid, gid))),
         readonly_rootfs: Some(true),
         network_mode: Some("none".to_owned()),
         ipc_mode: Some("private".to_owned()),
@@ -139,7 +139,13 @@ fn host_config(plan: &Plan, made: &Made<'_>, (uid, gid): (u32, u32)) -> HostConf
         userns_mode: userns_mode(plan, made.facts),
         runtime: made.runtime.map(str::to_owned),
         cap_drop: Some(vec!["ALL".to_owned()]),
-        security_opt: Some(vec!["no-new-privileges".to_owned(), format!("seccomp={}", profile())]),
+        security_opt: Some(vec![
+            "no-new-privileges".to_owned(),
+            match made.facts.is_podman {
+                true => format!("seccomp={}", made.folder.join(FILTER).display()),
+                false => format!("seccomp={}", profile()),
+            },
+        ]),
         privileged: Some(false),
         masked_paths: Some(texts(&plan.masked)),
         readonly_paths: Some(texts(&plan.read_only)),
@@ -190,6 +196,9 @@ fn profile() -> String {
     profile.to_string()
 }
 
+/// Processes of the command's user, beside the bound of the task.
+const PROCESSES: u64 = 4096;
+
 fn ulimits(plan: &Plan) -> Vec<ResourcesUlimits> {
     let hard = HardLimits::of_process();
     let limit = |name: &str, value: u64| {
@@ -202,25 +211,33 @@ fn ulimits(plan: &Plan) -> Vec<ResourcesUlimits> {
     };
     vec![
         limit("nofile", plan.process.open_files.min(hard.open_files)),
-        limit("nproc", hard.processes),
+        // What no plan's own bound reaches, and what every host may give; Podman takes "unlimited" for more than it was given itself.
+        limit("nproc", hard.processes.min(PROCESSES)),
         limit("core", 0),
         limit("memlock", bundle::LOCKED_BYTES.min(hard.locked_bytes)),
     ]
 }
 
-fn tmpfs(plan: &Plan, (uid, gid): (u32, u32)) -> HashMap<String, String> {
+fn tmpfs(plan: &Plan, facts: &Facts, (uid, gid): (u32, u32)) -> HashMap<String, String> {
     let is_root = |mount: &Mount, at: &str| mount.path.as_str() == at;
     WRITABLE
         .iter()
         // A root of the task's that lies there takes its place.
         .filter(|(at, ..)| !plan.mounts.iter().any(|mount| is_root(mount, at)))
         .map(|(at, share, mode)| {
-            let (bytes, inodes) = (plan.root.bytes / share, plan.root.inodes / share);
-            let owner = match *at {
-                "/home/agent" => format!(",uid={uid},gid={gid}"),
-                _ => String::new(),
+            let bytes = plan.root.bytes / share;
+            let inodes = match facts.is_podman {
+                // It knows no such option; the kernel's own bound is half of the pages of memory.
+                true => String::new(),
+                false => format!(",nr_inodes={}", plan.root.inodes / share),
             };
-            let options = format!("rw,nosuid,nodev,exec,size={bytes},nr_inodes={inodes},mode={mode:o}{owner}");
+            let (mode, owner) = match *at {
+                // Nor an owner, and by itself it takes the image's mode: what is one user's alone may as well be open to all.
+                "/home/agent" if facts.is_podman => (0o1777, ",notmpcopyup".to_owned()),
+                "/home/agent" => (*mode, format!(",uid={uid},gid={gid}")),
+                _ => (*mode, String::new()),
+            };
+            let options = format!("rw,nosuid,nodev,exec,size={bytes}{inodes},mode={mode:o}{owner}");
             ((*at).to_owned(), options)
         })
         .collect()
