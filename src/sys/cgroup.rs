@@ -19,6 +19,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 
 /// The folder of ours in every tree.
@@ -650,13 +651,23 @@ fn read_pids(list: &str) -> Vec<Pid> {
         .collect()
 }
 
-/// The list of processes in a leaf, held open; empty once the leaf is gone.
+/// The list of processes in a leaf, whose folder is held open; empty once the leaf is gone.
+///
+/// The list itself is opened anew each time: version 1 answers a descriptor that was read within the last second with what it
+/// said then (`cgroup_pidlist_start` in kernel/cgroup/cgroup-v1.c), and only a new one with what is there now.
 #[derive(Debug, Clone)]
 pub struct Processes(Arc<File>);
 
 impl Processes {
     pub fn pids(&self) -> Vec<Pid> {
-        read_pids(&read_text(&self.0).unwrap_or_default())
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let list = rustix::fs::openat(&self.0, "cgroup.procs", flags, Mode::empty());
+        read_pids(
+            &list
+                .ok()
+                .and_then(|list| read_text(&File::from(list)))
+                .unwrap_or_default(),
+        )
     }
 }
 
@@ -680,7 +691,7 @@ impl Leaf {
             .map(|(kind, folder)| Files::open(*kind, folder))
             .collect::<io::Result<Vec<_>>>()?;
         let procs = match folders.last() {
-            Some((_, folder)) => Some(Processes(Arc::new(File::open(folder.join("cgroup.procs"))?))),
+            Some((_, folder)) => Some(Processes(Arc::new(File::open(folder)?))),
             None => None,
         };
         Ok(Leaf {

@@ -206,7 +206,7 @@ pub async fn what_a_command_leaves_running_ends_with_it(runtime: Runtime) {
 pub async fn a_detached_command_answers_before_what_it_leaves_ends(runtime: Runtime) {
     let live = Live::start(runtime).await;
     let done = live
-        .run(json!({ "argv": ["/bin/sh", "-c", "sleep 600 & yes & echo said >&2"], "detach": true }))
+        .run(json!({ "argv": ["/bin/sh", "-c", "yes & sleep 600 & until [ \"$(cat /proc/$!/comm)\" = sleep ]; do :; done; echo said >&2"], "detach": true }))
         .await;
     if runtime.has_own_kernel() {
         // What it leaves could not be told from what others leave, so it is not begun.
