@@ -9,8 +9,10 @@
 //! | attempts to get out past the proxy's policy | `probes` |
 //! | programs that agents use, led by their environment alone | `programs` |
 //! | SOCKS with datagrams, DNS | `protocols` |
+//! | TLS that is looked into, secrets, stored answers | `inspected` |
 //! | two tasks side by side, and the end of belljar itself | `tasks` |
 
+mod inspected;
 #[path = "../escape/jail.rs"]
 #[allow(
     dead_code,

@@ -90,7 +90,18 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_GET(self):
         self.note()
+        if self.path == "/whoami":
+            # Says back what it was told, as careless servers do.
+            told = self.headers.get("Authorization", "nobody")
+            note("told", self.headers.get("Host", "-"), told)
+            return self.give(f"you are {told}\n".encode())
         super().do_GET()
+
+    def give(self, body):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
 
     def do_HEAD(self):
         self.note()
@@ -98,11 +109,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_POST(self):
         self.note()
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.give(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
 
     def log_message(self, *_):
         pass

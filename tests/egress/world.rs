@@ -88,6 +88,28 @@ impl World {
         self.host.id()
     }
 
+    /// The machine's bundle no longer has the authority of the servers: belljar's own configuration names it.
+    pub fn trust_by_configuration(&self) {
+        self.on_host("umount /etc/ssl/certs");
+        let folder = self.place.make_folder("home/.config/belljar");
+        let text = format!(
+            "version = 1\n[egress]\nextra_roots = [{:?}]\n",
+            self.folder.join("ca.pem")
+        );
+        std::fs::write(folder.join("config.toml"), text).unwrap();
+    }
+
+    /// Runs belljar to its end, where it must succeed.
+    pub fn belljar(&self, args: &[&str]) -> String {
+        let output = self.place.command(&self.place.program()).args(args).output().unwrap();
+        assert!(
+            output.status.success(),
+            "{args:?}\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
     /// What is served at `/`.
     pub fn www(&self) -> PathBuf {
         self.folder.join("www")
@@ -114,7 +136,8 @@ impl World {
         inside(&self.host, script)
     }
 
-    /// Lines of what came to the servers: `dns NAME`, `http HOST METHOD PATH`, `https …`, `private …`, `udp TEXT`.
+    /// Lines of what came to the servers: `dns NAME`, `http HOST METHOD PATH`, `https …`, `private …`, `udp TEXT`,
+    /// `told HOST CREDENTIAL`.
     pub fn seen(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.folder.join("seen.log")).unwrap_or_default();
         text.lines().map(str::to_owned).collect()

@@ -1,0 +1,170 @@
+//! What belljar does within TLS, as the programs inside see it: requests judged one by one, secrets put in, stored answers.
+
+use crate::jail::{Caller, Ran};
+use crate::world::{ALLOWED, World};
+
+const PLAIN: &str = "plain.outside.example";
+
+/// A world whose authority only belljar's configuration names, so that all trust inside is what belljar puts there.
+fn world() -> Option<World> {
+    let world = World::make(Caller::Root)?;
+    world.trust_by_configuration();
+    Some(world)
+}
+
+fn json(ran: &Ran) -> serde_json::Value {
+    serde_json::from_str(&ran.stdout).unwrap_or_else(|error| panic!("{error}: {ran:?}"))
+}
+
+/// Who signed the certificate that a client inside is shown.
+fn issuer(host: &str) -> String {
+    format!("curl -sS -o /dev/null --head -w '%{{certs}}' https://{host}/hello | grep -m1 -i '^issuer:'")
+}
+
+#[test]
+fn a_host_for_reading_answers_gets_and_refuses_posts() {
+    let Some(world) = world() else { return };
+    let spec = format!(
+        "[network]\nmode = \"proxy\"\nallow = [{PLAIN:?}]\nunknown = \"deny\"\n[[network.hosts]]\nhost = {ALLOWED:?}\nmethods = \"read-only\"\n"
+    );
+    let mut task = world.place.start(&spec);
+    let got = task.sh(&format!("curl -sS https://{ALLOWED}/hello"));
+    assert_eq!(got.stdout, "hello from outside\n", "{got:?}");
+    let refused = task.sh(&format!(
+        "curl -sS -d x=1 -w '\\n%{{http_code}}' https://{ALLOWED}/hello"
+    ));
+    let (body, code) = refused.stdout.rsplit_once('\n').unwrap();
+    assert_eq!(code, "403", "{refused:?}");
+    let told: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!((&told["decision"], &told["host"]), (&"deny".into(), &ALLOWED.into()));
+    for key in ["rule", "reason", "how_to_ask"] {
+        assert!(told[key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {told}");
+    }
+    let python = task.python(&format!(
+        "import urllib.request\nprint(urllib.request.urlopen('https://{ALLOWED}/hello').read().decode(), end='')"
+    ));
+    assert_eq!(python.stdout, "hello from outside\n", "{python:?}");
+    assert!(task.sh(&issuer(ALLOWED)).stdout.contains("belljar task authority"));
+    // Nobody looks into what needs no looking into.
+    let own = task.sh(&issuer(PLAIN));
+    assert!(own.stdout.contains("outside test"), "{own:?}");
+    task.end();
+    let seen = world.seen();
+    assert!(!seen.iter().any(|line| line.contains("POST")), "{seen:#?}");
+}
+
+#[test]
+fn git_clones_through_a_host_that_is_looked_into() {
+    let Some(world) = world() else { return };
+    world.on_host(&format!(
+        "cd {} && git init -q -b main work && cd work && echo inside > file && git add file
+         git -c user.name=a -c user.email=a@b.c commit -q -m one
+         git clone -q --bare . ../repo.git && cd ../repo.git && git update-server-info",
+        world.www().display()
+    ));
+    let spec = format!(
+        "[network]\nmode = \"proxy\"\nunknown = \"deny\"\n[[network.hosts]]\nhost = {ALLOWED:?}\nmethods = \"read-only\"\npaths = [\"/repo.git/\"]\n"
+    );
+    let mut task = world.place.start(&spec);
+    let ran = task.sh(&format!(
+        "cd /tmp && git clone -q https://{ALLOWED}/repo.git copy && cat copy/file"
+    ));
+    assert_eq!(ran.stdout, "inside\n", "{ran:?}");
+    let refused = task.sh(&format!("cd /tmp && git clone -q https://{ALLOWED}/work/.git other"));
+    assert!(refused.stderr.contains("403"), "{refused:?}");
+    task.end();
+}
+
+#[test]
+fn a_secret_reaches_its_host_alone_and_is_never_seen_inside() {
+    const VALUE: &str = "ghp_c4naryC4naryC4naryC4naryC4naryC4nary";
+    let Some(world) = world() else { return };
+    let file = world.place.path().join("token");
+    std::fs::write(&file, VALUE).unwrap();
+    rustix::fs::chmod(&file, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    let source = format!("file:{}", file.display());
+    let spec = format!(
+        "{}[[network.hosts]]\nhost = \"looked.outside.example\"\nmethods = \"read-only\"\n[secrets.TOKEN]\nsource = {source:?}\nhosts = [{ALLOWED:?}]\n",
+        world.network(&[PLAIN])
+    );
+    let mut task = world.place.start(&spec);
+    let inside = task.sh("env");
+    assert!(!inside.stdout.contains(VALUE), "{inside:?}");
+    let placeholder = inside
+        .stdout
+        .lines()
+        .find_map(|line| line.strip_prefix("TOKEN="))
+        .unwrap()
+        .to_owned();
+    assert!(
+        placeholder.starts_with("ghp_") && placeholder.len() == VALUE.len(),
+        "{placeholder}"
+    );
+
+    let asks = |url: &str| format!("curl -sS -H \"Authorization: Bearer $TOKEN\" {url}");
+    let answer = task.sh(&asks(&format!("https://{ALLOWED}/whoami")));
+    assert!(answer.stdout.starts_with("you are Bearer "), "{answer:?}");
+    assert!(!answer.stdout.contains(VALUE), "{answer:?}");
+    // Where requests are looked at, the placeholder is stopped; elsewhere it is only a random word.
+    for url in [
+        "https://looked.outside.example/whoami".to_owned(),
+        format!("http://{PLAIN}/whoami"),
+    ] {
+        let refused = task.sh(&asks(&url));
+        assert_eq!(json(&refused)["decision"], "deny", "{url}: {refused:?}");
+    }
+    task.sh(&asks(&format!("https://{PLAIN}/whoami")));
+    task.end();
+
+    let told: Vec<String> = world
+        .seen()
+        .into_iter()
+        .filter(|line| line.starts_with("told "))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            format!("told {ALLOWED} Bearer {VALUE}"),
+            format!("told {PLAIN} Bearer {placeholder}")
+        ]
+    );
+    let journal = world.belljar(&["audit", "ls", "--json"]);
+    let used = journal.lines().find(|line| line.contains("\"secret.used\""));
+    assert!(
+        used.is_some_and(|line| line.contains("TOKEN") && line.contains(ALLOWED)),
+        "{journal}"
+    );
+    assert!(!journal.contains(VALUE), "{journal}");
+}
+
+#[test]
+fn a_task_of_stored_answers_sees_those_and_nothing_else() {
+    let Some(world) = world() else { return };
+    let urls = [format!("https://{ALLOWED}/hello"), format!("http://{ALLOWED}/hello")];
+    world.belljar(&["cache", "fill", &urls[0], &urls[1]]);
+    let listed = world.belljar(&["cache", "ls"]);
+    for url in &urls {
+        assert!(
+            listed
+                .lines()
+                .any(|line| line.starts_with("200") && line.ends_with(url.as_str())),
+            "{listed}"
+        );
+    }
+    let before = world.seen().len();
+    std::fs::write(world.www().join("hello"), "changed since\n").unwrap();
+    let mut task = world.place.start("[network]\nmode = \"cached\"\n");
+    for url in &urls {
+        let got = task.sh(&format!("curl -sS {url}"));
+        assert_eq!(got.stdout, "hello from outside\n", "{got:?}");
+    }
+    for url in [format!("https://{ALLOWED}/other"), format!("http://{PLAIN}/hello")] {
+        let refused = task.sh(&format!("curl -sS {url}"));
+        let told = json(&refused);
+        assert_eq!(told["decision"], "deny", "{told}");
+        let how = told["how_to_ask"].as_str().unwrap();
+        assert!(how.contains(&format!("belljar cache fill '{url}'")), "{how}");
+    }
+    task.end();
+    assert_eq!(world.seen()[before..], [] as [String; 0], "a stored answer asks nobody");
+}
