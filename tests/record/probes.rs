@@ -175,7 +175,13 @@ struct Live {
 
 impl Live {
     fn start(state: &Path) -> Self {
+        Self::configured(state, state)
+    }
+
+    /// With `config`/belljar/config.toml as the user's own.
+    fn configured(state: &Path, config: &Path) -> Self {
         let mut child = belljar(state, &["run", "--stdio", "--network", "none"])
+            .env("XDG_CONFIG_HOME", config)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -345,4 +351,50 @@ fn what_a_harness_says_stands_beside_what_was_done() {
         shown.contains("agent.event") && shown.contains("use [redacted] please"),
         "{shown}"
     );
+}
+
+#[test]
+fn what_a_harness_says_is_only_named_or_not_kept_where_the_configuration_says_so() {
+    for (mode, kept) in [
+        ("full", json!([{"text": "a prompt"}])),
+        ("names", json!([null])),
+        ("none", json!([])),
+    ] {
+        let (state, config) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        std::fs::create_dir(config.path().join("belljar")).unwrap();
+        std::fs::write(
+            config.path().join("belljar/config.toml"),
+            format!("[journal]\nagent_events = \"{mode}\"\n"),
+        )
+        .unwrap();
+        let mut live = Live::configured(state.path(), config.path());
+        let event = json!({"name": "prompt", "call_id": "call_7", "body": {"text": "a prompt"}});
+        live.say(1, "agent.event", event);
+        let answer = live.until(|message| message["id"] == 1);
+        // A harness that is not listened to is told.
+        assert_eq!(answer["result"]["recorded"] == true, mode != "none", "{mode}: {answer}");
+        assert_eq!(
+            answer["error"].to_string().contains("journal.agent_events"),
+            mode == "none",
+            "{mode}: {answer}"
+        );
+        live.end();
+        let records = assert_whole(state.path());
+        let events: Vec<&Value> = records
+            .iter()
+            .filter(|record| record["kind"] == "agent.event")
+            .collect();
+        let bodies: Vec<&Value> = events.iter().map(|event| &event["body"]).collect();
+        assert_eq!(json!(bodies), kept, "{mode}");
+        assert!(
+            events
+                .iter()
+                .all(|event| event["name"] == "prompt" && event["call_id"] == "call_7")
+        );
+        assert_eq!(
+            json!(records).to_string().contains("a prompt"),
+            mode == "full",
+            "{mode}"
+        );
+    }
 }

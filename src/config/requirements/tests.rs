@@ -1,8 +1,8 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
-use crate::config::Config;
 use crate::config::tests::Place;
+use crate::config::{AgentEvents, Config};
 use crate::path::SandboxPath;
 use crate::policy::{Command, Policy, Stdin, Verdict};
 use crate::task::limits::Bytes;
@@ -360,6 +360,30 @@ fn records_go_only_where_the_admin_says() {
         "--otlp: \"http://flag:4317\" is not allowed, only \"https://otel.example:4317\" (/etc/requirements.toml:3:13)";
     let found = config.check_endpoints(["http://flag:4317"]).unwrap_err().to_string();
     assert_eq!(found.replace(place.root.to_str().unwrap(), ""), expected);
+}
+
+#[test]
+fn what_a_harness_says_is_kept_no_further_than_the_admin_says() {
+    let place = Place::new();
+    place.write(
+        "etc/requirements.toml",
+        "version = 1\n[journal]\nagent_events = [\"names\", \"none\"]\n",
+    );
+    // Nobody asked for the default: the first that is allowed takes its place.
+    assert_eq!(place.config().journal.agent_events.value, AgentEvents::Names);
+    let asked = |mode: &str| {
+        let text = format!("[journal]\nagent_events = \"{mode}\"\n");
+        place.write("home/.config/belljar/config.toml", &text);
+    };
+    asked("none");
+    assert!(place.admit("").is_ok());
+    assert_eq!(place.config().journal.agent_events.value, AgentEvents::None);
+    asked("full");
+    assert_eq!(
+        violations(&place, ""),
+        "/home/.config/belljar/config.toml:2:16: journal.agent_events: \"full\" is not allowed, only \"names\", \"none\" \
+         (/etc/requirements.toml:3:16)"
+    );
 }
 
 #[test]
