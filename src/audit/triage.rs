@@ -4,15 +4,15 @@
 use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::journal::{JournalError, Reader, Seq};
-use super::query::{self, Filter, executable};
+use super::journal::{JournalError, Reader, Seq, Stored};
+use super::query::{self, Filter, Take, executable};
 use crate::id::{ExecId, TaskId};
 
 /// The answer; the order is urgency: the greatest of all findings wins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     Expected,
@@ -46,8 +46,23 @@ pub enum About {
     Since(Timestamp),
 }
 
+impl About {
+    fn filter(self) -> Filter {
+        let mut filter = Filter::default();
+        match self {
+            About::Task(task) => filter.task = Some(task),
+            About::Exec(exec) => filter.exec = Some(exec),
+            About::Since(since) => filter.since = Some(since),
+        }
+        filter
+    }
+}
+
 /// As many earlier runs of a program make it known enough for a run of it to be unusual.
 const KNOWN_RUNS: usize = 5;
+
+/// Records of one finding that are looked at again.
+const OF_ONE_FINDING: usize = 3;
 
 /// A program is new on a journal that has seen this many commands, not on a young one.
 const YOUNG_JOURNAL: u64 = 100;
@@ -57,24 +72,10 @@ const UNUSUAL: f64 = 5.0;
 
 /// Looks at all records of a task, an exec or a span of time; `None` when the journal has none.
 pub fn triage(reader: &Reader, about: About) -> Result<Option<Triage>, JournalError> {
-    let filter = match about {
-        About::Task(task) => Filter {
-            task: Some(task),
-            ..Filter::default()
-        },
-        About::Exec(exec) => Filter {
-            exec: Some(exec),
-            ..Filter::default()
-        },
-        About::Since(since) => Filter {
-            since: Some(since),
-            ..Filter::default()
-        },
-    };
     let mut findings = Findings::default();
     let mut records = 0;
     let mut ends = HashSet::new();
-    query::each(reader, &filter, |record| {
+    query::each(reader, &about.filter(), |record| {
         records += 1;
         judge(record.seq, &record.kind, &record.value(), &mut findings);
         if record.kind == "exec.finished" {
@@ -98,6 +99,26 @@ pub fn triage(reader: &Reader, about: About) -> Result<Option<Triage>, JournalEr
         findings,
         records,
     }))
+}
+
+/// At most `count` records for a second look: the newest that each finding rests on, the most urgent finding first, then the
+/// newest of all others.
+pub fn evidence(reader: &Reader, about: About, found: &Triage, count: usize) -> Result<Vec<Stored>, JournalError> {
+    let of_findings = found
+        .findings
+        .iter()
+        .flat_map(|finding| finding.records.iter().rev().take(OF_ONE_FINDING));
+    let mut seen = HashSet::new();
+    let mut records = Vec::new();
+    for seq in of_findings.take(count) {
+        if seen.insert(*seq) {
+            records.extend(reader.record(*seq)?);
+        }
+    }
+    let newest = query::ls(reader, &about.filter(), Take::Newest(count))?;
+    records.extend(newest.into_iter().rev().filter(|record| !seen.contains(&record.seq)));
+    records.truncate(count);
+    Ok(records)
 }
 
 /// What one record says by itself.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use crate::approval::reviewer::{Api, By, Class, Named, PATIENCE, Risk, Settings};
+use crate::approval::reviewer::{Api, By, ByModel, Class, Named, PATIENCE, Risk, Settings};
 use crate::document::{Sited, Table, Word};
 use crate::path::HostPath;
 use crate::task::SecretSource;
@@ -144,13 +144,13 @@ fn model(table: &Table<'_>, home: Option<&Path>) -> Option<By> {
             "a key is sent over https only, or to this machine itself",
         );
     }
-    Some(By::Model {
+    Some(By::Model(ByModel {
         endpoint: endpoint.value,
         api: api.map_or(Api::Chat, |api| api.value),
         model: model.value,
         key: key.map(|key| key.value),
         policy: policy.map(|policy| policy.value),
-    })
+    }))
 }
 
 fn class(table: &Table<'_>) -> Option<Class> {
@@ -223,13 +223,13 @@ mod tests {
         };
         assert_eq!(program, Some(expected));
         let text = "[reviewer]\nby = \"model\"\nendpoint = \"https://llm.example/v1\"\nmodel = \"m\"\napi = \"responses\"\nkey = \"file:~/key\"\n";
-        let expected = By::Model {
+        let expected = By::Model(ByModel {
             endpoint: "https://llm.example/v1".to_owned(),
             api: Api::Responses,
             model: "m".to_owned(),
             key: Some(SecretSource::File(HostPath::new("/home/ada/key").unwrap())),
             policy: None,
-        };
+        });
         assert_eq!(read(text).unwrap().unwrap().by, expected);
         let text = "[reviewer]\nby = \"classes\"\npass = \"medium\"\n[[reviewer.classes]]\nrisk = \"low\"\ncommand = [\"git\", \"fetch\"]\n\
                     [[reviewer.classes]]\nrisk = \"critical\"\nhost = \"*.paste.example\"\n";

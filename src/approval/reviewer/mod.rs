@@ -12,7 +12,7 @@ mod model;
 mod prompt;
 mod settings;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod verdict;
 
 use futures_util::future::BoxFuture;
@@ -23,7 +23,9 @@ pub use case::Case;
 pub use classes::{Class, Classes, ClassesError, Named};
 pub use command::Program;
 pub use model::{Api, Model, ModelError, ModelSettings};
-pub use settings::{By, Settings, SettingsError};
+pub use prompt::{Prompt, cut, fitting};
+pub use settings::{By, ByModel, Settings, SettingsError};
+pub use verdict::RATIONALE_LIMIT;
 
 use crate::policy::Approver;
 

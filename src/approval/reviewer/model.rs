@@ -11,7 +11,7 @@ use reqwest::{Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::prompt::Prompt;
+use super::prompt::{self, Prompt};
 use super::{Case, Failed, Failure, PATIENCE, Review, Reviewed, verdict};
 use crate::policy::{Approver, ApproverKind};
 use crate::secret::{ExposeSecret as _, Kept};
@@ -77,9 +77,9 @@ impl Model {
         format!("{}/{path}", self.settings.endpoint.trim_end_matches('/'))
     }
 
-    fn body(&self, prompt: &Prompt) -> Value {
+    fn body(&self, prompt: &Prompt, schema: &Value) -> Value {
         let Prompt { instructions, input } = prompt;
-        let (model, schema) = (&self.settings.model, verdict::schema());
+        let model = &self.settings.model;
         match self.settings.api {
             Api::Chat => json!({
                 "model": model,
@@ -103,12 +103,24 @@ impl Model {
     }
 
     async fn think(&self, case: &Case) -> Reviewed {
-        let end = Instant::now() + self.settings.time.min(PATIENCE);
-        let prompt = match Prompt::of(case, self.settings.policy.as_deref(), &nonce()) {
+        let prompt = match Prompt::of(case, self.settings.policy.as_deref(), &prompt::nonce()) {
             Ok(prompt) => prompt,
             Err(failed) => return Reviewed::failed(failed),
         };
-        let body = self.body(&prompt);
+        let (opinion, attempts) = self.ask(&prompt, &verdict::schema(), verdict::read).await;
+        Reviewed { opinion, attempts }
+    }
+
+    /// Asks for one object of the schema, within [`PATIENCE`]; `read` makes sense of its text, and what it refuses is not asked
+    /// again. The number is how often the model was asked.
+    pub async fn ask<T>(
+        &self,
+        prompt: &Prompt,
+        schema: &Value,
+        read: impl Fn(&str) -> Result<T, Failed>,
+    ) -> (Result<T, Failed>, u32) {
+        let end = Instant::now() + self.settings.time.min(PATIENCE);
+        let body = self.body(prompt, schema);
         let mut attempts = 0;
         let mut last = None;
         while attempts < ATTEMPTS {
@@ -120,8 +132,8 @@ impl Model {
                 tokio::time::sleep(pause).await;
             }
             attempts += 1;
-            let opinion = match tokio::time::timeout_at(end, self.ask_once(&body)).await {
-                Ok(Ok(opinion)) => Ok(opinion),
+            let answer = match tokio::time::timeout_at(end, self.ask_once(&body)).await {
+                Ok(Ok(text)) => read(&text),
                 Ok(Err(Problem::Lasting(failed))) => Err(failed),
                 Ok(Err(Problem::Passing(failed))) => {
                     last = Some(failed);
@@ -132,16 +144,14 @@ impl Model {
                     format!("no answer within {:?}", self.settings.time.min(PATIENCE)),
                 )),
             };
-            return Reviewed { opinion, attempts };
+            return (answer, attempts);
         }
         let failed = last.unwrap_or_else(|| Failed::new(Failure::TimedOut, "no time was left for another try"));
-        Reviewed {
-            opinion: Err(failed),
-            attempts,
-        }
+        (Err(failed), attempts)
     }
 
-    async fn ask_once(&self, body: &Value) -> Result<super::Opinion, Problem> {
+    /// The text of the answer.
+    async fn ask_once(&self, body: &Value) -> Result<String, Problem> {
         let mut request = self.client.post(self.url()).json(body);
         if let Some(key) = &self.settings.key {
             let key = key
@@ -170,11 +180,11 @@ impl Model {
         }
         let answer: Value = serde_json::from_slice(&answer)
             .map_err(|error| lasting(Failure::Malformed, format!("the answer is no JSON: {error}")))?;
-        let opinion = match self.settings.api {
+        let text = match self.settings.api {
             Api::Chat => verdict::of_chat(&answer),
             Api::Responses => verdict::of_response(&answer),
         };
-        opinion.map_err(Problem::Lasting)
+        text.map(str::to_owned).map_err(Problem::Lasting)
     }
 }
 
@@ -230,11 +240,6 @@ async fn read(mut response: Response) -> Result<Vec<u8>, Problem> {
         answer.extend_from_slice(&piece);
     }
     Ok(answer)
-}
-
-/// Random enough that nobody foresees it: the tail of a new id has 62 random bits.
-fn nonce() -> String {
-    crate::id::ApprovalId::new().to_string().replace('-', "")
 }
 
 /// The time, a tenth more or less.

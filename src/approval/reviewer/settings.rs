@@ -25,17 +25,21 @@ pub struct Settings {
 pub enum By {
     /// A program and its arguments.
     Program(Vec<String>),
-    Model {
-        endpoint: String,
-        api: Api,
-        model: String,
-        key: Option<SecretSource>,
-        policy: Option<String>,
-    },
+    Model(ByModel),
     Classes {
         classes: Vec<Class>,
         pass: Risk,
     },
+}
+
+/// A model, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ByModel {
+    pub endpoint: String,
+    pub api: Api,
+    pub model: String,
+    pub key: Option<SecretSource>,
+    pub policy: Option<String>,
 }
 
 /// Why there is no reviewer.
@@ -52,32 +56,38 @@ impl Settings {
     pub fn program(&self) -> Option<&str> {
         match &self.by {
             By::Program(command) => command.first().map(String::as_str),
-            By::Model { .. } | By::Classes { .. } => None,
+            By::Model(_) | By::Classes { .. } => None,
         }
     }
 
     /// Makes the reviewer; nothing is asked or read yet.
     pub fn start(&self) -> Result<Arc<dyn Review>, SettingsError> {
-        Ok(match self.by.clone() {
+        Ok(match &self.by {
             By::Program(command) => Arc::new(Program {
-                command,
+                command: command.clone(),
                 time: self.time,
             }),
-            By::Model {
-                endpoint,
-                api,
-                model,
-                key,
-                policy,
-            } => Arc::new(Model::new(ModelSettings {
-                endpoint,
-                api,
-                model,
-                key: key.map(|source| Arc::new(Kept::new(source))),
-                policy,
-                time: self.time,
-            })?),
-            By::Classes { classes, pass } => Arc::new(Classes::new(&classes, pass)?),
+            By::Model(model) => Arc::new(self.client(model)?),
+            By::Classes { classes, pass } => Arc::new(Classes::new(classes, *pass)?),
+        })
+    }
+
+    /// The model that reviews, where one does, to ask it other things.
+    pub fn model(&self) -> Result<Option<Model>, ModelError> {
+        match &self.by {
+            By::Model(model) => self.client(model).map(Some),
+            By::Program(_) | By::Classes { .. } => Ok(None),
+        }
+    }
+
+    fn client(&self, by: &ByModel) -> Result<Model, ModelError> {
+        Model::new(ModelSettings {
+            endpoint: by.endpoint.clone(),
+            api: by.api,
+            model: by.model.clone(),
+            key: by.key.clone().map(|source| Arc::new(Kept::new(source))),
+            policy: by.policy.clone(),
+            time: self.time,
         })
     }
 }
@@ -86,7 +96,7 @@ impl fmt::Display for By {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             By::Program(command) => write!(f, "command {}", command.join(" ")),
-            By::Model { endpoint, model, .. } => write!(f, "model {model} at {endpoint}"),
+            By::Model(ByModel { endpoint, model, .. }) => write!(f, "model {model} at {endpoint}"),
             By::Classes { classes, .. } => write!(f, "{} classes of risk", classes.len()),
         }
     }

@@ -1,5 +1,7 @@
 //! A case for tests.
 
+pub(crate) mod server;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

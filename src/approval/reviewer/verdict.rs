@@ -3,10 +3,11 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::prompt::cut;
 use super::{Authorization, Failed, Failure, Opinion, Outcome, Risk};
 
-/// The longest rationale that is kept.
-const RATIONALE_LIMIT: usize = 2 << 10;
+/// The longest rationale that is kept, in bytes.
+pub const RATIONALE_LIMIT: usize = 2 << 10;
 
 /// What a model must answer.
 #[derive(Deserialize)]
@@ -44,14 +45,6 @@ pub(super) fn schema() -> Value {
 /// Reads the text of an answer: the object alone, without prose around it, for prose may hold two of them.
 pub(super) fn read(text: &str) -> Result<Opinion, Failed> {
     let verdict: Verdict = serde_json::from_str(text).map_err(|error| malformed(error.to_string()))?;
-    let mut rationale = verdict.rationale;
-    if rationale.len() > RATIONALE_LIMIT {
-        let end = (0..=RATIONALE_LIMIT)
-            .rev()
-            .find(|end| rationale.is_char_boundary(*end))
-            .unwrap_or(0);
-        rationale.truncate(end);
-    }
     Ok(Opinion {
         outcome: match verdict.outcome {
             YesOrNo::Allow => Outcome::Allow,
@@ -59,12 +52,12 @@ pub(super) fn read(text: &str) -> Result<Opinion, Failed> {
         },
         risk_level: verdict.risk_level,
         user_authorization: verdict.user_authorization,
-        rationale,
+        rationale: cut(&verdict.rationale, RATIONALE_LIMIT),
     })
 }
 
-/// The answer of a chat completion (<https://platform.openai.com/docs/api-reference/chat/object>).
-pub(super) fn of_chat(answer: &Value) -> Result<Opinion, Failed> {
+/// The text of a chat completion (<https://platform.openai.com/docs/api-reference/chat/object>).
+pub(super) fn of_chat(answer: &Value) -> Result<&str, Failed> {
     let [choice] = list(answer, "choices") else {
         return Err(malformed("not exactly one choice"));
     };
@@ -87,13 +80,13 @@ pub(super) fn of_chat(answer: &Value) -> Result<Opinion, Failed> {
         return Err(malformed("it called a tool instead of answering"));
     }
     match message["content"].as_str() {
-        Some(text) => read(text),
+        Some(text) => Ok(text),
         None => Err(malformed("the answer has no text")),
     }
 }
 
-/// The answer of a response (<https://platform.openai.com/docs/api-reference/responses/object>).
-pub(super) fn of_response(answer: &Value) -> Result<Opinion, Failed> {
+/// The text of a response (<https://platform.openai.com/docs/api-reference/responses/object>).
+pub(super) fn of_response(answer: &Value) -> Result<&str, Failed> {
     match answer["status"].as_str() {
         Some("completed") => {}
         Some("incomplete") if answer["incomplete_details"]["reason"] == "content_filter" => {
@@ -131,7 +124,7 @@ pub(super) fn of_response(answer: &Value) -> Result<Opinion, Failed> {
         }
     }
     match texts.as_slice() {
-        [text] => read(text),
+        [text] => Ok(text),
         _ => Err(malformed("not exactly one text")),
     }
 }
@@ -160,19 +153,20 @@ mod tests {
         json!({"choices": [{"index": 0, "finish_reason": finish, "message": message}]})
     }
 
-    fn failure(read: Result<Opinion, Failed>) -> Failure {
+    fn failure<T: std::fmt::Debug>(read: Result<T, Failed>) -> Failure {
         read.unwrap_err().failure
     }
 
     #[test]
     fn a_whole_answer_is_an_opinion() {
-        let opinion = of_chat(&chat(json!({"role": "assistant", "content": GOOD}), "stop")).unwrap();
+        let answer = chat(json!({"role": "assistant", "content": GOOD}), "stop");
+        let opinion = of_chat(&answer).and_then(read).unwrap();
         assert_eq!((opinion.outcome, opinion.risk_level), (Outcome::Allow, Risk::Low));
         let response = json!({"status": "completed", "output": [
             {"type": "reasoning", "summary": []},
             {"type": "message", "content": [{"type": "output_text", "text": GOOD}]},
         ]});
-        assert_eq!(of_response(&response), Ok(opinion));
+        assert_eq!(of_response(&response).and_then(read), Ok(opinion));
     }
 
     #[test]

@@ -5,13 +5,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 
+use super::second::Second;
 use super::{FilterArgs, find_id, moment, text};
-use crate::audit::journal::Reader;
+use crate::approval::reviewer::Settings;
+use crate::audit::journal::{Reader, Seq};
 use crate::audit::query::Filter;
 use crate::audit::report::{html, report};
 use crate::audit::stats::{By, Row, stats};
 use crate::audit::triage::{About, Triage, Verdict, triage};
+use crate::config::{Config, Surroundings};
 
 #[derive(Debug, Args)]
 pub(super) struct StatsArgs {
@@ -40,8 +44,20 @@ pub(super) struct TriageArgs {
     /// 2h for two hours ago, or 2026-01-31T12:00:00Z
     #[arg(value_name = "TASK|EXEC|TIME")]
     about: String,
+    /// Asks no model, though [reviewer] names one
+    #[arg(long)]
+    rules_only: bool,
     #[arg(long)]
     json: bool,
+}
+
+/// A verdict by rules and, unless it is not wanted, a model; its own is the more urgent of both.
+#[derive(Serialize)]
+struct Judged {
+    #[serde(flatten)]
+    triage: Triage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    model: Option<Second>,
 }
 
 #[derive(Debug, Args)]
@@ -113,10 +129,27 @@ fn cells(row: &Row) -> [String; 11] {
 }
 
 pub(super) fn show_triage(args: &TriageArgs, folder: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
+    if args.rules_only {
+        return judge(args, None, folder, out);
+    }
+    let config = Config::load(&Surroundings::of_process())?;
+    let reviewer = config.reviewer.as_ref().map(|reviewer| &reviewer.value);
+    judge(args, Some(reviewer), folder, out)
+}
+
+/// Without `second` no model is asked; with it that of the settings, if they name one.
+pub(super) fn judge(
+    args: &TriageArgs,
+    second: Option<Option<&Settings>>,
+    folder: &Path,
+    out: &mut dyn Write,
+) -> anyhow::Result<u8> {
     let reader = Reader::open(folder)?;
     let mut found = None;
     for about in possible(&reader, &args.about) {
-        found = found.or(triage(&reader, about)?);
+        if found.is_none() {
+            found = triage(&reader, about)?.map(|triage| (about, triage));
+        }
     }
     let missing = || {
         anyhow!(
@@ -124,12 +157,22 @@ pub(super) fn show_triage(args: &TriageArgs, folder: &Path, out: &mut dyn Write)
             text::shown(&args.about)
         )
     };
-    let found = found.ok_or_else(missing)?;
+    let (about, mut triage) = found.ok_or_else(missing)?;
+    let model = second
+        .map(|settings| Second::look(settings, &reader, about, &triage))
+        .transpose()?;
+    if let Some(second) = &model {
+        triage.verdict = second.verdict(triage.verdict);
+    }
+    let judged = Judged { triage, model };
     if args.json {
-        serde_json::to_writer(&mut *out, &found)?;
+        serde_json::to_writer(&mut *out, &judged)?;
         writeln!(out)?;
-    } else {
-        show_findings(&found, out)?;
+        return Ok(0);
+    }
+    show_findings(&judged.triage, out)?;
+    if let Some(second) = &judged.model {
+        second.show(out)?;
     }
     Ok(0)
 }
@@ -149,19 +192,23 @@ fn possible(reader: &Reader, text: &str) -> Vec<About> {
 fn show_findings(found: &Triage, out: &mut dyn Write) -> std::io::Result<()> {
     writeln!(out, "{}, by {} records", words(found.verdict), found.records)?;
     for finding in &found.findings {
-        let seqs: Vec<String> = finding.records.iter().map(u64::to_string).collect();
         writeln!(
             out,
             "  {:<14}  {}  (records {})",
             words(finding.verdict),
             text::shown(&finding.what),
-            seqs.join(", ")
+            numbers(&finding.records)
         )?;
     }
     Ok(())
 }
 
-fn words(verdict: Verdict) -> &'static str {
+pub(super) fn numbers(records: &[Seq]) -> String {
+    let numbers: Vec<String> = records.iter().map(Seq::to_string).collect();
+    numbers.join(", ")
+}
+
+pub(super) fn words(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Expected => "expected",
         Verdict::BenignError => "benign error",

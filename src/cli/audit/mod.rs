@@ -4,6 +4,7 @@
 //! byte for byte as it stands in the journal. Text from records is shown with its control characters escaped.
 
 mod answers;
+mod second;
 mod status;
 mod text;
 
@@ -394,7 +395,7 @@ fn export_otlp(args: &ExportArgs, folder: &Path, out: &mut dyn Write) -> anyhow:
     let deadline = parse_time(&args.timeout).context("--timeout")?;
     let exporter = Exporter::start(folder, collectors)?;
     loop {
-        let lag = flush(&exporter, deadline)?;
+        let lag = blocking(exporter.flush(deadline))?;
         for signal in &lag.signals {
             let error = signal.error.as_deref().map(text::shown).unwrap_or_default();
             let endpoint = text::shown(&signal.endpoint);
@@ -420,15 +421,13 @@ fn export_otlp(args: &ExportArgs, folder: &Path, out: &mut dyn Write) -> anyhow:
 }
 
 /// On a thread and a runtime of its own: the caller may be in one already.
-fn flush(exporter: &crate::audit::otlp::ExporterHandle, deadline: Duration) -> anyhow::Result<crate::audit::otlp::Lag> {
+fn blocking<T: Send>(work: impl Future<Output = T> + Send) -> anyhow::Result<T> {
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-            anyhow::Ok(runtime.block_on(exporter.flush(deadline)))
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            anyhow::Ok(runtime.block_on(work))
         });
-        waiting
-            .join()
-            .map_err(|_| anyhow!("the wait for the collector was broken off"))?
+        waiting.join().map_err(|_| anyhow!("the wait was broken off"))?
     })
 }
 

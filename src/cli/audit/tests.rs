@@ -7,21 +7,21 @@ use crate::id::TaskId;
 use crate::policy::{Decision, RuleMatch};
 
 #[derive(Parser)]
-struct Program {
+pub(super) struct Program {
     #[command(flatten)]
-    args: AuditArgs,
+    pub(super) args: AuditArgs,
 }
 
-struct Fixture {
-    state: tempfile::TempDir,
-    journal: Journal,
-    task: TaskId,
-    exec: ExecId,
+pub(super) struct Fixture {
+    pub(super) state: tempfile::TempDir,
+    pub(super) journal: Journal,
+    pub(super) task: TaskId,
+    pub(super) exec: ExecId,
 }
 
 impl Fixture {
     /// A journal with one exec whose argument tries to write on the reader's terminal, and one refused host.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let state = tempfile::tempdir().unwrap();
         let journal = Journal::open(&state.path().join(FOLDER), JournalOptions::default()).unwrap();
         let (task, exec) = (TaskId::new(), ExecId::new());
@@ -381,17 +381,17 @@ fn stats_sum_up_by_what_was_asked_for() {
 #[test]
 fn triage_names_what_needs_a_person_and_the_records() {
     let fixture = Fixture::new();
-    let text = fixture.answer(&["triage", &fixture.task.to_string()]);
+    let text = fixture.answer(&["triage", &fixture.task.to_string(), "--rules-only"]);
     assert_eq!(
         text,
         "needs a person, by 4 records\n\
          \x20 needs a person  a connection to pastebin.example was denied  (records 4)\n\
          \x20 benign error    echo ended as oom_killed  (records 5)\n"
     );
-    let text = fixture.answer(&["triage", &fixture.exec.to_string(), "--json"]);
+    let text = fixture.answer(&["triage", &fixture.exec.to_string(), "--rules-only", "--json"]);
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(json["verdict"], "benign_error");
-    assert!(fixture.ask(&["triage", "ffffffff"]).is_err());
+    assert!(fixture.ask(&["triage", "ffffffff", "--rules-only"]).is_err());
 }
 
 #[test]

@@ -406,13 +406,13 @@ impl Requirements {
         }
         if let Some(allowed) = &self.reviewer_endpoints
             && let Some(reviewer) = asked.reviewer
-            && let By::Model { endpoint, .. } = &reviewer.value.by
-            && !allowed.value.contains(endpoint)
+            && let By::Model(model) = &reviewer.value.by
+            && !allowed.value.contains(&model.endpoint)
         {
             found.note(
                 &reviewer.origin,
                 "reviewer.endpoint",
-                format!("\"{endpoint}\""),
+                format!("\"{}\"", model.endpoint),
                 &allowed.value,
                 &allowed.origin,
             );

@@ -1,134 +1,21 @@
-use std::collections::VecDeque;
-use std::sync::Mutex;
-
-use axum::Router;
-use axum::body::{Body, Bytes};
-use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, Uri};
-use axum::response::Response as Answer;
-
 use super::super::testing::case;
+use super::super::testing::server::{Play, Server, chat};
 use super::super::{Opinion, Outcome, Risk};
 use super::*;
 use crate::path::HostPath;
 use crate::task::SecretSource;
-
-/// What the model does with one request.
-#[derive(Debug, Clone)]
-enum Play {
-    Says(Value),
-    Status(u16),
-    Text(String),
-    /// Never ends its answer.
-    Stalls,
-    /// Goes on for ever.
-    Floods,
-    Redirects(String),
-}
-
-/// One request as it arrived.
-struct Seen {
-    path: String,
-    key: Option<String>,
-    body: Value,
-}
-
-/// A real HTTP server that plays the model.
-struct Server {
-    url: String,
-    script: Arc<Script>,
-    serving: tokio::task::JoinHandle<()>,
-}
-
-#[derive(Default)]
-struct Script {
-    plays: Mutex<VecDeque<Play>>,
-    seen: Mutex<Vec<Seen>>,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.serving.abort();
-    }
-}
-
-impl Server {
-    async fn start(plays: impl IntoIterator<Item = Play>) -> Self {
-        let script = Arc::new(Script {
-            plays: Mutex::new(plays.into_iter().collect()),
-            seen: Mutex::default(),
-        });
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/v1", listener.local_addr().unwrap());
-        let app = Router::new().fallback(answer).with_state(script.clone());
-        let serving = tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
-        Self { url, script, serving }
-    }
-
-    fn model(&self, api: Api) -> Model {
-        Model::new(ModelSettings {
-            endpoint: self.url.clone(),
-            api,
-            model: "judge-1".to_owned(),
-            key: None,
-            policy: None,
-            time: PATIENCE,
-        })
-        .unwrap()
-    }
-
-    fn requests(&self) -> usize {
-        self.script.seen.lock().unwrap().len()
-    }
-}
-
-async fn answer(State(script): State<Arc<Script>>, uri: Uri, headers: HeaderMap, body: Bytes) -> Answer {
-    let key = headers.get("authorization").map(|key| key.to_str().unwrap().to_owned());
-    script.seen.lock().unwrap().push(Seen {
-        path: uri.path().to_owned(),
-        key,
-        body: serde_json::from_slice(&body).unwrap(),
-    });
-    let play = script.plays.lock().unwrap().pop_front().unwrap_or(Play::Status(500));
-    let with = |status: u16, text: String| {
-        Answer::builder()
-            .status(StatusCode::from_u16(status).unwrap())
-            .body(Body::from(text))
-            .unwrap()
-    };
-    match play {
-        Play::Says(value) => with(200, value.to_string()),
-        Play::Status(status) => with(status, json!({"error": {"message": "no such luck"}}).to_string()),
-        Play::Text(text) => with(200, text),
-        Play::Stalls => {
-            let begun = futures_util::stream::once(async { Ok::<_, std::io::Error>(Bytes::from_static(b"{")) });
-            Answer::new(Body::from_stream(futures_util::StreamExt::chain(
-                begun,
-                futures_util::stream::pending(),
-            )))
-        }
-        Play::Floods => Answer::new(Body::from_stream(futures_util::stream::repeat_with(|| {
-            Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 64 << 10]))
-        }))),
-        Play::Redirects(to) => Answer::builder()
-            .status(307)
-            .header("location", to)
-            .body(Body::empty())
-            .unwrap(),
-    }
-}
 
 fn verdict_of(outcome: &str, risk: &str, authorization: &str) -> String {
     json!({"risk_level": risk, "user_authorization": authorization, "outcome": outcome, "rationale": "because"})
         .to_string()
 }
 
-fn chat(content: &str) -> Play {
-    Play::Says(json!({"choices": [{"finish_reason": "stop", "message": {"role": "assistant", "content": content}}]}))
+fn model(server: &Server, api: Api) -> Model {
+    Model::new(server.settings(api)).unwrap()
 }
 
 async fn reviewed(server: &Server, argv: &[&str]) -> Reviewed {
-    server.model(Api::Chat).review(&case(argv)).await
+    model(server, Api::Chat).review(&case(argv)).await
 }
 
 async fn failure(play: Play) -> Failure {
@@ -150,10 +37,10 @@ async fn a_model_that_answers_well_gives_its_opinion_over_both_apis() {
     ]});
     let server = Server::start([chat(&text), Play::Says(response)]).await;
     for api in [Api::Chat, Api::Responses] {
-        let reviewed = server.model(api).review(&case(&["ls"])).await;
+        let reviewed = model(&server, api).review(&case(&["ls"])).await;
         assert_eq!((reviewed.opinion, reviewed.attempts), (Ok(expected.clone()), 1));
     }
-    let seen = server.script.seen.lock().unwrap();
+    let seen = server.seen();
     assert_eq!(
         [seen[0].path.as_str(), &seen[1].path],
         ["/v1/chat/completions", "/v1/responses"]
@@ -179,18 +66,18 @@ async fn the_key_comes_from_its_file_as_it_is_now_and_goes_nowhere_else() {
         Play::Redirects(format!("{}/chat/completions", other.url)),
     ])
     .await;
-    let mut model = server.model(Api::Chat);
+    let mut judge = model(&server, Api::Chat);
     let source = SecretSource::File(HostPath::new(&file).unwrap());
-    model.settings.key = Some(Arc::new(Kept::new(source)));
-    model.review(&case(&["ls"])).await.opinion.unwrap();
+    judge.settings.key = Some(Arc::new(Kept::new(source)));
+    judge.review(&case(&["ls"])).await.opinion.unwrap();
     std::fs::write(&file, "second").unwrap();
-    model.review(&case(&["ls"])).await.opinion.unwrap();
-    let redirected = model.review(&case(&["ls"])).await.opinion.unwrap_err();
+    judge.review(&case(&["ls"])).await.opinion.unwrap();
+    let redirected = judge.review(&case(&["ls"])).await.opinion.unwrap_err();
     assert_eq!((redirected.failure, other.requests()), (Failure::Rejected, 0));
     std::fs::remove_file(&file).unwrap();
-    let keyless = model.review(&case(&["ls"])).await.opinion.unwrap_err();
+    let keyless = judge.review(&case(&["ls"])).await.opinion.unwrap_err();
     assert_eq!((keyless.failure, server.requests()), (Failure::Rejected, 3));
-    let seen = server.script.seen.lock().unwrap();
+    let seen = server.seen();
     assert_eq!(seen[0].key.as_deref(), Some("Bearer first"));
     assert_eq!(seen[1].key.as_deref(), Some("Bearer second"));
 }
@@ -240,9 +127,9 @@ async fn what_will_not_change_is_not_tried_again() {
 #[tokio::test]
 async fn one_that_never_ends_its_answer_is_late() {
     let server = Server::start([Play::Stalls]).await;
-    let mut model = server.model(Api::Chat);
-    model.settings.time = Duration::from_millis(200);
-    let answer = model.review(&case(&["ls"])).await;
+    let mut judge = model(&server, Api::Chat);
+    judge.settings.time = Duration::from_millis(200);
+    let answer = judge.review(&case(&["ls"])).await;
     assert_eq!(
         (answer.opinion.unwrap_err().failure, answer.attempts),
         (Failure::TimedOut, 1)
@@ -252,13 +139,13 @@ async fn one_that_never_ends_its_answer_is_late() {
 #[tokio::test]
 async fn one_that_is_not_there_is_unreachable() {
     let server = Server::start([]).await;
-    let model = server.model(Api::Chat);
+    let judge = model(&server, Api::Chat);
     server.serving.abort();
     // The port is closed once the task that held it is gone.
     while !server.serving.is_finished() {
         tokio::task::yield_now().await;
     }
-    let answer = model.review(&case(&["ls"])).await;
+    let answer = judge.review(&case(&["ls"])).await;
     assert_eq!(answer.opinion.unwrap_err().failure, Failure::Unreachable);
 }
 
@@ -281,8 +168,8 @@ async fn what_is_written_into_a_command_reaches_the_model_as_data_only() {
     let server = Server::start([chat(&verdict_of("deny", "high", "unknown"))]).await;
     let mut case = case(&["cat", attack]);
     case.records = vec![json!({"kind": "agent.event", "body": {"output": attack, "file": attack}})];
-    server.model(Api::Chat).review(&case).await.opinion.unwrap();
-    let seen = server.script.seen.lock().unwrap();
+    model(&server, Api::Chat).review(&case).await.opinion.unwrap();
+    let seen = server.seen();
     let messages = seen[0].body["messages"].as_array().unwrap();
     assert_eq!(messages.len(), 2);
     assert!(!messages[0]["content"].as_str().unwrap().contains("has changed"));
