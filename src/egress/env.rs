@@ -50,6 +50,21 @@ const TRUST: &[&str] = &[
     "AWS_CA_BUNDLE",
     "BUNDLE_SSL_CA_CERT",
     "DENO_CERT",
+    "NIX_SSL_CERT_FILE",
+    "PERL_LWP_SSL_CA_FILE",
+];
+
+/// Programs that read no such variable (those of GnuTLS): one that names a file of their settings, the file, and what stands in it
+/// around the bundle's path.
+const TRUST_FILES: [(&str, &str, &str, &str); 2] = [
+    ("WGETRC", "/run/belljar/wgetrc", "ca_certificate = ", "\n"),
+    // Read before the machine's own settings, which add to it.
+    (
+        "APT_CONFIG",
+        "/run/belljar/apt.conf",
+        "Acquire::https::CAInfo \"",
+        "\";\n",
+    ),
 ];
 
 /// Variables for a sandbox whose proxy listens on these addresses.
@@ -83,11 +98,21 @@ pub fn proxy_env(http: SocketAddr, socks: Option<SocketAddr>) -> BTreeMap<String
     env
 }
 
-/// Variables that make programs trust the bundle at this path, in place of the system's.
+/// Variables that make programs trust the bundle at this path, in place of the system's; some by way of [`trust_files`].
 pub fn trust_env(bundle: &SandboxPath) -> BTreeMap<String, String> {
-    TRUST
+    let direct = TRUST.iter().map(|&name| (name, bundle.as_str()));
+    let by_file = TRUST_FILES.iter().map(|&(name, file, ..)| (name, file));
+    direct
+        .chain(by_file)
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// The settings that [`trust_env`] names, as paths inside with their text.
+pub fn trust_files(bundle: &SandboxPath) -> Vec<(&'static str, String)> {
+    TRUST_FILES
         .iter()
-        .map(|&name| (name.to_owned(), bundle.as_str().to_owned()))
+        .map(|&(_, file, before, after)| (file, format!("{before}{}{after}", bundle.as_str())))
         .collect()
 }
 

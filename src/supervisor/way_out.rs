@@ -16,7 +16,7 @@ use crate::audit::journal::Journal;
 use crate::audit::query::{self, Filter, Take};
 use crate::audit::record::{Entry, Event};
 use crate::egress::cache::Store;
-use crate::egress::env::{proxy_env, trust_env};
+use crate::egress::env::{proxy_env, trust_env, trust_files};
 use crate::egress::host::{Authority, Host};
 use crate::egress::secret::Secrets;
 use crate::egress::tls::Inspection;
@@ -136,17 +136,23 @@ pub async fn prepare(task: &Task, settings: &Settings) -> Result<Inside, StartEr
     })??;
     let mut env = reaching(task);
     env.extend(placeholders);
-    let bundle = |inspection: &Inspection| Made {
-        path: trust_bundle(),
-        what: What::File {
-            content: inspection.trust_bundle(),
-            mode: 0o644,
-        },
+    let file = |path, content| Made {
+        path,
+        what: What::File { content, mode: 0o644 },
         users: false,
     };
+    let mut files = Vec::new();
+    if let Some(inspection) = &inspection {
+        let bundle = trust_bundle();
+        for (path, content) in trust_files(&bundle) {
+            let path = SandboxPath::new(path).expect("it is a path");
+            files.push(file(path, content));
+        }
+        files.push(file(bundle, inspection.trust_bundle()));
+    }
     Ok(Inside {
         env,
-        files: inspection.iter().map(bundle).collect(),
+        files,
         inspection: inspection.map(Arc::new),
     })
 }

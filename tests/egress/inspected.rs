@@ -40,10 +40,22 @@ fn a_host_for_reading_answers_gets_and_refuses_posts() {
     for key in ["rule", "reason", "how_to_ask"] {
         assert!(told[key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {told}");
     }
+    let by_socks = task.sh(&format!(
+        "curl -sS -x $SOCKS_PROXY https://{ALLOWED}/hello; curl -sS -x $SOCKS_PROXY -d x=1 https://{ALLOWED}/hello"
+    ));
+    assert!(
+        by_socks
+            .stdout
+            .starts_with("hello from outside\n{\"decision\":\"deny\""),
+        "{by_socks:?}"
+    );
     let python = task.python(&format!(
         "import urllib.request\nprint(urllib.request.urlopen('https://{ALLOWED}/hello').read().decode(), end='')"
     ));
     assert_eq!(python.stdout, "hello from outside\n", "{python:?}");
+    // It reads its certificates from settings of its own.
+    let wget = task.sh(&format!("wget -qO- -t1 https://{ALLOWED}/hello"));
+    assert_eq!(wget.stdout, "hello from outside\n", "{wget:?}");
     assert!(task.sh(&issuer(ALLOWED)).stdout.contains("belljar task authority"));
     // Nobody looks into what needs no looking into.
     let own = task.sh(&issuer(PLAIN));
@@ -76,11 +88,34 @@ fn git_clones_through_a_host_that_is_looked_into() {
 }
 
 #[test]
+fn apt_fetches_from_a_host_that_is_looked_into() {
+    let Some(world) = world() else { return };
+    world.on_host(&format!(
+        "cd {} && mkdir -p d/DEBIAN && printf 'Package: outsider\\nVersion: 1.0\\nArchitecture: all\\nMaintainer: a <a@b.c>\\nDescription: x\\n' > d/DEBIAN/control
+         dpkg-deb -b d outsider.deb >/dev/null
+         (cat d/DEBIAN/control; printf 'Filename: ./outsider.deb\\nSize: %s\\nSHA256: %s\\n\\n' $(stat -c %s outsider.deb) $(sha256sum outsider.deb | cut -d' ' -f1)) > Packages",
+        world.www().display()
+    ));
+    let spec = format!(
+        "[network]\nmode = \"proxy\"\nunknown = \"deny\"\n[[network.hosts]]\nhost = {ALLOWED:?}\nmethods = \"read-only\"\n"
+    );
+    let mut task = world.place.start(&spec);
+    let apt = task.sh(&format!(
+        "mkdir -p /tmp/a/etc/apt/apt.conf.d /tmp/a/etc/apt/preferences.d /tmp/a/state/lists/partial /tmp/a/cache/archives/partial && cd /tmp/a
+         touch status && echo 'deb [trusted=yes] https://{ALLOWED}/ ./' > etc/apt/sources.list
+         o='-q -o Acquire::Retries=0 -o APT::Sandbox::User= -o Dir::Etc='$PWD'/etc/apt -o Dir::State='$PWD'/state -o Dir::State::status='$PWD'/status -o Dir::Cache='$PWD'/cache'
+         apt-get $o -o APT::Update::Error-Mode=any update && apt-get $o download outsider && ls"
+    ));
+    assert!(apt.stdout.contains("outsider_1.0_all.deb"), "{apt:?}");
+    task.end();
+}
+
+#[test]
 fn a_secret_reaches_its_host_alone_and_is_never_seen_inside() {
     const VALUE: &str = "ghp_c4naryC4naryC4naryC4naryC4naryC4nary";
     let Some(world) = world() else { return };
     let file = world.place.path().join("token");
-    std::fs::write(&file, VALUE).unwrap();
+    std::fs::write(&file, format!("{VALUE}\n")).unwrap();
     rustix::fs::chmod(&file, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
     let source = format!("file:{}", file.display());
     let spec = format!(
