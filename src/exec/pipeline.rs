@@ -106,38 +106,43 @@ async fn steps(
         Judgement::Ask(question) => ("ask", question.basis()),
         Judgement::Deny(refusal) => ("deny", &refusal.basis),
     };
-    // Not waited for here: what follows is queued behind it and is waited for.
-    let judged = context.journal.submit(entry(judged(context, request, word, basis)));
-    tell(ExecEvent::Judged { judgement: word }).await;
+    // The caller hears of it once it is written; an allowed command's start is queued behind it, for one commit of both.
+    let written = context.journal.submit(entry(judged(context, request, word, basis)));
+    let judged = async {
+        written.await?;
+        tell(ExecEvent::Judged { judgement: word }).await;
+        Ok::<_, JournalError>(())
+    };
 
-    let permit = match judgement {
-        Judgement::Allow(permit) => Ok(permit),
-        Judgement::Deny(refusal) => Err(refusal),
+    let (permit, judged) = match judgement {
+        Judgement::Allow(permit) => (Ok(permit), Some(judged)),
+        Judgement::Deny(refusal) => (Err(refusal), Some(judged)),
         Judgement::Ask(question) => {
+            judged.await?;
             tell(ExecEvent::Asked {
                 reason: question.reason().to_owned(),
             })
             .await;
-            ask(context, request, question, &mut inputs.control).await?
+            (ask(context, request, question, &mut inputs.control).await?, None)
         }
     };
+    let recorded = context.journal.submit(entry(match &permit {
+        Err(refusal) => refused(request, refusal),
+        Ok(permit) => Event::ExecStarted {
+            argv: request.command.argv.clone(),
+            cwd: request.command.cwd.to_string(),
+            tty: request.command.tty.is_some(),
+            approver: permit.basis().approver.clone(),
+        },
+    }));
+    if let Some(judged) = judged {
+        judged.await?;
+    }
+    recorded.await?;
     let permit = match permit {
         Ok(permit) => permit,
-        Err(refusal) => {
-            judged.await?;
-            context.journal.append(entry(refused(request, &refusal))).await?;
-            return Ok(ExecEnd::Refused(refusal));
-        }
+        Err(refusal) => return Ok(ExecEnd::Refused(refusal)),
     };
-
-    let started = context.journal.submit(entry(Event::ExecStarted {
-        argv: request.command.argv.clone(),
-        cwd: request.command.cwd.to_string(),
-        tty: request.command.tty.is_some(),
-        approver: permit.basis().approver.clone(),
-    }));
-    judged.await?;
-    started.await?;
     crash::point("exec: recorded, not started");
 
     let basis = permit.basis().clone();
