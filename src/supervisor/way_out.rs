@@ -16,7 +16,7 @@ use crate::audit::journal::Journal;
 use crate::audit::query::{self, Filter, Take};
 use crate::audit::record::{Entry, Event};
 use crate::egress::cache::Store;
-use crate::egress::env::{proxy_env, trust_env, trust_files};
+use crate::egress::env::{proxy_env, proxy_files, trust_env, trust_files};
 use crate::egress::host::{Authority, Host};
 use crate::egress::secret::Secrets;
 use crate::egress::tls::Inspection;
@@ -141,13 +141,14 @@ pub async fn prepare(task: &Task, settings: &Settings) -> Result<Inside, StartEr
         what: What::File { content, mode: 0o644 },
         users: false,
     };
+    let named = |(path, content)| file(SandboxPath::new(path).expect("it is a path"), content);
     let mut files = Vec::new();
+    if task.network.mode != NetworkMode::None {
+        files.extend(proxy_files().into_iter().map(named));
+    }
     if let Some(inspection) = &inspection {
         let bundle = trust_bundle();
-        for (path, content) in trust_files(&bundle) {
-            let path = SandboxPath::new(path).expect("it is a path");
-            files.push(file(path, content));
-        }
+        files.extend(trust_files(&bundle).into_iter().map(named));
         files.push(file(bundle, inspection.trust_bundle()));
     }
     Ok(Inside {
