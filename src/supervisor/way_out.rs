@@ -23,14 +23,14 @@ use crate::egress::tls::Inspection;
 use crate::egress::upstream::UpstreamDialler;
 use crate::egress::{
     Asker, Destination, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy,
-    ProxyHandle, RecordError, Recorder,
+    ProxyHandle, RecordError, Recorder, Told,
 };
 use crate::exec::traffic::Traffic;
 use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::path::SandboxPath;
 use crate::policy::amend::{About, Amendment};
 use crate::policy::rules::Protocol as RuleProtocol;
-use crate::policy::{Answer, Decision, InForce, Policy, RuleMatch};
+use crate::policy::{Answer, ApproverKind, Decision, InForce, Policy, RuleMatch};
 use crate::sandbox::oci::Sandbox;
 use crate::sandbox::plan::{DNS_PORT, HTTP_PROXY_PORT, Made, SOCKS_PORT, What};
 use crate::task::{Network, NetworkMode, Task};
@@ -276,7 +276,7 @@ pub struct ToDesk {
 }
 
 impl Asker for ToDesk {
-    fn ask(&self, question: EgressQuestion) -> BoxFuture<'static, Answer> {
+    fn ask(&self, question: EgressQuestion) -> BoxFuture<'static, Told> {
         let EgressQuestion {
             destination,
             rule,
@@ -331,8 +331,15 @@ impl Asker for ToDesk {
                 asked.facts.push(("wanted by".to_owned(), command));
             }
             match desk.put(asked).await {
-                Ok((answer, _)) => answer,
-                Err(error) => Answer::Deny(format!("the question could not be recorded: {error}")),
+                Ok((answer, approver)) => Told {
+                    answer,
+                    // What a grant stands for is the desk's to remember.
+                    by_somebody: matches!(approver.kind, ApproverKind::Person | ApproverKind::Harness),
+                },
+                Err(error) => Told {
+                    answer: Answer::Deny(format!("the question could not be recorded: {error}")),
+                    by_somebody: false,
+                },
             }
         })
     }
