@@ -101,7 +101,7 @@ struct Source {
     over: watch::Receiver<Option<Duration>>,
     /// For how long it may be silent; known once the command is over.
     patience: Option<Duration>,
-    /// No more than this can have been written before the end; what comes after it is by others.
+    /// No more than this can have been in the pipe at the end; what comes after it is by others.
     left: usize,
     buffer: Vec<u8>,
     pace: Pace,
@@ -123,7 +123,13 @@ impl Source {
                 return None;
             }
             let data = match &mut self.from {
-                Reading::Watched(fd) => read(fd, &mut self.buffer, &mut self.over, &mut self.patience).await?,
+                Reading::Watched(fd) => {
+                    let data = read(fd, &mut self.buffer, &mut self.over, &mut self.patience).await?;
+                    if self.patience.is_some() {
+                        self.left = self.left.saturating_sub(data.len());
+                    }
+                    data
+                }
                 Reading::Bulk(bulk) => match bulk_piece(bulk, &mut self.over, &mut self.patience).await {
                     Some(data) => data,
                     None => {
@@ -133,9 +139,7 @@ impl Source {
                 },
                 Reading::Over => return None,
             };
-            if self.patience.is_some() {
-                self.left = self.left.saturating_sub(data.len());
-            } else if self.pace.is_fast(data.len()) {
+            if self.patience.is_none() && self.pace.is_fast(data.len()) {
                 self.hurry();
             }
             return Some(data);
