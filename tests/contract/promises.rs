@@ -251,9 +251,9 @@ pub async fn a_pipe_in_the_hands_of_another_command_holds_nobody_up(runtime: Run
 
 pub async fn killing_what_watches_over_commands_harms_no_later_one(runtime: Runtime) {
     let live = Live::start(runtime).await;
-    // Those that stand ready, and last the one that this command runs in.
+    // Those that stand ready, each until it is gone, and last the one that this command runs in.
     let script = "for p in /proc/[0-9]*; do p=${p#/proc/}; [ \"$p\" != $PPID ] && [ \"$(cat /proc/$p/comm)\" = belljar-slot ] \
-                  && kill -9 $p; done; kill -9 $PPID; sleep 600";
+                  && kill -9 $p && while kill -0 $p 2> /dev/null; do :; done; done; kill -9 $PPID; sleep 600";
     let done = live.sh(script).await;
     assert_eq!(
         (done.end.outcome, done.end.signal),
