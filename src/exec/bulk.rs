@@ -67,7 +67,11 @@ pub struct Bulk {
 impl Bulk {
     /// Takes a stream that does not block; gives it back where no thread can be had.
     pub fn start(fd: OwnedFd) -> Result<Bulk, OwnedFd> {
-        let Ok(permit) = THREADS.try_acquire() else {
+        Bulk::start_within(&THREADS, fd)
+    }
+
+    fn start_within(threads: &'static Semaphore, fd: OwnedFd) -> Result<Bulk, OwnedFd> {
+        let Ok(permit) = threads.try_acquire() else {
             return Err(fd);
         };
         let (send, pieces) = mpsc::channel(2);
@@ -211,6 +215,20 @@ mod tests {
         std::fs::File::from(write).write_all(b"later").unwrap();
         let mut bulk = Bulk::start(read).unwrap();
         assert_eq!(bulk.next().await.unwrap(), "later");
+    }
+
+    #[tokio::test]
+    async fn a_stream_too_many_stays_where_it_is() {
+        static ONE: Semaphore = Semaphore::const_new(1);
+        let (first, _first) = packet::output_pipe(1 << 20).unwrap();
+        let (second, _second) = packet::output_pipe(1 << 20).unwrap();
+        let bulk = Bulk::start_within(&ONE, first).unwrap();
+        let second = Bulk::start_within(&ONE, second)
+            .err()
+            .expect("the only thread is taken");
+        bulk.stop();
+        assert!(bulk.end().await.is_some());
+        assert!(Bulk::start_within(&ONE, second).is_ok());
     }
 
     #[test]
