@@ -154,6 +154,11 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
         demands.fill(&mut TaskSpec::default(), &mut config.journal);
         demands.fill_egress(&mut config.egress);
         config.journal.redact.extend(demands.redact.iter().cloned());
+        if let Some(reviewer) = &mut config.reviewer {
+            for policy in &demands.reviewer_policy {
+                reviewer.value.add_policy(&policy.value);
+            }
+        }
     }
     Ok(config)
 }

@@ -337,8 +337,14 @@ impl Config {
     pub(in crate::config) fn login(&self) -> (Option<Login>, Vec<Fault>) {
         let (mut login, mut violations) = (None, Vec::new());
         for demands in &self.requirements {
-            let found = demands.check_login(self.token.as_ref(), &mut violations);
+            let found = demands.read_login(self.token.as_ref(), &mut violations);
             login = login.or(found);
+        }
+        // Who holds a wrong token is told that, and not also that they are nobody.
+        if violations.is_empty() {
+            for demands in &self.requirements {
+                demands.check_login(login.as_ref(), &mut violations);
+            }
         }
         if let Some(token) = &self.token
             && !self.requirements.iter().any(|demands| demands.identity_oidc.is_some())
