@@ -175,7 +175,13 @@ pub enum Event {
         approver: Approver,
     },
     #[serde(rename = "config.loaded")]
-    ConfigLoaded { files: Vec<String>, digest: String },
+    ConfigLoaded {
+        files: Vec<String>,
+        digest: String,
+        /// Why what the files say is not in force, where that is so; the digest is then of what is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     #[serde(rename = "journal.opened")]
     JournalOpened {
         /// The journal's own id, made with it; records sent elsewhere are told apart by it.

@@ -46,8 +46,9 @@
 //! | CVE-2017-5226, CVE-2019-10063, CVE-2023-28100 | `cves::nobody_types_into_the_terminal` |
 //!
 //! What is no boundary: tasks that share a writable folder. They hand each other files there, and by a socket in it descriptors too; so
-//! each can do for the other what it may do itself, and they count as one. And within one task processes see each other's names and arguments and may signal one another, for they are one
-//! user's, as on a host; only memory, environment and descriptors are closed between execs.
+//! each can do for the other what it may do itself, and they count as one. And within one task processes see each other's names and
+//! arguments and may signal one another, for they are one user's, as on a host; only memory, environment and descriptors are closed
+//! between execs.
 //!
 //! `make escape` prints a row an attack, `| attack | backend | result |`.
 
