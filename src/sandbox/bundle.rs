@@ -18,6 +18,7 @@ use oci_spec::runtime::{
     PosixRlimitType, ProcessBuilder, RootBuilder, Spec, SpecBuilder, UserBuilder,
 };
 
+use super::host_root::NOTHING;
 use super::launcher::Carry;
 use super::plan::{Ids, Plan, Source};
 use super::seccomp::{Allowed, Argument, Operator};
@@ -170,6 +171,28 @@ fn mappings(ranges: &[crate::sys::namespace::IdRange]) -> Result<Vec<LinuxIdMapp
         .collect()
 }
 
+/// gVisor's kernel has devices in its /dev that no plan asks for, and faults were found in what lies behind one of them
+/// (CVE-2026-96812): an empty file is put over each.
+fn covers_of_gvisor() -> Result<Vec<Mount>, OciSpecError> {
+    let attributes = Attributes {
+        read_only: true,
+        no_suid: true,
+        no_dev: true,
+        no_exec: true,
+    };
+    let cover = |device: &str| {
+        let mut options = vec!["bind".to_owned()];
+        options.extend(flags(attributes));
+        MountBuilder::default()
+            .destination(device)
+            .typ("bind")
+            .source(format!("{WORK}/{ROOT}{NOTHING}"))
+            .options(options)
+            .build()
+    };
+    ["/dev/fuse", "/dev/net/tun"].into_iter().map(cover).collect()
+}
+
 fn mounts(plan: &Plan, carry: Carry) -> Result<Vec<Mount>, OciSpecError> {
     let mut mounts = Vec::new();
     let mut binds = 0;
@@ -242,6 +265,9 @@ fn mounts(plan: &Plan, carry: Carry) -> Result<Vec<Mount>, OciSpecError> {
                 .options(options)
                 .build()?,
         );
+    }
+    if carry == Carry::Stream {
+        mounts.extend(covers_of_gvisor()?);
     }
     Ok(mounts)
 }

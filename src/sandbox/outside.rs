@@ -26,7 +26,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use super::bundle;
 use super::host_root::NOTHING;
 use super::launcher::{self, Carry, LaunchError, Said};
-use super::plan::{Ids, Made, Plan, Source, What};
+use super::plan::{Ids, Plan, Source};
 use super::setup::{self, Inherited, Sources, Step, StepError};
 use crate::audit::record::{Control, Enforced};
 use crate::path::SandboxPath;
@@ -178,7 +178,7 @@ fn steps(
         setup::add_agent(root.as_fd()).step("add the agent to /etc/passwd")?;
     }
     if carry == Carry::Stream {
-        fill_tmp(&root, plan).step("put something into /tmp")?;
+        fill_tmp(&root).step("put something into /tmp")?;
     }
     attach_binds(plan, &work, &mut sources)?;
     let at = |name: &str| Path::new(bundle::WORK).join(name);
@@ -206,16 +206,11 @@ fn steps(
 }
 
 /// Over an empty /tmp gVisor mounts a file system of its own, which no limit of the disposable layer bounds.
-fn fill_tmp(root: &OwnedFd, plan: &Plan) -> io::Result<()> {
-    let something = Made {
-        path: SandboxPath::new("/tmp/.belljar").map_err(io::Error::other)?,
-        what: What::File {
-            content: String::new(),
-            mode: 0o444,
-        },
-        users: false,
-    };
-    setup::make(root.as_fd(), &something, plan)
+fn fill_tmp(root: &OwnedFd) -> io::Result<()> {
+    let tmp = setup::make_folders(root.as_fd(), "tmp")?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(&tmp, ".belljar", flags, Mode::from_raw_mode(0o444))?;
+    Ok(())
 }
 
 /// A socket that whoever sees it may connect to; only the sandbox will.

@@ -37,15 +37,19 @@ pub fn special_files_that_come_back_are_in_the_record(caller: Caller) {
     jail.end();
     let expected = [
         "fifo: /workspace/a/b/fifo",
-        "set-id file: /workspace/plain",
-        "set-id file: /workspace/sgid",
-        "set-id file: /workspace/suid",
+        "set-id file, disarmed: /workspace/plain",
+        "set-id file, disarmed: /workspace/sgid",
+        "set-id file, disarmed: /workspace/suid",
         "socket: /workspace/a/so\\ncket",
     ];
     // gVisor's FIFOs and sockets are its own, and go with it.
     let is_gone = |line: &&str| caller == Caller::Runsc && !line.starts_with("set-id");
     let expected: Vec<_> = expected.into_iter().filter(|line| !is_gone(line)).collect();
     assert_eq!(left_files(&place), expected);
+    assert_eq!(
+        place.on_host("stat -c %a suid sgid; find . -perm /6000 -type f"),
+        "755\n755\n"
+    );
     row("special files that come back", caller, "reported");
 }
 

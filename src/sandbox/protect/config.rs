@@ -105,7 +105,7 @@ pub fn work_tree(text: &str) -> Option<&str> {
     settings
         .filter(|(key, _)| key.trim().eq_ignore_ascii_case("worktree"))
         .map(|(_, value)| value.trim())
-        .last()
+        .next_back()
 }
 
 #[cfg(test)]

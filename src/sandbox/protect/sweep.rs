@@ -1,6 +1,6 @@
 //! What a task left in a writable root that is more than files and folders, looked at when nothing inside runs any more.
 //!
-//! Devices, FIFOs, sockets and set-id bits are told. A repository made inside is the one thing that a mount cannot forbid and
+//! Devices, FIFOs and sockets are told; set-id bits are told and taken away. A repository made inside is the one thing that a mount cannot forbid and
 //! that the host's git would obey unasked (`git status` in the folder above enters it where the index names it): if it holds more
 //! than harmless settings, its HEAD gets another name, so that git no longer takes it for a repository until a person does.
 
@@ -11,7 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 
 use super::config;
 use super::walk::within;
@@ -123,7 +123,11 @@ impl Sweep<'_> {
             FileType::Fifo => "fifo",
             FileType::Socket => "socket",
             FileType::CharacterDevice | FileType::BlockDevice => "device",
-            FileType::RegularFile if mode & SET_ID != 0 => "set-id file",
+            // Outside it may belong to root, and be there for everybody.
+            FileType::RegularFile if mode & SET_ID != 0 => match self.take_set_id(folder, name, mode & !SET_ID) {
+                Ok(()) => "set-id file, disarmed",
+                Err(_) => "set-id file",
+            },
             // Git writes its index and other files through links, to wherever they lead.
             FileType::Symlink if self.before.git != GitMode::Open && self.is_in_git(folder) => {
                 match self.disarm(folder, name) {
@@ -141,6 +145,15 @@ impl Sweep<'_> {
             _ => return,
         };
         self.tell(what, folder.join(name));
+    }
+
+    fn take_set_id(&self, folder: &Path, name: &Path, mode: u32) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let file = mount::open_beneath(self.top.as_fd(), &folder.join(name), flags)?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?)
     }
 
     /// What a rebase, or a cherry-pick of several commits, goes on with. git-rebase(1): a line `exec`, short `x`, is a command for the
