@@ -22,7 +22,7 @@ use crate::approval::{Approvers, Ask, Nobody, Session};
 use crate::audit::journal::{Journal, JournalOptions};
 use crate::audit::otlp::ExporterHandle;
 use crate::audit::record::{Entry, Event, Identity};
-use crate::config::{Config, Rejection, Surroundings};
+use crate::config::{BundleSeen, Config, Rejection, Surroundings};
 use crate::image::{self, Image, Store};
 use crate::path::HostPath;
 use crate::policy::{Policy, Stdin};
@@ -95,6 +95,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         Err(error) => return Err(record_refusal(name, error)),
     };
     let policy = Policy::of_gate(&task.gate)?;
+    if !manner.quiet {
+        for complaint in config.bundles.iter().filter_map(BundleSeen::complaint) {
+            eprintln!("belljar: {}", terminal::clean(&complaint));
+        }
+    }
     // The key lies in the state folder, which the first task of a user makes.
     std::fs::DirBuilder::new()
         .recursive(true)
