@@ -18,6 +18,7 @@ use super::unpacking::UnpackingLine;
 use super::{exec, exit, journal, table, terminal};
 use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
 use crate::api::{Server, stdio};
+use crate::approval::reviewer::PATIENCE;
 use crate::approval::{Approvers, Ask, Nobody, Session};
 use crate::audit::journal::{Journal, JournalOptions};
 use crate::audit::otlp::ExporterHandle;
@@ -228,10 +229,12 @@ fn approvers(
         session: Some(session),
         rule_file: surroundings.approved_rules().map(HostPath::new).transpose()?,
     })
+        review_time: PATIENCE,
 }
 
 /// Takes a task that was started to its end: serves its socket in `folder`, runs `command` or waits for execs, carries the
 /// streams, stops it, and tells what it came to. The answer is the exit code.
+        state: Some(config.state.clone()),
 pub async fn drive(
     task: TaskHandle,
     folder: &Path,

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::record::ExecFinished;
-use crate::id::ExecId;
+use crate::id::{ApprovalId, ExecId};
 use crate::policy::{Command, Refusal, TtySize};
 
 /// One command asked for within a task, with what the caller says about it.
@@ -63,9 +63,10 @@ pub enum ExecEvent {
     Judged {
         judgement: &'static str,
     },
-    /// Somebody is being asked; the reason why.
+    /// Somebody is being asked: by which question, and why.
     Asked {
         reason: String,
+        approval: ApprovalId,
     },
     Started,
     Output {

@@ -87,10 +87,7 @@ async fn steps(
     log: &Log,
     on: &(dyn Fn(&ExecEvent) + Sync),
 ) -> Result<ExecEnd, PipelineError> {
-    let tell = async |event: ExecEvent| {
-        on(&event);
-        log.append(event).await;
-    };
+    let listeners = Listeners { log, on };
     let entry = |event| Entry {
         task: Some(context.task),
         exec: Some(request.id),
@@ -110,7 +107,7 @@ async fn steps(
     let written = context.journal.submit(entry(judged(context, request, word, basis)));
     let judged = async {
         written.await?;
-        tell(ExecEvent::Judged { judgement: word }).await;
+        listeners.tell(ExecEvent::Judged { judgement: word }).await;
         Ok::<_, JournalError>(())
     };
 
@@ -119,11 +116,10 @@ async fn steps(
         Judgement::Deny(refusal) => (Err(refusal), Some(judged)),
         Judgement::Ask(question) => {
             judged.await?;
-            tell(ExecEvent::Asked {
-                reason: question.reason().to_owned(),
-            })
-            .await;
-            (ask(context, request, question, &mut inputs.control).await?, None)
+            (
+                ask(context, request, question, &mut inputs.control, &listeners).await?,
+                None,
+            )
         }
     };
     let recorded = context.journal.submit(entry(match &permit {
@@ -171,12 +167,26 @@ async fn steps(
 async fn ask(
     context: &Context,
     request: &ExecRequest,
+/// Those who hear what happens to an exec.
+struct Listeners<'a> {
+    log: &'a Log,
+    on: &'a (dyn Fn(&ExecEvent) + Sync),
+}
+
+impl Listeners<'_> {
+    async fn tell(&self, event: ExecEvent) {
+        (self.on)(&event);
+        self.log.append(event).await;
+    }
+}
+
     question: Question,
     control: &mut mpsc::Receiver<Control>,
 ) -> Result<Result<Permit, Refusal>, PipelineError> {
     let command = &request.command;
     let about =
         shlex::try_join(command.argv.iter().map(String::as_str)).unwrap_or_else(|_| format!("{:?}", command.argv));
+    listeners: &Listeners<'_>,
     let mut facts = vec![("folder".to_owned(), command.cwd.to_string())];
     facts.extend(
         command
@@ -214,11 +224,17 @@ async fn ask(
                 let (answer, approver) = answer?;
                 return Ok(question.answer(answer, approver));
             }
-            control = control.recv() => match control {
-                Some(Control::Cancel) | None => return Ok(question.withdraw("the caller canceled it while somebody was asked")),
-                // Nothing runs yet that could be signalled or resized.
-                Some(Control::Signal(_) | Control::Resize(_)) => {}
-            },
+        }
+        () = canceled(control) => Ok(question.withdraw(CANCELED)),
+    }
+}
+
+/// Returns when the caller wants an end, or is gone. Nothing runs yet that could be signalled or resized. Cancel-safe.
+async fn canceled(control: &mut mpsc::Receiver<Control>) {
+    loop {
+        match control.recv().await {
+            Some(Control::Cancel) | None => return,
+            Some(Control::Signal(_) | Control::Resize(_)) => {}
         }
     }
 }
