@@ -241,10 +241,11 @@ impl Desk {
             about: asked.about.clone(),
             reason: asked.reason.clone(),
             rules: asked.rules.clone(),
+            named_files: asked.files.clone(),
         };
         self.journal.append(self.entry(asked, event)).await?;
-        if let Some(question) = self.view_of(asked.id) {
         stage.send_modify(|stage| stage.asked = true);
+        if let Some(question) = self.view_of(asked.id) {
             // Nobody has to watch.
             let _ = self.changes.send(Change::Asked(question));
         }
@@ -257,7 +258,6 @@ impl Desk {
         ended
     }
 
-    /// Waits for the first end that a question gets.
     /// The answer that was given before, by whom it concerns and as far as it holds.
     async fn known(&self, asked: &Arc<Asked>) -> Option<(Answer, Approver)> {
         if let Some(kept) = self.kept_for_the_session(asked).await {
@@ -288,6 +288,7 @@ impl Desk {
         tokio::task::spawn_blocking(move || work(&limits)).await.ok()
     }
 
+    /// Waits for the first end that a question gets.
     async fn first_claim(&self, asked: &Arc<Asked>, claimed: &mut oneshot::Receiver<Claim>) -> Claim {
         let lost = Claim::Withdrawn("the question was lost");
         let own = tokio::select! {
@@ -462,7 +463,6 @@ impl State {
         self.closed.push_back((id, by, answer));
         Some(open)
     }
-
 }
 
 /// The wait for an answer. Dropping it takes the question back, unless others wait for the same.
@@ -473,6 +473,7 @@ enum For {
     Nothing((Answer, Approver)),
     End(Waiter),
 }
+
 impl Waiting {
     /// Waits until somebody is asked, and gives the question's id, which may be that of an earlier one about the same; none when
     /// nobody had to be. Cancel-safe.

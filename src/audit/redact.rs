@@ -156,13 +156,19 @@ impl Redactor {
                 self.option(&mut end.reason);
                 self.option(&mut end.call_id);
             }
-            Event::ApprovalAsked { about, reason, .. } => {
+            Event::ApprovalAsked {
+                about,
+                reason,
+                named_files,
+                ..
+            } => {
                 self.string(about);
                 self.string(reason);
             }
             Event::ApprovalAnswered { reason, opinion, .. } => {
                 self.option(reason);
                 if let Some(opinion) = opinion {
+                self.strings(named_files);
                     self.option(&mut opinion.rationale);
                 }
             }
@@ -520,3 +526,82 @@ mod tests {
         }
     }
 }
+    /// One of each kind, with this text wherever somebody else than belljar or its admin chooses the words.
+    fn everywhere(text: &str) -> Vec<Entry> {
+        use crate::audit::samples;
+        let told = || text.to_owned();
+        let may = || Some(told());
+        let words = || vec!["tool".to_owned(), told(), format!("--x={text}"), format!("a{text}b")];
+        let mut entries = samples::of_each_kind();
+        for entry in &mut entries {
+            match &mut entry.event {
+                Event::TaskAdmitted {
+                    name,
+                    purpose,
+                    task_spec,
+                    traceparent,
+                    ..
+                } => {
+                    (*name, *purpose, *traceparent) = (told(), may(), may());
+                    *task_spec = serde_json::json!({"env": {"A": text}, "command": words(), "n": [1, {"b": text}]});
+                }
+                Event::TaskRefused { name, reasons, .. } => (*name, *reasons) = (told(), words()),
+                Event::TaskStarted { image, .. } => *image = told(),
+                Event::TaskFinished { reason, left_files, .. } => (*reason, *left_files) = (may(), words()),
+                Event::SandboxEnforced { controls } => controls.iter_mut().for_each(|one| one.reason = may()),
+                Event::ExecJudged {
+                    argv,
+                    cwd,
+                    env_names,
+                    reason,
+                    call_id,
+                    traceparent,
+                    ..
+                } => {
+                    (*argv, *cwd, *env_names) = (words(), told(), words());
+                    (*reason, *call_id, *traceparent) = (may(), may(), may());
+                }
+                Event::ExecRefused { argv, reason, .. } => (*argv, *reason) = (words(), told()),
+                Event::ExecStarted { argv, cwd, .. } => (*argv, *cwd) = (words(), told()),
+                Event::ExecFinished(end) => {
+                    (end.argv, end.cwd, end.env_names) = (words(), told(), words());
+                    (end.error, end.reason, end.call_id, end.traceparent) = (may(), may(), may(), may());
+                }
+                Event::ApprovalAsked {
+                    about,
+                    reason,
+                    named_files,
+                    ..
+                } => (*about, *reason, *named_files) = (told(), told(), words()),
+                Event::ApprovalAnswered { reason, opinion, .. } => {
+                    *reason = may();
+                    if let Some(opinion) = opinion {
+                        opinion.rationale = may();
+                    }
+                }
+                Event::EgressJudged {
+                    host,
+                    method,
+                    path,
+                    reason,
+                    ..
+                } => (*host, *method, *path, *reason) = (told(), may(), may(), told()),
+                Event::EgressFinished {
+                    host, method, error, ..
+                } => (*host, *method, *error) = (told(), may(), may()),
+                Event::AgentEvent { name, call_id, body } => {
+                    (*name, *call_id) = (told(), may());
+                    *body = serde_json::json!([text, {"deep": {"er": words(), text: 1}}]);
+                }
+                Event::SecretUsed { name, host, .. } => (*name, *host) = (told(), told()),
+                Event::RuleAdded { rule, .. } => *rule = told(),
+                Event::ConfigLoaded { .. }
+                | Event::JournalOpened { .. }
+                | Event::JournalPruned { .. }
+                | Event::JournalArchiveRemoved { .. }
+                | Event::JournalCheckpoint { .. } => {}
+            }
+        }
+        entries
+    }
+

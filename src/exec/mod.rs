@@ -3,6 +3,7 @@
 //! Called by `supervisor`; the edge sees the words of this page: [`ExecRequest`] goes in, an [`ExecHandle`] comes out, and from
 //! it [`ExecEvent`]s, the last of which is the [`ExecEnd`].
 
+mod files;
 pub mod pipeline;
 mod pump;
 mod run;
@@ -65,8 +66,8 @@ pub enum ExecEvent {
     },
     /// Somebody is being asked: by which question, and why.
     Asked {
-        reason: String,
         approval: ApprovalId,
+        reason: String,
     },
     Started,
     Output {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::files::Named;
 use super::run::{self, Ended, Limits};
 use super::stream::Log;
 use super::traffic::Traffic;
@@ -26,8 +27,9 @@ use crate::crash;
 use crate::egress::EgressBytes;
 use crate::id::{ApprovalId, TaskId};
 use crate::policy::amend::{About, Amendment};
-use crate::policy::{Basis, Decision, InForce, Judgement, Permit, Question, Refusal};
+use crate::policy::{Answer, Basis, Decision, InForce, Judgement, Permit, Question, Refusal};
 use crate::sandbox::oci::{Sandbox, SandboxError};
+use crate::task::Root;
 
 /// What all execs of a task share.
 pub struct Context {
@@ -44,6 +46,8 @@ pub struct Context {
     pub image_digest: Option<String>,
     pub plan_digest: String,
     pub requirements_digest: Option<String>,
+    /// Of the host, as the sandbox sees them.
+    pub roots: Vec<Root>,
 }
 
 /// What a caller can do to an exec while it runs.
@@ -163,10 +167,6 @@ async fn steps(
     }
 }
 
-/// The one place that waits for a person. A cancel withdraws the question.
-async fn ask(
-    context: &Context,
-    request: &ExecRequest,
 /// Those who hear what happens to an exec.
 struct Listeners<'a> {
     log: &'a Log,
@@ -180,13 +180,17 @@ impl Listeners<'_> {
     }
 }
 
+/// The one place that waits for a person. A cancel withdraws the question.
+async fn ask(
+    context: &Context,
+    request: &ExecRequest,
     question: Question,
     control: &mut mpsc::Receiver<Control>,
+    listeners: &Listeners<'_>,
 ) -> Result<Result<Permit, Refusal>, PipelineError> {
     let command = &request.command;
     let about =
         shlex::try_join(command.argv.iter().map(String::as_str)).unwrap_or_else(|_| format!("{:?}", command.argv));
-    listeners: &Listeners<'_>,
     let mut facts = vec![("folder".to_owned(), command.cwd.to_string())];
     facts.extend(
         command
@@ -200,6 +204,14 @@ impl Listeners<'_> {
             .iter()
             .map(|reason| ("reason given".to_owned(), reason.clone())),
     );
+    let named = {
+        let (command, roots) = (command.clone(), context.roots.clone());
+        let look = move || Named::by(&command, &roots);
+        // Empty where the runtime is ending, and the question with it.
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
+    };
+    let files: Vec<String> = named.iter().map(Named::to_string).collect();
+    facts.extend(files.iter().map(|file| ("file".to_owned(), file.clone())));
     let asked = Asked {
         id: ApprovalId::new(),
         task: context.task,
@@ -209,6 +221,7 @@ impl Listeners<'_> {
         facts,
         reason: question.reason().to_owned(),
         rules: question.basis().rules.clone(),
+        files,
         digest: context.desk.digest_of_command(command),
         offer: question.offer().map(|prefix| Amendment {
             about: About::Commands(prefix.to_vec()),
@@ -216,13 +229,30 @@ impl Listeners<'_> {
             justification: None,
         }),
     };
-    let answered = context.desk.put(asked);
-    tokio::pin!(answered);
-    loop {
-        tokio::select! {
-            answer = &mut answered => {
-                let (answer, approver) = answer?;
-                return Ok(question.answer(answer, approver));
+    const CANCELED: &str = "the caller canceled it while somebody was asked";
+    let mut waiting = context.desk.enter(asked);
+    let approval = tokio::select! {
+        approval = waiting.asked() => approval,
+        () = canceled(control) => return Ok(question.withdraw(CANCELED)),
+    };
+    if let Some(approval) = approval {
+        let reason = question.reason().to_owned();
+        listeners.tell(ExecEvent::Asked { approval, reason }).await;
+    }
+    tokio::select! {
+        ended = waiting.end() => {
+            let (answer, approver) = ended?;
+            let look = move || named.into_iter().find(|file| !file.is_same());
+            let changed = match tokio::task::spawn_blocking(look).await {
+                Ok(changed) => changed.map(|file| file.path().to_string()),
+                Err(_) => Some("a file of it".to_owned()),
+            };
+            match (answer, changed) {
+                (Answer::Approve(_), Some(file)) => {
+                    let why = format!("{file} was changed while somebody was asked about it");
+                    Ok(question.withdraw(&why))
+                }
+                (answer, _) => Ok(question.answer(answer, approver)),
             }
         }
         () = canceled(control) => Ok(question.withdraw(CANCELED)),

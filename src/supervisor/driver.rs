@@ -319,6 +319,7 @@ impl Supervisor {
         crash::point("task: started");
         let live = Live::new(task, context, image, refused, self.agent_events);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
+            roots: task.roots.clone(),
         tokio::spawn(live.clone().drive(proxy, guard, lock, folder.clone()));
         Ok(TaskHandle { live, folder })
     }

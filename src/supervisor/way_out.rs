@@ -325,6 +325,7 @@ impl Asker for ToDesk {
         let (desk, journal) = (self.desk.clone(), self.journal.clone());
         Box::pin(async move {
             if let Some(exec) = exec
+            files: Vec::new(),
                 && let Some(command) = command_of(journal, exec).await
             {
                 asked.facts.push(("wanted by".to_owned(), command));
