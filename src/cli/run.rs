@@ -95,19 +95,23 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         Ok(ready) => ready,
         Err(error) => return Err(record_refusal(name, error)),
     };
-    let policy = Policy::of_gate(&task.gate)?;
     if !manner.quiet {
         for complaint in config.bundles.iter().filter_map(BundleSeen::complaint) {
             eprintln!("belljar: {}", terminal::clean(&complaint));
         }
     }
+    let policy = Policy::of_gate(&task.gate)?;
     // The key lies in the state folder, which the first task of a user makes.
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(&config.state)?;
     let collectors = journal::collectors(&config, manner.otlp.as_deref())?;
-    let journal = journal::open(&config)?;
+    let login = task
+        .login
+        .as_ref()
+        .map(|login| login.name.as_ref().unwrap_or(&login.subject));
+    let journal = journal::open(&config, login.unwrap_or(&surroundings.user))?;
     let exporter = journal::start_exporter(&journal, &collectors)?;
     let housekeeping = journal::Housekeeping::of(&journal, &config, &collectors);
     let identity = Identity {
@@ -155,7 +159,10 @@ fn record_refusal(name: Option<String>, error: anyhow::Error) -> anyhow::Error {
     };
     let recorded = Journal::open(
         &journal::folder(&surroundings.state_folder()),
-        JournalOptions::default(),
+        JournalOptions {
+            user: Some(surroundings.user.clone()),
+            ..JournalOptions::default()
+        },
     )
     .and_then(|journal| {
         journal.append_blocking(Entry {
@@ -222,19 +229,19 @@ fn approvers(
     Ok(Approvers {
         ask,
         reviewer,
+        review_time: PATIENCE,
         wait: manner.approvals == Approvals::Wait,
         harness: task.gate.approvers == WhoApproves::Harness,
         scopes: config.approval_scopes(),
         bounds: config.approvals.bounds(),
+        state: Some(config.state.clone()),
         session: Some(session),
         rule_file: surroundings.approved_rules().map(HostPath::new).transpose()?,
     })
-        review_time: PATIENCE,
 }
 
 /// Takes a task that was started to its end: serves its socket in `folder`, runs `command` or waits for execs, carries the
 /// streams, stops it, and tells what it came to. The answer is the exit code.
-        state: Some(config.state.clone()),
 pub async fn drive(
     task: TaskHandle,
     folder: &Path,

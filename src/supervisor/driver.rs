@@ -33,6 +33,7 @@ use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::outside;
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
 use crate::sandbox::protect::{Guard, ProtectError};
+use crate::secret::ExposeSecret as _;
 use crate::sys::cgroup::Cgroups;
 use crate::sys::process;
 use crate::task::{Backend, Runtime, Task};
@@ -187,6 +188,9 @@ impl Supervisor {
             traceparent: self.traceparent.clone(),
         };
         let started = async {
+            for value in way_out::secret_values(&task).await {
+                self.journal.hide(value.expose_secret());
+            }
             self.journal.append(entry(admitted)).await?;
             let inside = way_out::prepare(&task, &self.way_out).await?;
             let guard = {
@@ -315,11 +319,11 @@ impl Supervisor {
             image_digest: image.digest.clone(),
             plan_digest,
             requirements_digest: self.requirements_digest.clone(),
+            roots: task.roots.clone(),
         };
         crash::point("task: started");
         let live = Live::new(task, context, image, refused, self.agent_events);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
-            roots: task.roots.clone(),
         tokio::spawn(live.clone().drive(proxy, guard, lock, folder.clone()));
         Ok(TaskHandle { live, folder })
     }
