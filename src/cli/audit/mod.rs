@@ -19,7 +19,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::audit::journal::{Reader, Seq, Stored};
 use crate::audit::key::SigningKey;
 use crate::audit::ocsf;
-use crate::audit::otlp::{Exporter, OtlpConfig, Protocol};
+use crate::audit::otlp::{Exporter, OtlpConfig, Protocol, resend};
 use crate::audit::query::{self, Filter, Take};
 use crate::audit::schema::schemas;
 use crate::audit::{Known, VerifyError, verify};
@@ -108,7 +108,7 @@ struct LsArgs {
     json: bool,
 }
 
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Default, PartialEq, Eq, Args)]
 struct FilterArgs {
     /// A task's id, or the end of it
     #[arg(long)]
@@ -159,7 +159,7 @@ struct ExportArgs {
     /// An event of the Open Cybersecurity Schema Framework a line on stdout
     #[arg(long, conflicts_with = "otlp")]
     ocsf: bool,
-    /// Everything that the collector does not have yet
+    /// To a collector: everything that it does not have yet or, with a filter (--since, --task, …), those records again
     #[arg(long)]
     otlp: bool,
     /// The collector; else those of the configuration and of OTEL_EXPORTER_OTLP_ENDPOINT
@@ -414,6 +414,16 @@ fn export_otlp(args: &ExportArgs, folder: &Path, out: &mut dyn Write) -> anyhow:
                     "{} records are not delivered; they stay for the next attempt",
                     lag.records
                 )
+    if !args.filter.is_empty() {
+        let filter = args.filter.parse(&Reader::open(folder)?)?;
+        for collector in &collectors {
+            let sent = blocking(resend(folder, collector, filter.clone(), deadline))??;
+            writeln!(out, "{} {sent} records sent again", text::shown(&collector.endpoint))?;
+        }
+        if !args.follow {
+            return Ok(0);
+        }
+    }
             };
         }
         std::thread::sleep(LOOK * 25);
@@ -478,6 +488,10 @@ impl FilterArgs {
         keep(&mut filter.since, &self.since, &mut faults, "--since", |text| {
             moment(text, now)
         });
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
         keep(&mut filter.until, &self.until, &mut faults, "--until", |text| {
             moment(text, now)
         });
