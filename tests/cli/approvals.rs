@@ -357,12 +357,10 @@ fn an_unknown_host_is_asked_about_at_the_same_desk() {
     let first = fetch("http://nowhere.test/").spawn().unwrap();
     let question = task.asking.question();
     assert_eq!(question["about"], "network access to nowhere.test:80 (http)");
-    // Where the kernel tells whose socket it is.
-    if question["exec"].is_string() {
-        let facts = question["facts"].as_array().unwrap();
-        let wanted = facts.iter().find(|fact| fact["name"] == "wanted by").unwrap();
-        assert_eq!(wanted["value"], "curl -s http://nowhere.test/");
-    }
+    assert!(question["exec"].is_string(), "{question}");
+    let facts = question["facts"].as_array().unwrap();
+    let wanted = facts.iter().find(|fact| fact["name"] == "wanted by").unwrap();
+    assert_eq!(wanted["value"], "curl -s http://nowhere.test/");
     let id = question["id"].as_str().unwrap();
     let (code, _, err) = person(state.path(), &["approvals", "deny", id]);
     assert_eq!(code, 0, "{err}");
