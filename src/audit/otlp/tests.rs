@@ -649,7 +649,7 @@ async fn what_a_collector_lost_is_sent_to_it_again() {
     assert_eq!((sent, collector.seqs()), (7, (2..=8).collect()));
     assert_eq!(collector.0.lock().unwrap().spans.len(), 2);
     // The cursor stands where it stood: nothing else is sent anew.
-    assert_eq!(lag(folder.path(), &[config.clone()]).unwrap().records, 0);
+    assert_eq!(lag(folder.path(), std::slice::from_ref(&config)).unwrap().records, 0);
     collector.set(Mood::Refuses);
     let refused = resend(folder.path(), &config, filter, Duration::ZERO)
         .await
