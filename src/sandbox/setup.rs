@@ -272,12 +272,8 @@ pub(super) fn make(root: BorrowedFd<'_>, made: &Made, plan: &Plan) -> io::Result
             Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         },
-        What::File { content, mode } => {
-            replace(&parent, name)?;
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(*mode))?;
-            std::fs::File::from(fd).write_all(content.as_bytes())?;
-        }
+        What::File { content, mode } => make_file(&parent, name, content.as_bytes(), *mode)?,
+        What::Bytes { content, mode } => make_file(&parent, name, content, *mode)?,
         What::Link { target } => {
             replace(&parent, name)?;
             rustix::fs::symlinkat(target, &parent, name)?;
@@ -288,6 +284,13 @@ pub(super) fn make(root: BorrowedFd<'_>, made: &Made, plan: &Plan) -> io::Result
         rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
     }
     Ok(())
+}
+
+fn make_file(parent: &OwnedFd, name: &str, content: &[u8], mode: u32) -> io::Result<()> {
+    replace(parent, name)?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(mode))?;
+    std::fs::File::from(fd).write_all(content)
 }
 
 /// Takes away what an image has there, be it a link.
