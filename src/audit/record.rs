@@ -260,6 +260,7 @@ pub struct ExecFinished {
     pub network_bytes_received: Option<u64>,
     pub stdout_bytes: u64,
     pub stderr_bytes: u64,
+    /// `blake3:…` over all that the command wrote there, also beyond what a limit let through.
     pub stdout_digest: Option<String>,
     pub stderr_digest: Option<String>,
     pub image_digest: Option<String>,

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::io::Errno;
-use sha2::{Digest as _, Sha256};
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::bulk::{Bulk, Pace};
 use super::stream::Log;
 use super::{ExecEvent, Stream};
-use crate::policy::Digest;
 use crate::sys::packet;
 
 /// A pipe that holds this much is read in few, large pieces; see DESIGN: pipes of 1 MiB matter most for streaming.
@@ -26,7 +26,7 @@ const PIECE_BYTES: usize = 256 << 10;
 #[derive(Debug, Default)]
 pub struct Streamed {
     pub bytes: u64,
-    /// `sha256:…` over all of them; none for a stream that the exec did not have.
+    /// `blake3:…` over all of them; none for a stream that the exec did not have.
     pub digest: Option<String>,
 }
 
@@ -67,61 +67,21 @@ pub async fn pump(
     tally: &mut Tally,
     budget: &Budget,
     log: &Log,
-    mut over: watch::Receiver<Option<Duration>>,
+    over: watch::Receiver<Option<Duration>>,
 ) {
     let Ok(fd) = packet::watched(fd, Interest::READABLE) else {
         return;
     };
-    let mut buffer: Vec<u8> = Vec::new();
-    let mut patience: Option<Duration> = None;
-    // No more than this can have been written before the end; what comes after it is by others.
-    let mut left = PIPE_BYTES;
-    while left > 0 {
-        // A stream that never falls silent is always ready before the news that the command is over.
-        patience = patience.or(*over.borrow());
-        let ready = match patience {
-            // What the reactor says may lag behind what is there.
-            Some(Duration::ZERO) => None,
-            _ => tokio::select! {
-                biased;
-                ready = fd.readable() => match ready {
-                    Ok(ready) => Some(ready),
-                    Err(_) => break,
-                },
-                said = over.wait_for(Option::is_some), if patience.is_none() => {
-                    patience = Some(said.ok().and_then(|said| *said).unwrap_or_default());
-                    None
-                }
-                () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => break,
-            },
-        };
-        // Room for one piece only while there is something to read: most commands write little, and thousands run.
-        buffer.reserve(PIECE_BYTES);
-        // Not `async_io`: that would wait for more, deaf to the end of the command.
-        match rustix::io::read(fd.get_ref(), rustix::buffer::spare_capacity(&mut buffer)) {
-            Err(Errno::AGAIN) => {
-                if patience == Some(Duration::ZERO) {
-                    break;
-                }
-                if let Some(mut ready) = ready {
-                    ready.clear_ready();
-                }
-                continue;
-            }
-            Err(Errno::INTR) => continue,
-            // A pseudo-terminal whose other side is closed says EIO.
-            Ok(0) | Err(_) => break,
-            Ok(read) if patience.is_some() => left = left.saturating_sub(read),
-            Ok(_) => {}
-        }
-        let data = if buffer.len() > PIECE_BYTES / 4 {
-            Bytes::from(std::mem::take(&mut buffer))
-        } else {
-            let data = Bytes::copy_from_slice(&buffer);
-            buffer.clear();
-            data
-        };
-        tally.add(&data).await;
+    let mut source = Source {
+        from: Reading::Watched(fd),
+        over,
+        patience: None,
+        left: PIPE_BYTES,
+        buffer: Vec::new(),
+        pace: Pace::new(),
+    };
+    while let Some(data) = source.next().await {
+        tally.add(&data);
         let allowed = budget.take(data.len() as u64) as usize;
         if allowed > 0 {
             log.append(ExecEvent::Output {
@@ -135,65 +95,161 @@ pub async fn pump(
     }
 }
 
-/// A piece of this size is digested beside the reading of the next: the digest is what takes longest.
-const BESIDE_FROM: usize = 64 << 10;
-
-/// What went through a stream so far.
-pub struct Tally {
-    bytes: u64,
-    hash: Hash,
+/// A stream on its way to its end.
+struct Source {
+    from: Reading,
+    over: watch::Receiver<Option<Duration>>,
+    /// For how long it may be silent; known once the command is over.
+    patience: Option<Duration>,
+    /// No more than this can have been in the pipe at the end; what comes after it is by others.
+    left: usize,
+    buffer: Vec<u8>,
+    pace: Pace,
 }
 
-enum Hash {
-    Here(Sha256),
-    /// In a thread of its own, with the last piece.
-    Beside(tokio::task::JoinHandle<Sha256>),
-    /// That thread did not come to its end: the process is going down.
-    Lost,
+enum Reading {
+    Watched(AsyncFd<OwnedFd>),
+    Bulk(Bulk),
+    Over,
 }
 
-impl Default for Tally {
-    fn default() -> Self {
-        Self {
-            bytes: 0,
-            hash: Hash::Here(Sha256::new()),
+impl Source {
+    /// The next piece; `None` at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            // A stream that never falls silent is always ready before the news that the command is over.
+            self.patience = self.patience.or(*self.over.borrow());
+            if self.left == 0 {
+                return None;
+            }
+            let data = match &mut self.from {
+                Reading::Watched(fd) => {
+                    let data = read(fd, &mut self.buffer, &mut self.over, &mut self.patience).await?;
+                    if self.patience.is_some() {
+                        self.left = self.left.saturating_sub(data.len());
+                    }
+                    data
+                }
+                Reading::Bulk(bulk) => match bulk_piece(bulk, &mut self.over, &mut self.patience).await {
+                    Some(data) => data,
+                    None => {
+                        self.watch_again().await?;
+                        continue;
+                    }
+                },
+                Reading::Over => return None,
+            };
+            if self.patience.is_none() && self.pace.is_fast(data.len()) {
+                self.hurry();
+            }
+            return Some(data);
         }
     }
-}
 
-impl Tally {
-    async fn add(&mut self, data: &Bytes) {
-        self.bytes += data.len() as u64;
-        self.hash = match self.settled().await {
-            None => Hash::Lost,
-            Some(mut hash) if data.len() < BESIDE_FROM => {
-                hash.update(data);
-                Hash::Here(hash)
-            }
-            Some(mut hash) => {
-                let data = data.clone();
-                Hash::Beside(tokio::task::spawn_blocking(move || {
-                    hash.update(&data);
-                    hash
-                }))
-            }
+    /// Leaves the reading to a thread, where one is free.
+    fn hurry(&mut self) {
+        self.from = match std::mem::replace(&mut self.from, Reading::Over) {
+            Reading::Watched(fd) => match Bulk::start(fd.into_inner()) {
+                Ok(bulk) => Reading::Bulk(bulk),
+                Err(fd) => packet::watched(fd, Interest::READABLE).map_or(Reading::Over, Reading::Watched),
+            },
+            other => other,
         };
     }
 
-    /// The digest's state once all pieces are in it. Not cancel-safe.
-    async fn settled(&mut self) -> Option<Sha256> {
-        match std::mem::replace(&mut self.hash, Hash::Lost) {
-            Hash::Here(hash) => Some(hash),
-            Hash::Beside(hashing) => hashing.await.ok(),
-            Hash::Lost => None,
+    async fn watch_again(&mut self) -> Option<()> {
+        let Reading::Bulk(bulk) = std::mem::replace(&mut self.from, Reading::Over) else {
+            return None;
+        };
+        let fd = bulk.end().await?;
+        self.from = Reading::Watched(packet::watched(fd, Interest::READABLE).ok()?);
+        Some(())
+    }
+}
+
+/// A piece of a fast stream; when the command is over, the stream is asked back.
+async fn bulk_piece(
+    bulk: &mut Bulk,
+    over: &mut watch::Receiver<Option<Duration>>,
+    patience: &mut Option<Duration>,
+) -> Option<Bytes> {
+    if patience.is_some() {
+        bulk.stop();
+        return bulk.next().await;
+    }
+    tokio::select! {
+        biased;
+        said = over.wait_for(Option::is_some) => {
+            *patience = Some(said.ok().and_then(|said| *said).unwrap_or_default());
+        }
+        data = bulk.next() => return data,
+    }
+    bulk.stop();
+    bulk.next().await
+}
+
+/// The next piece of a stream that the reactor watches; `None` at the end.
+async fn read(
+    fd: &AsyncFd<OwnedFd>,
+    buffer: &mut Vec<u8>,
+    over: &mut watch::Receiver<Option<Duration>>,
+    patience: &mut Option<Duration>,
+) -> Option<Bytes> {
+    loop {
+        let ready = match *patience {
+            // What the reactor says may lag behind what is there.
+            Some(Duration::ZERO) => None,
+            _ => tokio::select! {
+                biased;
+                ready = fd.readable() => Some(ready.ok()?),
+                said = over.wait_for(Option::is_some), if patience.is_none() => {
+                    *patience = Some(said.ok().and_then(|said| *said).unwrap_or_default());
+                    None
+                }
+                () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => return None,
+            },
+        };
+        // Room for one piece only while there is something to read: most commands write little, and thousands run.
+        buffer.reserve(PIECE_BYTES);
+        // Not `async_io`: that would wait for more, deaf to the end of the command.
+        match rustix::io::read(fd.get_ref(), rustix::buffer::spare_capacity(buffer)) {
+            Err(Errno::AGAIN) if *patience == Some(Duration::ZERO) => return None,
+            Err(Errno::AGAIN) => {
+                if let Some(mut ready) = ready {
+                    ready.clear_ready();
+                }
+            }
+            Err(Errno::INTR) => {}
+            // A pseudo-terminal whose other side is closed says EIO.
+            Ok(0) | Err(_) => return None,
+            Ok(_) if buffer.len() > PIECE_BYTES / 4 => return Some(Bytes::from(std::mem::take(buffer))),
+            Ok(_) => {
+                let data = Bytes::copy_from_slice(buffer);
+                buffer.clear();
+                return Some(data);
+            }
         }
     }
+}
 
-    pub async fn sum(mut self) -> Streamed {
-        let hash = self.settled().await;
+/// What went through a stream so far. Its digest is BLAKE3 (`b3sum` prints the same): it keeps up with a pipe, where SHA-256 takes
+/// longer than all the rest of a stream's way together.
+#[derive(Default)]
+pub struct Tally {
+    bytes: u64,
+    hash: blake3::Hasher,
+}
+
+impl Tally {
+    fn add(&mut self, data: &[u8]) {
+        self.bytes += data.len() as u64;
+        self.hash.update(data);
+    }
+
+    pub fn sum(&self) -> Streamed {
         Streamed {
             bytes: self.bytes,
-            digest: hash.map(|hash| Digest::from_array(hash.finalize().into()).to_string()),
+            digest: Some(format!("blake3:{}", self.hash.finalize().to_hex())),
         }
     }
 }
@@ -228,5 +284,26 @@ pub async fn feed_stdin(pipe: Option<OwnedFd>, terminal: Option<&OwnedFd>, mut s
                 rustix::io::write(fd, b"\x04").map_err(io::Error::from)
             })
             .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_is_over_all_pieces_and_is_what_b3sum_prints() {
+        let mut tally = Tally::default();
+        for piece in ["a", "", "bc"] {
+            tally.add(piece.as_bytes());
+        }
+        let Streamed { bytes, digest } = tally.sum();
+        let digest = digest.unwrap();
+        assert_eq!(bytes, 3);
+        // From the test vectors of BLAKE3's own programs.
+        assert_eq!(
+            digest,
+            "blake3:6437b3ac38465133ffb63b75273a8db548c558465d79db03fd359c6cd5bd9d85"
+        );
     }
 }
