@@ -1,6 +1,6 @@
 //! What belljar does within TLS, as the programs inside see it: requests judged one by one, secrets put in, stored answers.
 
-use crate::jail::{Caller, Ran, callers};
+use crate::jail::{Caller, Ran, available};
 use crate::world::{ALLOWED, World};
 
 const PLAIN: &str = "plain.outside.example";
@@ -27,8 +27,10 @@ fn issuer(host: &str) -> String {
 
 #[test]
 fn a_host_for_reading_answers_gets_and_refuses_posts() {
-    for caller in callers() {
-        look_into(caller);
+    for caller in [Caller::Root, Caller::Ordinary, Caller::Runc] {
+        if let Some(caller) = available(caller) {
+            look_into(caller);
+        }
     }
 }
 
