@@ -104,8 +104,12 @@ pub fn show(reader: &Reader, exec: ExecId) -> Result<Option<Whole>, JournalError
     }))
 }
 
-/// The ids of tasks or execs (`column`) whose text ends in `end`, at most two: more would not help to choose.
+/// The ids of tasks or execs (`column`) whose text is or ends in `end`, at most two: more would not help to choose.
 pub(crate) fn ids_ending_in(reader: &Reader, column: &'static str, end: &str) -> Result<Vec<Uuid>, JournalError> {
+    if let Ok(id) = end.parse::<Uuid>() {
+        let known = reader.select(&format!("{column} = ?1 LIMIT 1"), &[&id.as_bytes().as_slice()])?;
+        return Ok(known.iter().map(|_| id).collect());
+    }
     let digits = end.replace('-', "").to_ascii_uppercase();
     if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return Ok(Vec::new());
@@ -178,7 +182,7 @@ impl Filter {
         }
         if let Some(person) = &self.person {
             add(
-                "(json_extract(json, '$.approver.name') = ? OR task IN (SELECT task FROM records WHERE kind = 'task.admitted' \
+                "(? IN (json_extract(json, '$.approver.name'), json_extract(json, '$.user')) OR task IN (SELECT task FROM records WHERE kind = 'task.admitted' \
                  AND json_extract(json, '$.identity.user') = ?))",
                 Box::new(person.clone()),
             );

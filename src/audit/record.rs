@@ -106,6 +106,9 @@ pub enum Event {
         about: String,
         reason: String,
         rules: Vec<RuleMatch>,
+        /// Path and digest of files that the command names and that the agent can write.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        named_files: Vec<String>,
     },
     #[serde(rename = "approval.answered")]
     ApprovalAnswered {

@@ -208,14 +208,11 @@ pub fn check(surroundings: &Surroundings, json: bool, out: &mut dyn Write) -> Re
         writeln!(out, "{}: {} demands nothing here", key.origin, key.value)?;
     }
     for bundle in &config.bundles {
-        match (bundle.serial, &bundle.expires, &bundle.missing) {
-            (Some(serial), Some(expires), _) => {
+        match (bundle.complaint(), bundle.serial, &bundle.expires) {
+            (None, Some(serial), Some(expires)) => {
                 writeln!(out, "{}: right (serial {serial}, until {expires})", bundle.url)?;
             }
-            (.., missing) => {
-                let why = missing.as_deref().unwrap_or_default();
-                writeln!(out, "{}: no bundle, and none is required ({why})", bundle.url)?;
-            }
+            (complaint, ..) => writeln!(out, "{}", complaint.unwrap_or_default())?,
         }
     }
     Ok(())

@@ -35,6 +35,7 @@ use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::outside;
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
 use crate::sandbox::protect::{Guard, ProtectError};
+use crate::secret::ExposeSecret as _;
 use crate::sys::cgroup::Cgroups;
 use crate::sys::process;
 use crate::task::{Backend, Runtime, Task};
@@ -194,6 +195,9 @@ impl Supervisor {
             traceparent: self.traceparent.clone(),
         };
         let started = async {
+            for value in way_out::secret_values(&task).await {
+                self.journal.hide(value.expose_secret());
+            }
             self.journal.append(entry(admitted)).await?;
             let inside = way_out::prepare(&task, &self.way_out).await?;
             let guard = {
@@ -321,6 +325,7 @@ impl Supervisor {
             image_digest: image.digest.clone(),
             plan_digest,
             requirements_digest: self.requirements_digest.clone(),
+            roots: task.roots.clone(),
         };
         crash::point("task: started");
         let live = Live::new(task, context, policy, image, refused, self.agent_events);

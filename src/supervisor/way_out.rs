@@ -16,7 +16,7 @@ use crate::audit::journal::Journal;
 use crate::audit::query::{self, Filter, Take};
 use crate::audit::record::{Entry, Event};
 use crate::egress::cache::Store;
-use crate::egress::env::{proxy_env, proxy_files, trust_env, trust_files};
+use crate::egress::env::{JAVA_STORE, add_trust, proxy_env, proxy_files, trust_files};
 use crate::egress::host::{Authority, Host};
 use crate::egress::secret::Secrets;
 use crate::egress::tls::Inspection;
@@ -33,7 +33,8 @@ use crate::policy::rules::Protocol as RuleProtocol;
 use crate::policy::{Answer, ApproverKind, Decision, InForce, Policy, RuleMatch};
 use crate::sandbox::oci::Sandbox;
 use crate::sandbox::plan::{DNS_PORT, HTTP_PROXY_PORT, Made, SOCKS_PORT, What};
-use crate::task::{Network, NetworkMode, Task};
+use crate::secret::{self, SecretString};
+use crate::task::{Network, NetworkMode, SecretPlace, Task};
 
 /// Where the bundle of certificates stands that a sandbox trusts, if its TLS is looked into.
 const TRUST_BUNDLE: &str = "/run/belljar/ca-certificates.pem";
@@ -115,9 +116,26 @@ fn reaching(task: &Task) -> BTreeMap<String, String> {
         }
     };
     if looks_into_tls(task) {
-        env.extend(trust_env(&trust_bundle()));
+        add_trust(&mut env, &trust_bundle());
     }
     env
+}
+
+/// The values of a task's secrets, as they are now, for the journal to take them out of whatever somebody else put them into.
+/// One that cannot be read is told by [`prepare`].
+pub async fn secret_values(task: &Task) -> Vec<SecretString> {
+    let given: Vec<_> = task.secrets.values().cloned().collect();
+    let read = move || {
+        let sources = given.iter().flat_map(|secret| {
+            let session = match &secret.place {
+                SecretPlace::Aws { session, .. } => session.as_ref(),
+                _ => None,
+            };
+            [Some(&secret.source), session].into_iter().flatten()
+        });
+        sources.filter_map(|source| secret::read(source).ok()).collect()
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
 /// Makes what the inside needs: the key of the task's authority is made here, and is nowhere else; values of secrets are read, for
@@ -150,6 +168,14 @@ pub async fn prepare(task: &Task, settings: &Settings) -> Result<Inside, StartEr
         let bundle = trust_bundle();
         files.extend(trust_files(&bundle).into_iter().map(named));
         files.push(file(bundle, inspection.trust_bundle()));
+        files.push(Made {
+            path: SandboxPath::new(JAVA_STORE).expect("it is a path"),
+            what: What::Bytes {
+                content: inspection.java_trust_store(),
+                mode: 0o644,
+            },
+            users: false,
+        });
     }
     Ok(Inside {
         env,
@@ -308,6 +334,7 @@ impl Asker for ToDesk {
             facts,
             reason,
             rules,
+            files: Vec::new(),
             digest: self.desk.digest_of_host(&host, port, word),
             offer: rule_protocol(protocol).map(|protocol| Amendment {
                 about: About::Host {

@@ -307,14 +307,20 @@ pub fn is_own_program_at_a_terminal(pid: i32) -> bool {
     if own.is_none() || own != file(&format!("/proc/{pid}/exe")) {
         return false;
     }
-    let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else {
-        return false;
-    };
-    // proc_pid_stat(5): the name in brackets may hold anything; the terminal is the fifth field after it.
-    let terminal = stat
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_whitespace().nth(4));
-    terminal.is_some_and(|terminal| terminal != "0")
+    stat_field(pid, 4).is_some_and(|terminal| terminal != "0")
+}
+
+/// When a process began, in clock ticks since the boot: with its id it names one process, and no later one of the same id. None
+/// where there is no such process.
+pub fn start_of(pid: i32) -> Option<u64> {
+    stat_field(pid, 19)?.parse().ok()
+}
+
+/// A field of proc_pid_stat(5), counted from the first after the name, which stands in brackets and may hold anything.
+fn stat_field(pid: i32, number: usize) -> Option<String> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(number).map(str::to_owned)
 }
 
 /// The ids that this process acts under.

@@ -22,7 +22,7 @@ impl Journal {
     /// Cheap when there is nothing to do: starts without an end stand in a table of their own. Several processes may call it at
     /// once; each start is closed by one of them.
     pub fn close_lost(&self, is_alive: &dyn Fn(TaskId) -> bool) -> Result<u64, JournalError> {
-        close_lost(&self.folder().join(FILE), is_alive)
+        close_lost(&self.folder().join(FILE), &self.inner.place, is_alive)
     }
 }
 
@@ -34,7 +34,7 @@ struct Start {
     seq: Seq,
 }
 
-fn close_lost(path: &Path, is_alive: &dyn Fn(TaskId) -> bool) -> Result<u64, JournalError> {
+fn close_lost(path: &Path, place: &Place, is_alive: &dyn Fn(TaskId) -> bool) -> Result<u64, JournalError> {
     // Synced at its commit: the sync thread belongs to the writer, and this is no writer's group.
     let mut db = connect_write(path, Sync::Each)?;
     let error = |source: rusqlite::Error| JournalError::Write {
@@ -51,7 +51,6 @@ fn close_lost(path: &Path, is_alive: &dyn Fn(TaskId) -> bool) -> Result<u64, Jou
         .transaction_with_behavior(TransactionBehavior::Immediate)
         .map_err(error)?;
     let now = Timestamp::now();
-    let place = Place::here();
     let mut closed = 0;
     for start in lost {
         if !is_still_open(&step, &start).map_err(error)? {
@@ -70,7 +69,7 @@ fn close_lost(path: &Path, is_alive: &dyn Fn(TaskId) -> bool) -> Result<u64, Jou
             },
             now,
         )?;
-        store::append(&step, &[draft], &place).map_err(error)?;
+        store::append(&step, &[draft], place).map_err(error)?;
         closed += 1;
     }
     step.commit().map_err(error)?;
