@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::egress::gate::{Clearance, Cleared, EgressJudgement, Gate, OwnAddresses, Route};
 use crate::egress::host::{Authority, Host, HostError};
 use crate::egress::resolve::{FixedResolver, ResolveError, Resolver, SystemResolver};
-use crate::egress::{Denial, Destination, Protocol};
+use crate::egress::{Denial, Destination, NetworkRule, Protocol};
 use crate::supervisor::way_out::Settings;
 use crate::task::{Network, NetworkMode, Unknown};
 
@@ -105,16 +105,22 @@ pub fn settings(config: &Config) -> Settings {
     }
 }
 
-/// Runs the command. `network_of_spec` reads a task spec and admits it, as `run` would.
+/// What judges the destinations of a task.
+pub struct WayOut {
+    pub network: Network,
+    pub rules: Vec<NetworkRule>,
+}
+
+/// Runs the command. `way_out_of_spec` reads a task spec and admits it, as `run` would.
 pub fn run(
     args: EgressArgs,
     out: &mut dyn Write,
-    network_of_spec: impl Fn(&Path) -> anyhow::Result<Network>,
+    way_out_of_spec: impl Fn(&Path) -> anyhow::Result<WayOut>,
 ) -> anyhow::Result<u8> {
     let EgressCommand::Check(args) = args.command;
     match &args.batch {
         Some(file) => batch::check_batch(file, out)?,
-        None => check(&args, out, network_of_spec)?,
+        None => check(&args, out, way_out_of_spec)?,
     }
     Ok(0)
 }
@@ -122,7 +128,7 @@ pub fn run(
 fn check(
     args: &CheckArgs,
     out: &mut dyn Write,
-    network_of_spec: impl Fn(&Path) -> anyhow::Result<Network>,
+    way_out_of_spec: impl Fn(&Path) -> anyhow::Result<WayOut>,
 ) -> anyhow::Result<()> {
     let (spec, hosts) = match args.hosts.split_first() {
         Some((first, rest)) if is_spec(first) => (Some(Path::new(first)), rest),
@@ -131,14 +137,17 @@ fn check(
     if hosts.is_empty() {
         bail!("no host to check (as HOST, HOST:PORT or URL)");
     }
-    let mut network = match spec {
-        Some(spec) => network_of_spec(spec)?,
-        None => Network {
-            mode: NetworkMode::Proxy,
-            allow: Vec::new(),
-            deny: Vec::new(),
-            unknown: Unknown::Deny,
-            ..Network::default()
+    let WayOut { mut network, rules } = match spec {
+        Some(spec) => way_out_of_spec(spec)?,
+        None => WayOut {
+            network: Network {
+                mode: NetworkMode::Proxy,
+                allow: Vec::new(),
+                deny: Vec::new(),
+                unknown: Unknown::Deny,
+                ..Network::default()
+            },
+            rules: Vec::new(),
         },
     };
     network.allow.extend(args.allow.iter().cloned());
@@ -148,7 +157,7 @@ fn check(
         Some(_) => network.unknown = Unknown::Deny,
         None => {}
     }
-    let gate = Gate::new(&network, Vec::new(), OwnAddresses::system())?;
+    let gate = Gate::new(&network, rules, OwnAddresses::system())?;
     let addresses = if args.resolve.is_empty() {
         Addresses::System(SystemResolver::default())
     } else {

@@ -31,6 +31,8 @@ use std::path::Path;
 use clap::{Parser, Subcommand};
 
 use crate::api::messages::Refused;
+use crate::policy::Policy;
+use crate::supervisor::way_out::network_rules;
 use terminal::clean;
 
 /// Runs each task of an AI agent in a disposable, sealed container: judged, streamed and accounted for.
@@ -88,7 +90,7 @@ impl Cli {
             Command::Task(command) => wait_for(task::run(command)),
             Command::Approvals(command) => wait_for(approvals::run(command)),
             Command::Rules(args) => rules::run(args),
-            Command::Egress(args) => egress::run(args, &mut io::stdout(), network_of_spec),
+            Command::Egress(args) => egress::run(args, &mut io::stdout(), way_out_of_spec),
             Command::Cache(command) => wait_for(cache::run(command)),
             Command::Config(command) => config::run(command),
             Command::Secret(command) => secret::run(command, &mut io::stdout()),
@@ -109,12 +111,17 @@ fn wait_for(work: impl Future<Output = anyhow::Result<u8>>) -> anyhow::Result<u8
     code
 }
 
-fn network_of_spec(spec: &Path) -> anyhow::Result<crate::task::Network> {
+fn way_out_of_spec(spec: &Path) -> anyhow::Result<egress::WayOut> {
     let args = flags::TaskArgs {
         spec: Some(spec.to_owned()),
         ..Default::default()
     };
-    Ok(args.admit()?.task.network)
+    let task = args.admit()?.task;
+    let policy = Policy::of_gate(&task.gate)?;
+    Ok(egress::WayOut {
+        rules: network_rules(&policy)?,
+        network: task.network,
+    })
 }
 
 /// Where the tasks of this user are.

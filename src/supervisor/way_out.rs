@@ -72,6 +72,12 @@ pub fn gate(network: &Network, policy: &Policy) -> Result<Option<Arc<Gate>>, Sta
     if network.mode == NetworkMode::None {
         return Ok(None);
     }
+    let gate = Gate::new(network, network_rules(policy)?, OwnAddresses::system())?;
+    Ok(Some(Arc::new(gate)))
+}
+
+/// What files of rules say of destinations, as the gate reads it.
+pub fn network_rules(policy: &Policy) -> Result<Vec<NetworkRule>, StartError> {
     let mut rules = Vec::new();
     for rule in policy.network_rules() {
         let host = Host::parse(&rule.host).map_err(|source| StartError::NetworkRule {
@@ -95,7 +101,7 @@ pub fn gate(network: &Network, policy: &Policy) -> Result<Option<Arc<Gate>>, Sta
             justification: rule.justification.clone(),
         });
     }
-    Ok(Some(Arc::new(Gate::new(network, rules, OwnAddresses::system())?)))
+    Ok(rules)
 }
 
 /// The variables that lead programs inside to the way out, and make them trust it where it looks into TLS. Secrets have a word in

@@ -187,3 +187,35 @@ fn rules_beside_the_configuration_hold_and_a_broken_one_lets_nothing_start() {
         (&false.into(), &2.into())
     );
 }
+
+#[test]
+fn a_check_of_a_host_knows_what_the_specs_files_of_rules_say_of_it() {
+    let home = tempfile::tempdir().unwrap();
+    let spec = "version = 1\nname = \"t\"\ncommand = [\"true\"]\n[network]\nallow = [\"*.example.org\"]\n[gate]\nrules = [\"own.rules\"]\n";
+    std::fs::write(home.path().join("task.toml"), spec).unwrap();
+    let rules = "network_rule(host = \"api.example.org\", protocol = \"https\", decision = \"deny\", justification = \"not now\")\n";
+    std::fs::write(home.path().join("own.rules"), rules).unwrap();
+    let resolve = ["api.example.org", "www.example.org"].map(|name| format!("--resolve={name}=93.184.216.34"));
+    let output = crate::belljar(home.path())
+        .args([
+            "egress",
+            "check",
+            "task.toml",
+            "--json",
+            "api.example.org",
+            "www.example.org",
+        ])
+        .args(resolve)
+        .current_dir(home.path())
+        .output()
+        .unwrap();
+    let (code, out, err) = crate::told(output);
+    assert_eq!((code, err.as_str()), (0, ""));
+    let answers = answers(&out);
+    assert_eq!(
+        (&answers[0]["decision"], &answers[1]["decision"]),
+        (&"deny".into(), &"allow".into())
+    );
+    let reason = answers[0]["reason"].as_str().unwrap();
+    assert!(reason.contains("not now"), "{reason}");
+}

@@ -16,12 +16,16 @@ fn belljar(args: &[&str]) -> anyhow::Result<String> {
     let mut out = Vec::new();
     let spec = |path: &Path| {
         assert!(path.ends_with("task.toml"));
-        Ok(Network {
+        let network = Network {
             mode: NetworkMode::Proxy,
             allow: vec!["*.example.com".to_owned()],
             deny: vec!["evil.example.com".to_owned()],
             unknown: Unknown::Ask,
             ..Network::default()
+        };
+        Ok(WayOut {
+            network,
+            rules: Vec::new(),
         })
     };
     run(cli.egress, &mut out, spec)?;
