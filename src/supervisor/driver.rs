@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::engines::Engines;
 use super::live_policy::LivePolicy;
@@ -39,10 +39,6 @@ use crate::secret::ExposeSecret as _;
 use crate::sys::cgroup::Cgroups;
 use crate::sys::process;
 use crate::task::{Backend, Runtime, Task};
-
-/// What belljar takes a CPU for at a time, and its guests with it: less than any step of an exec needs, so that a neighbour that takes
-/// all it can get is never waited for (the shortest that the kernel grants).
-const TURN: Duration = Duration::from_micros(100);
 
 /// Why nothing can be supervised.
 #[derive(Debug, thiserror::Error)]
@@ -105,7 +101,6 @@ impl Supervisor {
     ) -> Result<Supervisor, SupervisorError> {
         // A task holds some fifteen descriptors, and a login gives 1024.
         process::raise_open_files();
-        process::take_short_turns(TURN);
         let launcher = Launcher::start(program)?;
         let cgroups = Arc::new(Cgroups::detect());
         make_private_folder(&recovery::tasks_folder(state)).map_err(|source| SupervisorError::State {

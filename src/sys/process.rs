@@ -333,40 +333,6 @@ pub fn set_nonblocking(fd: impl AsFd) -> io::Result<()> {
     Ok(rustix::io::ioctl_fionbio(fd, true)?)
 }
 
-/// sched_attr of sched_setattr(2), in its first size.
-#[repr(C)]
-#[derive(Default)]
-struct SchedulingAttributes {
-    size: u32,
-    policy: u32,
-    flags: u64,
-    nice: i32,
-    priority: u32,
-    runtime: u64,
-    deadline: u64,
-    period: u64,
-}
-
-/// Asks for turns of this length for every thread of this process, and for all that it starts from here on. Who takes short turns is
-/// let in at once, where a long one would wait for the end of a busy neighbour's turn; the share of the time stays the same. Linux
-/// before 6.12 knows no such wish, and threads of other than the common policy have other rules: both stay as they are.
-#[allow(unsafe_code)]
-pub fn take_short_turns(turn: std::time::Duration) {
-    let size = size_of::<SchedulingAttributes>();
-    let threads = std::fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
-    for thread in threads.filter_map(|entry| entry.file_name().to_str()?.parse::<libc::pid_t>().ok()) {
-        let mut attributes = SchedulingAttributes::default();
-        // SAFETY: the structure is live and of the size given, as the kernel has it in its first version.
-        let known = unsafe { libc::syscall(libc::SYS_sched_getattr, thread, &mut attributes, size, 0) };
-        if known != 0 || attributes.policy != libc::SCHED_OTHER as u32 {
-            continue;
-        }
-        attributes.runtime = turn.as_nanos() as u64;
-        // SAFETY: the same structure, only read; a refusal leaves the thread as it is.
-        unsafe { libc::syscall(libc::SYS_sched_setattr, thread, &attributes, 0) };
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
