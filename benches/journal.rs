@@ -41,10 +41,7 @@ fn alone(folder: &Path, sync: Sync, execs: usize) -> Result<[Row; 2], Box<dyn st
     for _ in 0..execs {
         let [judged, started, finished] = one_exec(task);
         let from = Instant::now();
-        let judged = journal.submit(judged);
-        let started = journal.submit(started);
-        judged.wait()?;
-        started.wait()?;
+        journal.append_all_blocking([judged, started])?;
         let before = from.elapsed();
         // What the command itself takes: the writer has gone to sleep again.
         std::thread::sleep(Duration::from_micros(300));
@@ -78,9 +75,10 @@ fn many_callers(folder: &Path, execs: usize) -> Result<Row, Box<dyn std::error::
                 let task = TaskId::new();
                 for _ in 0..execs / CALLERS {
                     let [judged, started, finished] = one_exec(task);
-                    let judged = journal.submit(judged);
-                    let started = journal.submit(started);
-                    let waits = [judged.wait(), started.wait(), journal.append_blocking(finished)];
+                    let waits = [
+                        journal.append_all_blocking([judged, started]),
+                        journal.append_blocking(finished),
+                    ];
                     assert!(waits.iter().all(Result::is_ok), "{waits:?}");
                 }
             });

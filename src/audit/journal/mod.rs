@@ -187,23 +187,38 @@ impl Journal {
 
     /// Writes one record; returns when it is committed. Dropping the future does not take the record back.
     pub async fn append(&self, entry: Entry) -> Result<Seq, JournalError> {
-        self.push(entry, WrittenBy::Caller).await
+        self.append_all([entry]).await
     }
 
     /// As [`Journal::append`], for callers that are not async; it blocks the thread for as long as the commit takes.
     pub fn append_blocking(&self, entry: Entry) -> Result<Seq, JournalError> {
-        self.push(entry, WrittenBy::Caller).wait()
+        self.append_all_blocking([entry])
+    }
+
+    /// Writes records that follow each other, with one wait; returns the number of the last when all are committed. All of
+    /// them are queued or none, and in their order.
+    ///
+    /// Cancel-safe: once it was polled, dropping the future does not take the records back.
+    pub async fn append_all<const N: usize>(&self, entries: [Entry; N]) -> Result<Seq, JournalError> {
+        const { assert!(N > 0, "nothing to wait for") };
+        self.push(entries, WrittenBy::Caller).await
+    }
+
+    /// As [`Journal::append_all`], for callers that are not async.
+    pub fn append_all_blocking<const N: usize>(&self, entries: [Entry; N]) -> Result<Seq, JournalError> {
+        const { assert!(N > 0, "nothing to wait for") };
+        self.push(entries, WrittenBy::Caller).wait()
     }
 
     /// Queues one record without waiting: records are written in the order in which they were submitted, and those submitted
     /// together are committed together. The receipt tells when it is committed; dropping the receipt does not take the record back.
     pub fn submit(&self, entry: Entry) -> Receipt {
-        self.push(entry, WrittenBy::Writer)
+        self.push([entry], WrittenBy::Writer)
     }
 
-    fn push(&self, mut entry: Entry, by: WrittenBy) -> Receipt {
-        self.inner.redactor.clean(&mut entry);
-        let mut receipt = Receipt::of(|reply| self.inner.writer.push(&entry, reply, by));
+    fn push<const N: usize>(&self, mut entries: [Entry; N], by: WrittenBy) -> Receipt {
+        entries.iter_mut().for_each(|entry| self.inner.redactor.clean(entry));
+        let mut receipt = Receipt::of(|reply| self.inner.writer.push(&entries, reply, by));
         match by {
             // It is waited for now.
             WrittenBy::Caller => self.inner.writer.leader().lead(),

@@ -124,6 +124,36 @@ fn what_was_submitted_together_is_written_in_that_order() {
 }
 
 #[tokio::test]
+async fn records_that_are_appended_together_follow_each_other_even_when_nobody_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open(folder.path());
+    assert_eq!(journal.append_all([note("a"), note("b")]).await.unwrap(), 3);
+    assert_eq!(
+        journal.append_all_blocking([note("c"), note("d"), note("e")]).unwrap(),
+        6
+    );
+    // The lock is another process's, so that no caller can write; whoever waits goes away after the first look.
+    let other = Connection::open(folder.path().join(FILE)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    {
+        let mut waiting = Box::pin(journal.append_all([note("f"), note("g")]));
+        assert!(
+            waiting
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()))
+                .is_pending()
+        );
+    }
+    // One that was never looked at was not asked for.
+    drop(journal.append_all([note("x"), note("y")]));
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(journal.append(note("h")).await.unwrap(), 9);
+    let records = journal.reader().unwrap().after(1, 10).unwrap();
+    let names: Vec<_> = records.iter().map(|record| record.value()["name"].clone()).collect();
+    assert_eq!(names, ["a", "b", "c", "d", "e", "f", "g", "h"]);
+}
+
+#[tokio::test]
 async fn a_blocking_append_within_async_code_does_not_panic() {
     let folder = tempfile::tempdir().unwrap();
     let journal = open(folder.path());

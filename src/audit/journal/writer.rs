@@ -72,13 +72,19 @@ struct Queue {
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<(Draft, Reply)>,
+    waiting: VecDeque<Waiting>,
     /// Those who asked for a checkpoint.
     checkpoints: Vec<Reply>,
     /// The first failure; it stays.
     failed: Option<JournalError>,
     writer_sleeps: bool,
     closing: bool,
+}
+
+/// A record, and who waits for it: of records that were queued together, the last one's.
+struct Waiting {
+    draft: Draft,
+    reply: Option<Reply>,
 }
 
 /// What the writer tells the sync thread.
@@ -126,9 +132,14 @@ impl Writer {
         Ok(())
     }
 
-    /// Queues a record. Fails at once when the journal has failed before, or when too many wait.
-    pub fn push(&self, entry: &Entry, reply: Reply, by: WrittenBy) -> Result<(), JournalError> {
-        let draft = Draft::new(entry, jiff::Timestamp::now())?;
+    /// Queues records that follow each other, all or none; the last one is replied to, and with it all. Fails at once when the
+    /// journal has failed before, or when too many wait.
+    pub fn push(&self, entries: &[Entry], reply: Reply, by: WrittenBy) -> Result<(), JournalError> {
+        let now = jiff::Timestamp::now();
+        let drafts: Vec<Draft> = entries
+            .iter()
+            .map(|entry| Draft::new(entry, now))
+            .collect::<Result<_, _>>()?;
         let mut state = self.queue.lock();
         if let Some(error) = &state.failed {
             return Err(error.clone());
@@ -138,7 +149,11 @@ impl Writer {
                 waiting: state.waiting.len(),
             });
         }
-        state.waiting.push_back((draft, reply));
+        let waiting = drafts.into_iter().map(|draft| Waiting { draft, reply: None });
+        state.waiting.extend(waiting);
+        if let Some(last) = state.waiting.back_mut() {
+            last.reply = Some(reply);
+        }
         match by {
             WrittenBy::Writer => self.queue.wake(state),
             WrittenBy::Caller => {}
@@ -211,7 +226,11 @@ impl Queue {
     fn take(&self, limit: usize) -> Group {
         let mut state = self.lock();
         let count = state.waiting.len().min(limit);
-        let (drafts, replies) = state.waiting.drain(..count).unzip();
+        let (drafts, replies) = state
+            .waiting
+            .drain(..count)
+            .map(|waiting| (waiting.draft, waiting.reply))
+            .unzip();
         // A checkpoint is for all that was queued before it was asked for.
         let checkpoints = match state.waiting.is_empty() {
             true => std::mem::take(&mut state.checkpoints),
@@ -227,8 +246,8 @@ impl Queue {
     /// Puts a group that could not be written yet back in front of what came since, and wakes the writer for it.
     fn put_back(&self, group: Group) {
         let mut state = self.lock();
-        for waiting in group.drafts.into_iter().zip(group.replies).rev() {
-            state.waiting.push_front(waiting);
+        for (draft, reply) in group.drafts.into_iter().zip(group.replies).rev() {
+            state.waiting.push_front(Waiting { draft, reply });
         }
         state.checkpoints.extend(group.checkpoints);
         self.wake(state);
@@ -271,8 +290,10 @@ impl Queue {
             Ok(Some(written)) => {
                 self.disk.mark_dirty();
                 for (seq, reply) in (written.first..).zip(group.replies) {
-                    // Whoever asked may have gone; the record stays.
-                    let _ = reply.send(Ok(seq));
+                    if let Some(reply) = reply {
+                        // Whoever asked may have gone; the record stays.
+                        let _ = reply.send(Ok(seq));
+                    }
                 }
                 for reply in group.checkpoints {
                     let _ = reply.send(match written.checkpoint {
@@ -285,7 +306,7 @@ impl Queue {
             }
             Ok(None) => self.put_back(group),
             Err(error) => {
-                for reply in group.replies.into_iter().chain(group.checkpoints) {
+                for reply in group.replies.into_iter().flatten().chain(group.checkpoints) {
                     let _ = reply.send(Err(error.clone()));
                 }
                 self.fail(&error);
@@ -303,7 +324,7 @@ impl Queue {
                 std::mem::take(&mut state.checkpoints),
             )
         };
-        let waiting = waiting.into_iter().map(|(_, reply)| reply);
+        let waiting = waiting.into_iter().filter_map(|waiting| waiting.reply);
         for reply in waiting.chain(checkpoints) {
             let _ = reply.send(Err(error.clone()));
         }
@@ -313,7 +334,7 @@ impl Queue {
 /// Records that are written together, and those who wait for them.
 struct Group {
     drafts: Vec<Draft>,
-    replies: Vec<Reply>,
+    replies: Vec<Option<Reply>>,
     checkpoints: Vec<Reply>,
 }
 
