@@ -9,12 +9,17 @@
 //!                                             │ dirty
 //!                                             ▼
 //!                                       sync thread: the log is on the disk within 50 ms; checkpoints
+//!                                             │ now and then
+//!                                             ▼
+//!                                       index (a database of its own): which records are of a task, of an exec
 //! ```
 //!
 //! A record is committed before [`Journal::append`] returns: after a kill -9 it is there. Against a power cut it is there after at
 //! most 50 ms, or at once with [`Sync::Each`]. When the journal cannot be written (full disk, read-only, damaged), that append and
 //! every later one fails until the journal is opened anew: whoever asks must then not act.
 
+mod find;
+mod index;
 mod lost;
 mod read;
 mod retain;
@@ -34,6 +39,7 @@ use super::redact::Redactor;
 
 use writer::WrittenBy;
 
+pub(crate) use find::{Of, Order, Search};
 pub use read::{Reader, Stored, Summary};
 pub use retain::Retention;
 pub(crate) use retain::is_archive;

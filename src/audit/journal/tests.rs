@@ -34,6 +34,21 @@ fn exec_started(task: TaskId, exec: ExecId) -> Entry {
     }
 }
 
+fn task_started(task: TaskId) -> Entry {
+    Entry {
+        task: Some(task),
+        exec: None,
+        event: Event::TaskStarted {
+            backend: "oci".into(),
+            runtime: "builtin".into(),
+            image: "host".into(),
+            image_digest: Some("sha256:aa".into()),
+            plan_digest: "sha256:bb".into(),
+            start_seconds: 0.01,
+        },
+    }
+}
+
 fn exec_finished(task: TaskId, exec: ExecId) -> Entry {
     Entry {
         task: Some(task),
@@ -229,20 +244,7 @@ fn starts_without_an_end_are_closed_once_as_lost() {
     {
         let journal = open(folder.path());
         for task in [dead, alive] {
-            journal
-                .append_blocking(Entry {
-                    task: Some(task),
-                    exec: None,
-                    event: Event::TaskStarted {
-                        backend: "oci".into(),
-                        runtime: "builtin".into(),
-                        image: "host".into(),
-                        image_digest: Some("sha256:aa".into()),
-                        plan_digest: "sha256:bb".into(),
-                        start_seconds: 0.01,
-                    },
-                })
-                .unwrap();
+            journal.append_blocking(task_started(task)).unwrap();
         }
         for exec in [lost, ended] {
             journal.append_blocking(exec_started(dead, exec)).unwrap();
@@ -251,7 +253,10 @@ fn starts_without_an_end_are_closed_once_as_lost() {
         journal.append_blocking(exec_started(alive, running)).unwrap();
     }
     let journal = open(folder.path());
+    let open_starts = || journal.reader().unwrap().summary().unwrap().open_starts;
+    assert_eq!(open_starts(), 4);
     assert_eq!(journal.close_lost(&|task| task == alive).unwrap(), 2);
+    assert_eq!(open_starts(), 2);
     assert_eq!(journal.close_lost(&|task| task == alive).unwrap(), 0);
     let records = journal.reader().unwrap().after(0, 100).unwrap();
     let values: Vec<_> = records
@@ -302,6 +307,51 @@ fn a_journal_of_a_newer_program_is_refused() {
     assert!(matches!(error, JournalError::Version { .. }), "{error}");
     assert!(error.to_string().contains("use the program that wrote it"), "{error}");
     assert!(matches!(Reader::open(folder.path()), Err(JournalError::Version { .. })));
+}
+
+/// The journal that belljar of version 1 left when it was killed while a command ran.
+#[test]
+fn an_old_journal_is_read_as_it_is_and_upgraded_by_whoever_writes() {
+    const TASK: &str = "01a21f5c-aec9-70fd-9f30-f2aa0456f612";
+    const EXEC: &str = "01a21f5c-b00c-7189-8014-94b769e3fcbd";
+    let folder = tempfile::tempdir().unwrap();
+    let db = Connection::open(folder.path().join(FILE)).unwrap();
+    db.pragma_update(None, "journal_mode", "WAL").unwrap();
+    db.execute_batch(include_str!("../../../tests/data/journal/v1.sql"))
+        .unwrap();
+    drop(db);
+    let ask = |of| {
+        let mut found = Vec::new();
+        let search = Search {
+            range: 1..=Seq::MAX,
+            order: Order::OldestFirst,
+            condition: "1",
+            values: &[],
+        };
+        let reader = Reader::open(folder.path()).unwrap();
+        reader
+            .each_of(of, &search, |record| {
+                found.push(record.seq);
+                true
+            })
+            .unwrap();
+        (found, reader.summary().unwrap().open_starts)
+    };
+    let (task, exec) = (TASK.parse().unwrap(), EXEC.parse().unwrap());
+    assert_eq!(verify(folder.path()).unwrap().records, 17);
+    assert_eq!(ask(Of::Task(task)), ((13..=17).collect(), 2));
+    assert_eq!(ask(Of::Exec(exec)), (vec![16, 17], 2));
+
+    let journal = open(folder.path());
+    let opened = journal.reader().unwrap().record(18).unwrap().unwrap();
+    assert_eq!(opened.value()["open_starts"], 1);
+    assert_eq!(ask(Of::Task(task)), ((13..=17).collect(), 2));
+    assert_eq!(journal.close_lost(&|_| false).unwrap(), 2);
+    assert_eq!(ask(Of::Task(task)), ((13..=17).chain([19, 20]).collect(), 0));
+    let lost = journal.reader().unwrap().record(19).unwrap().unwrap().value();
+    assert_eq!((&lost["exec"], &lost["outcome"]), (&EXEC.into(), &"lost".into()));
+    assert_eq!(lost["reason"], "to be lost");
+    assert_eq!(verify(folder.path()).unwrap().records, 20);
 }
 
 #[test]
@@ -378,8 +428,7 @@ fn assert_broken_at(folder: &Path, seq: Seq, what: &str) -> String {
 fn a_tail_that_was_cut_off_shows_by_what_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let journal = open(folder.path());
-    let (task, exec) = (TaskId::new(), ExecId::new());
-    journal.append_blocking(exec_started(task, exec)).unwrap();
+    journal.append_blocking(task_started(TaskId::new())).unwrap();
     drop(journal);
     let db = Connection::open(folder.path().join(FILE)).unwrap();
     db.execute("DELETE FROM records WHERE seq = 2", []).unwrap();
@@ -570,8 +619,7 @@ fn old_records_are_archived_and_the_chain_says_so() {
     for n in 0..99 {
         drop(journal.submit(note(&n.to_string())));
     }
-    let exec = exec_started(TaskId::new(), ExecId::new());
-    let open_start = journal.append_blocking(exec).unwrap();
+    let open_start = journal.append_blocking(task_started(TaskId::new())).unwrap();
     let before = journal.reader().unwrap().after(0, 1000).unwrap();
     let everything = Retention {
         age: Some(std::time::Duration::ZERO),

@@ -1,4 +1,5 @@
-//! Who writes, and the two threads of a journal: one writes groups of records, one brings them to the disk.
+//! Who writes, and the two threads of a journal: one writes groups of records, one brings them to the disk, and now and then
+//! begins a third that fills the index.
 //!
 //! A caller that is alone writes its records itself, in its own thread: waking another one and being woken by it would take
 //! longer than the commit. It does so only when that cannot keep it long (few records, nobody else writing, no sync on commit,
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::index;
 use super::store::{self, Draft, Patience, Sign, Store};
 use super::{JournalError, Seq, Sync};
 use crate::audit::record::Entry;
@@ -93,6 +95,9 @@ struct Disk {
     state: Mutex<DiskState>,
     dirty: Condvar,
     log_is_large: AtomicBool,
+    /// Earlier processes left a long log, which the next start would read again.
+    log_is_left: AtomicBool,
+    index_is_due: AtomicBool,
 }
 
 #[derive(Default)]
@@ -104,12 +109,14 @@ struct DiskState {
 impl Writer {
     pub fn start(store: Store, sync: Sync) -> Result<Self, JournalError> {
         let path = store.path().to_owned();
+        let disk = Disk::default();
+        disk.log_is_left.store(store.log_is_left(), Ordering::Relaxed);
         let queue = Arc::new(Queue {
             store: Mutex::new(store),
             sync,
             state: Mutex::default(),
             work: Condvar::new(),
-            disk: Disk::default(),
+            disk,
         });
         let mut writer = Self {
             queue: queue.clone(),
@@ -288,6 +295,9 @@ impl Queue {
         };
         match written {
             Ok(Some(written)) => {
+                if index::is_due(written.first, written.last) {
+                    self.disk.index_is_due.store(true, Ordering::Relaxed);
+                }
                 self.disk.mark_dirty();
                 for (seq, reply) in (written.first..).zip(group.replies) {
                     if let Some(reply) = reply {
@@ -402,18 +412,40 @@ impl Disk {
 /// With [`Sync::Each`] the commits have synced the log, and only checkpoints are left to do.
 fn sync_loop(queue: &Queue, path: &Path, sync: Sync) {
     let mut log = Log::new(path);
-    loop {
-        let (dirty, closing) = queue.disk.wait();
-        if dirty && let Err(error) = log.bring_to_disk(sync, &queue.disk, closing) {
-            queue.fail(&error);
+    std::thread::scope(|scope| {
+        let mut filling: Option<std::thread::ScopedJoinHandle<'_, ()>> = None;
+        loop {
+            let (dirty, closing) = queue.disk.wait();
+            if dirty && let Err(error) = log.bring_to_disk(sync, &queue.disk, closing) {
+                queue.fail(&error);
+            }
+            if queue.disk.log_is_large.load(Ordering::Relaxed) {
+                queue.wake(queue.lock());
+            }
+            if closing {
+                return;
+            }
+            // On a thread of its own: the next sync must not wait for it. The scope waits for its end.
+            if filling.as_ref().is_none_or(|filling| filling.is_finished())
+                && queue.disk.index_is_due.swap(false, Ordering::Relaxed)
+            {
+                let fill = || fill_index(path, &queue.disk);
+                let thread = std::thread::Builder::new().name("journal-index".to_owned());
+                // Without it questions take longer, and the next piece tries again.
+                filling = thread.spawn_scoped(scope, fill).ok();
+            }
+            queue.disk.rest();
         }
-        if queue.disk.log_is_large.load(Ordering::Relaxed) {
-            queue.wake(queue.lock());
-        }
-        if closing {
-            return;
-        }
-        queue.disk.rest();
+    });
+}
+
+fn fill_index(path: &Path, disk: &Disk) {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    if let Err(error) = index::fill(folder, || disk.lock().closing) {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the journal's index could not be filled; it may be deleted, and is made anew then"
+        );
     }
 }
 
@@ -445,7 +477,7 @@ impl Log {
         })?;
         if bytes > CHECKPOINT_NOW_BYTES {
             disk.log_is_large.store(true, Ordering::Relaxed);
-        } else if bytes > store::CHECKPOINT_BYTES && !closing {
+        } else if !closing && (bytes > store::CHECKPOINT_BYTES || disk.log_is_left.swap(false, Ordering::Relaxed)) {
             if self.db.is_none() {
                 self.db = Some(store::connect_write(&self.path, sync)?);
             }
