@@ -1,12 +1,17 @@
 //! Builds the guest, a static program, and hands its path to the host program, which carries it inside.
 //!
-//! musl where its target is there, else the host's own libc linked statically (larger, otherwise the same).
+//! musl where its target is there, else the host's own libc linked statically (larger, otherwise the same). Compiles the seccomp filter
+//! too.
+
+#[path = "build/seccomp.rs"]
+mod seccomp;
 
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 fn main() {
+    compile_filter();
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"));
     let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it")).join("guest");
     for path in ["images/guest/src", "images/guest/Cargo.toml", "Cargo.lock", "build.rs"] {
@@ -46,6 +51,20 @@ fn main() {
     let program = out.join(&target).join("guest/belljar-guest");
     println!("cargo:rustc-env=BELLJAR_GUEST={}", program.display());
     println!("cargo:rustc-env=BELLJAR_GUEST_TARGET={target}");
+}
+
+fn compile_filter() {
+    println!("cargo:rerun-if-changed=config/seccomp.json");
+    println!("cargo:rerun-if-changed=build/seccomp.rs");
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets it");
+    let arch = arch
+        .as_str()
+        .try_into()
+        .expect("belljar builds for architectures that the compiler of filters knows");
+    let list = std::fs::read_to_string("config/seccomp.json").expect("config/seccomp.json is there");
+    let out = PathBuf::from(env::var("OUT_DIR").expect("cargo sets it")).join("seccomp.bpf");
+    std::fs::write(&out, seccomp::compile_bytes(&list, arch)).expect("cargo's folder can be written");
+    println!("cargo:rustc-env=BELLJAR_SECCOMP={}", out.display());
 }
 
 fn is_installed(target: &str) -> bool {

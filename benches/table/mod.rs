@@ -15,6 +15,8 @@ pub enum Unit {
     Bytes,
     /// How many times as much as in the quiet or bare case.
     Times,
+    /// More is better: things.
+    Count,
     /// More is better: things a second.
     Rate,
     BytesPerSecond,
@@ -22,7 +24,7 @@ pub enum Unit {
 
 impl Unit {
     fn more_is_better(self) -> bool {
-        matches!(self, Unit::Rate | Unit::BytesPerSecond)
+        matches!(self, Unit::Count | Unit::Rate | Unit::BytesPerSecond)
     }
 
     fn shown(self, value: f64) -> String {
@@ -30,8 +32,10 @@ impl Unit {
             Unit::Seconds if value < 1e-3 => format!("{:.1} µs", value * 1e6),
             Unit::Seconds if value < 1.0 => format!("{:.2} ms", value * 1e3),
             Unit::Seconds => format!("{value:.2} s"),
+            Unit::Bytes if value < 100.0 * 1024.0 => format!("{:.1} KiB", value / 1024.0),
             Unit::Bytes => format!("{:.2} MiB", value / (1 << 20) as f64),
             Unit::Times => format!("{value:.2} x"),
+            Unit::Count => format!("{value:.0}"),
             Unit::Rate => format!("{value:.0}/s"),
             Unit::BytesPerSecond => format!("{:.2} GB/s", value / 1e9),
         }

@@ -175,7 +175,13 @@ pub enum Event {
         approver: Approver,
     },
     #[serde(rename = "config.loaded")]
-    ConfigLoaded { files: Vec<String>, digest: String },
+    ConfigLoaded {
+        files: Vec<String>,
+        digest: String,
+        /// Why what the files say is not in force, where that is so; the digest is then of what is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     #[serde(rename = "journal.opened")]
     JournalOpened {
         /// The journal's own id, made with it; records sent elsewhere are told apart by it.
@@ -254,6 +260,7 @@ pub struct ExecFinished {
     pub network_bytes_received: Option<u64>,
     pub stdout_bytes: u64,
     pub stderr_bytes: u64,
+    /// `blake3:…` over all that the command wrote there, also beyond what a limit let through.
     pub stdout_digest: Option<String>,
     pub stderr_digest: Option<String>,
     pub image_digest: Option<String>,

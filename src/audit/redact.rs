@@ -183,8 +183,8 @@ impl Redactor {
             }
             Event::SecretUsed { host, .. } => self.string(host),
             Event::RuleAdded { rule, .. } => self.string(rule),
-            Event::ConfigLoaded { .. }
-            | Event::JournalOpened { .. }
+            Event::ConfigLoaded { error, .. } => error.iter_mut().for_each(|text| self.string(text)),
+            Event::JournalOpened { .. }
             | Event::JournalPruned { .. }
             | Event::JournalArchiveRemoved { .. }
             | Event::JournalCheckpoint { .. } => {}

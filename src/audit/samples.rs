@@ -124,6 +124,7 @@ pub(super) fn of_each_kind() -> Vec<Entry> {
         of_none(Event::ConfigLoaded {
             files: vec!["/etc/belljar/config.toml".into()],
             digest: "sha256:06".into(),
+            error: Some("agent.rules:3: unknown function".into()),
         }),
         of_task(Event::TaskRefused {
             name: "fix".into(),

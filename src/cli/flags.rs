@@ -12,7 +12,7 @@ use crate::task::spec::{NetworkSpec, Overrides, TaskSpec};
 use crate::task::{Task, Unmatched};
 
 /// A task: a spec file, flags, or both. Flags win over the file.
-#[derive(Debug, Default, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct TaskArgs {
     /// The task spec, a TOML file
     #[arg(value_name = "SPEC")]
@@ -99,17 +99,28 @@ pub struct Ready {
     pub surroundings: Surroundings,
 }
 
+/// A spec, and what of its text could not be understood.
+pub type SpecRead = (TaskSpec, Vec<Fault>);
+
 impl TaskArgs {
     /// Reads the spec and the configuration, puts the flags on top, and has the whole admitted. Nothing is made or started.
     pub fn admit(self) -> anyhow::Result<Ready> {
+        let spec = self.read_spec();
+        self.admit_spec(spec)
+    }
+
+    /// The spec as it stands in its file; an empty one where none is named.
+    pub fn read_spec(&self) -> SpecRead {
+        self.spec.as_deref().map(TaskSpec::read_all).unwrap_or_default()
+    }
+
+    /// The same as [`TaskArgs::admit`] with a spec that was read before.
+    pub fn admit_spec(self, (spec, mut faults): SpecRead) -> anyhow::Result<Ready> {
         let mut surroundings = Surroundings::of_process();
         let cwd = std::env::current_dir().context("cannot tell the current folder")?;
-        let ((spec, mut faults), base) = match &self.spec {
-            Some(file) => {
-                let folder = file.parent().unwrap_or(Path::new("")).to_owned();
-                (TaskSpec::read_all(file), cwd.join(folder))
-            }
-            None => (Default::default(), cwd.clone()),
+        let base = match &self.spec {
+            Some(file) => cwd.join(file.parent().unwrap_or(Path::new(""))),
+            None => cwd.clone(),
         };
         surroundings.project = Some(base.clone());
         let config = Config::load(&surroundings)?;

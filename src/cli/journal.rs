@@ -49,18 +49,23 @@ pub fn open(config: &Config) -> anyhow::Result<Journal> {
 }
 
 fn loaded(journal: Journal, config: &Config) -> anyhow::Result<Journal> {
-    let settings = serde_json::to_vec(&config.settings())?;
     let entry = Entry {
         task: None,
         exec: None,
         event: Event::ConfigLoaded {
             files: config.files.iter().map(|file| file.display().to_string()).collect(),
-            digest: Digest::of_bytes(&settings).to_string(),
+            digest: digest(config)?,
+            error: None,
         },
     };
     // Written with the next record that is waited for; no task starts without one.
     drop(journal.submit(entry));
     Ok(journal)
+}
+
+/// Of all that the configuration says.
+pub fn digest(config: &Config) -> anyhow::Result<String> {
+    Ok(Digest::of_bytes(&serde_json::to_vec(&config.settings())?).to_string())
 }
 
 /// The collectors of the configuration, of OpenTelemetry's own variables, and of the flag; refused where the requirements name others.

@@ -16,6 +16,7 @@ pub mod image;
 pub mod journal;
 pub mod plan;
 mod pump;
+mod reload;
 pub mod rules;
 pub mod run;
 mod secret;

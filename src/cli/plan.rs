@@ -37,7 +37,7 @@ pub fn run(args: PlanArgs) -> anyhow::Result<u8> {
     let plan = supervisor::plan(&task, &image).with_protected(&protected);
     let runtime = supervisor::runtime_name(&task.runtime);
     let carry = outside::carry(&runtime);
-    let bundle = bundle::of(&plan, &seccomp::FILTER.allowed, HardLimits::of_process(), carry)?;
+    let bundle = bundle::of(&plan, &seccomp::ALLOWED, HardLimits::of_process(), carry)?;
     let answer = if args.json {
         let answer = serde_json::json!({
             "runtime": runtime, "plan": plan, "digest": plan.digest().to_string(), "bundle": bundle,
@@ -115,11 +115,7 @@ fn text(plan: &Plan, runtime: &str) -> String {
     line("open files", plan.process.open_files.to_string());
     line(
         "seccomp",
-        format!(
-            "{} system calls allowed, {}",
-            seccomp::FILTER.allowed.len(),
-            plan.seccomp
-        ),
+        format!("{} system calls allowed, {}", seccomp::ALLOWED.len(), plan.seccomp),
     );
     for layer in &plan.root.layers {
         line("layer", layer.to_string());

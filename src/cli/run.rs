@@ -14,6 +14,7 @@ use anyhow::{Context as _, bail};
 use super::ask::AtTerminal;
 use super::flags::{Ready, TaskArgs};
 use super::pump::{self, Form, Manner};
+use super::reload::{Reload, Source};
 use super::unpacking::UnpackingLine;
 use super::{exec, exit, journal, table, terminal};
 use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
@@ -86,11 +87,12 @@ const FLUSH_PATIENCE: Duration = Duration::from_secs(3);
 pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let RunArgs { task, manner } = args;
     let name = task.name.clone();
+    let source = Source::of(&task);
     let Ready {
         task,
         config,
         surroundings,
-    } = match task.admit() {
+    } = match source.admit() {
         Ok(ready) => ready,
         Err(error) => return Err(record_refusal(name, error)),
     };
@@ -110,17 +112,19 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         login: None,
     };
     let supervisor = Supervisor::start(Path::new("/proc/self/exe"), &config.state, journal.clone(), identity)?
-        .under(config.requirements_digest.map(|digest| digest.to_string()))
+        .under(config.requirements_digest.as_ref().map(ToString::to_string))
         .reaching(super::egress::settings(&config))
         .recording_events(config.journal.agent_events.value)
         .within_trace(std::env::var("TRACEPARENT").ok());
     let approvers = approvers(&task, &manner, &config, &surroundings)?;
     let command = task.command.clone();
     let image = unpack(&task.image, &config, manner.quiet).await?;
-    let handle = supervisor.start_task(task, image, policy, approvers).await?;
+    let handle = supervisor.start_task(task.clone(), image, policy, approvers).await?;
     let folder = handle.folder().to_owned();
+    let reload = Reload::of(source, &handle, &task, &config, &journal);
     let code = tokio::select! {
         code = drive(handle, &folder, command, &manner) => code,
+        never = reload.go_on() => match never {},
         never = housekeeping.go_on() => match never {},
     };
     // Signed and sent with the rest, so that a tail that is cut off later shows.

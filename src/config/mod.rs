@@ -295,6 +295,14 @@ impl Surroundings {
         Some(folder.join("rules/approved.rules"))
     }
 
+    /// The files and folders that layers and requirements are read from, be they there or not. What those name in turn is not
+    /// among them.
+    pub fn places(&self) -> Vec<PathBuf> {
+        let of_etc = ["config.toml", "requirements.toml", "requirements.d"].map(|name| self.etc.join(name));
+        let of_user = self.user_folder().map(|folder| folder.join("config.toml"));
+        of_etc.into_iter().chain(of_user).chain(self.approved_rules()).collect()
+    }
+
     fn user_folder(&self) -> Option<PathBuf> {
         let config = self
             .xdg_config

@@ -26,9 +26,16 @@ pub struct EgressQuestion {
     pub exec: Option<ExecId>,
 }
 
+/// An answer, and whether it is anybody's word: a no for want of time or of somebody to ask says nothing about the next try.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    pub answer: Answer,
+    pub by_somebody: bool,
+}
+
 /// Puts a question to a person or a reviewer. Dropping the future withdraws the question.
 pub trait Asker: Send + Sync {
-    fn ask(&self, question: EgressQuestion) -> BoxFuture<'static, Answer>;
+    fn ask(&self, question: EgressQuestion) -> BoxFuture<'static, Told>;
 }
 
 /// Answers no to everything: for a task with nobody to ask.
@@ -36,13 +43,18 @@ pub trait Asker: Send + Sync {
 pub struct NobodyToAsk;
 
 impl Asker for NobodyToAsk {
-    fn ask(&self, question: EgressQuestion) -> BoxFuture<'static, Answer> {
-        Box::pin(async move { Answer::Deny(format!("{}, and there is nobody to ask", question.reason)) })
+    fn ask(&self, question: EgressQuestion) -> BoxFuture<'static, Told> {
+        Box::pin(async move {
+            Told {
+                answer: Answer::Deny(format!("{}, and there is nobody to ask", question.reason)),
+                by_somebody: false,
+            }
+        })
     }
 }
 
 type Key = (Host, u16, Protocol);
-type Waiting = Shared<BoxFuture<'static, Answer>>;
+type Waiting = Shared<BoxFuture<'static, Told>>;
 
 /// The open questions and remembered answers of one task.
 pub(super) struct Questions {
@@ -54,7 +66,7 @@ pub(super) struct Questions {
 
 enum Entry {
     /// Weak, so that a question goes away with the last connection that waits for it.
-    Open(WeakShared<BoxFuture<'static, Answer>>),
+    Open(WeakShared<BoxFuture<'static, Told>>),
     Answered(Answer),
 }
 
@@ -78,9 +90,9 @@ impl Questions {
             Err(answer) => return answer,
         };
         match tokio::time::timeout(self.wait, waiting).await {
-            Ok(answer) => {
-                self.remember(key, &answer);
-                answer
+            Ok(told) => {
+                self.remember(key, &told);
+                told.answer
             }
             Err(_) => Answer::Deny(format!("nobody answered within {} s", self.wait.as_secs())),
         }
@@ -129,10 +141,13 @@ impl Questions {
         Ok(waiting)
     }
 
-    fn remember(&self, key: Key, answer: &Answer) {
+    fn remember(&self, key: Key, Told { answer, by_somebody }: &Told) {
         let mut entries = self.lock();
         match answer {
             Answer::Approve(Scope::Once) => {
+                entries.remove(&key);
+            }
+            Answer::Deny(_) if !by_somebody => {
                 entries.remove(&key);
             }
             Answer::Approve(Scope::Task | Scope::Session | Scope::Rule) | Answer::Deny(_) => {

@@ -67,6 +67,10 @@ const TRUST_FILES: [(&str, &str, &str, &str); 2] = [
     ),
 ];
 
+/// Node before 22.21 and 24 has a fetch that knows of no proxies, and there is no other way to tell it of one. A Node that knows, or a
+/// program that never calls fetch, is left as it is.
+const NODE_FETCH: (&str, &str) = ("/run/belljar/node-fetch.cjs", include_str!("env/node-fetch.cjs"));
+
 /// Variables for a sandbox whose proxy listens on these addresses.
 pub fn proxy_env(http: SocketAddr, socks: Option<SocketAddr>) -> BTreeMap<String, String> {
     let http_url = format!("http://{http}");
@@ -87,6 +91,7 @@ pub fn proxy_env(http: SocketAddr, socks: Option<SocketAddr>) -> BTreeMap<String
     set(NO_PROXY, OWN_LOOPBACK);
     // Node reads the variables only when it is told to.
     set(&["NODE_USE_ENV_PROXY"], "1");
+    set(&["NODE_OPTIONS"], &format!("--require={}", NODE_FETCH.0));
     set(&["ELECTRON_GET_USE_PROXY"], "true");
     // Java reads none of them. Its launcher takes options from here; the virtual machine's own variable would be one that
     // changes every Java program, embedded ones too, and is looked at with suspicion.
@@ -96,6 +101,12 @@ pub fn proxy_env(http: SocketAddr, socks: Option<SocketAddr>) -> BTreeMap<String
     );
     set(&["JDK_JAVA_OPTIONS"], &java);
     env
+}
+
+/// The files that [`proxy_env`] names, as paths inside with their text.
+pub fn proxy_files() -> Vec<(&'static str, String)> {
+    let (path, text) = NODE_FETCH;
+    vec![(path, text.to_owned())]
 }
 
 /// Variables that make programs trust the bundle at this path, in place of the system's; some by way of [`trust_files`].
@@ -133,7 +144,7 @@ mod tests {
         assert!(!proxy_env(http, None).contains_key("SOCKS_PROXY"));
     }
 
-    /// Names that change what a judged command does are not ours to set.
+    /// Names that change what a judged command does are not ours to set. What Node is told to load is ours, and leads fetch alone.
     #[test]
     fn no_variable_changes_what_a_command_runs() {
         let http = SocketAddr::from(([127, 0, 0, 1], 3128));
@@ -146,7 +157,6 @@ mod tests {
             "ENV",
             "PROMPT_COMMAND",
             "PYTHONSTARTUP",
-            "NODE_OPTIONS",
             "GIT_SSH_COMMAND",
             "GIT_EXTERNAL_DIFF",
             "PERL5OPT",

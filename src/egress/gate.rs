@@ -11,19 +11,23 @@
 //! fixed: deny, then local and private, then allow, then unknown. An approval can stand for a miss in the allow list only.
 //! Plain functions without waiting: asking and resolving are left to [`super::way`].
 
-use std::net::{IpAddr, SocketAddr};
+mod destination;
+mod proof;
 
-use serde::Serialize;
+use std::net::{IpAddr, SocketAddr};
 
 use super::address::{self, Reach};
 pub use super::denial::{Denial, DenialKind};
-use super::host::{DomainName, Host};
+use super::host::Host;
 pub use super::own::OwnAddresses;
 use super::pattern::{List, Pattern, PatternError};
 use super::request::{Asked, RequestRules};
 use super::resolve::ResolveError;
-use crate::policy::{Answer, Decision};
+use crate::policy::Decision;
 use crate::task::{Network, NetworkMode, Unknown as WhenUnknown};
+pub use destination::{Destination, NetworkRule, Protocol};
+use proof::{Basis, Origin, Speech};
+pub use proof::{Clearance, Cleared, EgressJudgement, Route, Unknown};
 
 /// Names that stand for the host or its cloud whatever they resolve to; each also for all names below it.
 const LOCAL_NAMES: &[&str] = &[
@@ -40,109 +44,8 @@ const LOCAL_NAMES: &[&str] = &[
     "metadata.goog",
 ];
 
-/// The port of https, where nothing but TLS is spoken.
-const TLS_PORT: u16 = 443;
-
 /// A name may have many addresses; more than this are not looked at, so they are not dialled either.
 const ADDRESSES_MAX: usize = 32;
-
-/// Where a connection is to go, as asked for.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Destination {
-    pub host: Host,
-    /// 0 for a DNS question.
-    pub port: u16,
-    pub protocol: Protocol,
-    /// The HTTP method, where it can be seen.
-    pub method: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Protocol {
-    Http,
-    HttpsConnect,
-    Socks5Tcp,
-    Socks5Udp,
-    Dns,
-}
-
-/// One network rule of the policy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NetworkRule {
-    pub host: Host,
-    /// Without one: every port.
-    pub port: Option<u16>,
-    pub protocol: Protocol,
-    pub decision: Decision,
-    pub id: String,
-    pub file: String,
-    pub line: u32,
-    pub justification: Option<String>,
-}
-
-/// The answer of the gate to a destination by its name.
-#[derive(Debug)]
-pub enum EgressJudgement {
-    Allow(Cleared),
-    Ask(Unknown),
-    Deny(Denial),
-}
-
-/// A destination that may be reached as far as its name goes.
-#[derive(Debug)]
-pub enum Cleared {
-    Name(Clearance),
-    Address(Route),
-}
-
-/// The proof that a name was allowed, so that it may be resolved.
-#[derive(Debug)]
-#[must_use]
-pub struct Clearance {
-    destination: Destination,
-    name: DomainName,
-    basis: Basis,
-}
-
-/// A destination that no rule knows and somebody must be asked about.
-#[derive(Debug)]
-#[must_use]
-pub struct Unknown {
-    destination: Destination,
-    rule: String,
-    reason: String,
-}
-
-/// The proof that these addresses were checked for this destination. What is dialled is this and nothing else.
-#[derive(Debug, Clone)]
-#[must_use]
-pub struct Route {
-    destination: Destination,
-    addresses: Vec<SocketAddr>,
-    basis: Basis,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Basis {
-    rule: String,
-    reason: String,
-    origin: Origin,
-    speech: Speech,
-}
-
-/// What a connection may be used for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Speech {
-    Any,
-    Tls,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    Policy,
-    Approval,
-}
 
 /// The lists and rules of one task, ready to judge.
 #[derive(Debug)]
@@ -154,6 +57,8 @@ pub struct Gate {
     rules: Vec<NetworkRule>,
     unknown: WhenUnknown,
     own: OwnAddresses,
+    /// Why nothing goes out at all.
+    closed: Option<String>,
 }
 
 /// All that is wrong with a task's lists.
@@ -216,13 +121,31 @@ impl Gate {
             rules,
             unknown: network.unknown,
             own,
+            closed: None,
         })
+    }
+
+    /// A gate that lets nothing out, for a task that its changed policy has no place for.
+    pub fn closed(reason: String) -> Self {
+        Self {
+            mode: NetworkMode::None,
+            allow: Vec::new(),
+            deny: Vec::new(),
+            requests: RequestRules::default(),
+            rules: Vec::new(),
+            unknown: WhenUnknown::Deny,
+            own: OwnAddresses::system(),
+            closed: Some(reason),
+        }
     }
 
     /// Judges a destination by its name or literal address. Nothing is resolved.
     pub fn judge(&self, destination: &Destination) -> EgressJudgement {
         let deny =
             |kind, rule: &str, reason: String| EgressJudgement::Deny(Denial::new(destination, kind, rule, reason));
+        if let Some(reason) = &self.closed {
+            return deny(DenialKind::Denied, "policy.changed", reason.clone());
+        }
         if self.mode == NetworkMode::None {
             return deny(DenialKind::Denied, "network.mode", "the task has no network".to_owned());
         }
@@ -408,8 +331,7 @@ impl Gate {
                 rule: format!("network.allow {pattern}"),
                 reason: format!("the allow list has {pattern}"),
                 origin: Origin::Policy,
-                // Whoever opened 443 opened https; another port was opened by its number for whatever it speaks.
-                speech: if *port == TLS_PORT { Speech::Tls } else { Speech::Any },
+                speech: Speech::on(*port),
             });
         }
         let opened = match protocol {
@@ -421,7 +343,7 @@ impl Gate {
                 rule: rule.to_owned(),
                 reason: "it is allowed for some requests".to_owned(),
                 origin: Origin::Policy,
-                speech: if *port == TLS_PORT { Speech::Tls } else { Speech::Any },
+                speech: Speech::on(*port),
             });
         }
         let rule = self.rule(destination, Decision::Allow)?;
@@ -432,8 +354,7 @@ impl Gate {
             // A rule for https without a port opens every port for https, and for nothing else.
             speech: match rule.protocol {
                 Protocol::HttpsConnect => Speech::Tls,
-                _ if *port == TLS_PORT => Speech::Tls,
-                _ => Speech::Any,
+                _ => Speech::on(*port),
             },
         })
     }
@@ -497,144 +418,6 @@ impl Gate {
         let Destination { host, port, .. } = destination;
         self.allow.iter().any(|pattern| pattern.names_address(host, *port))
             || self.rule(destination, Decision::Allow).is_some()
-    }
-}
-
-impl Cleared {
-    fn new(destination: Destination, basis: Basis) -> Self {
-        match &destination.host {
-            Host::Name(name) => {
-                let name = name.clone();
-                Cleared::Name(Clearance {
-                    destination,
-                    name,
-                    basis,
-                })
-            }
-            Host::Address(address) => {
-                let addresses = vec![SocketAddr::new(address.ip(), destination.port)];
-                Cleared::Address(Route {
-                    destination,
-                    addresses,
-                    basis,
-                })
-            }
-        }
-    }
-}
-
-impl Clearance {
-    pub fn name(&self) -> &DomainName {
-        &self.name
-    }
-
-    pub fn rule(&self) -> &str {
-        &self.basis.rule
-    }
-
-    pub fn reason(&self) -> &str {
-        &self.basis.reason
-    }
-}
-
-impl Unknown {
-    pub fn destination(&self) -> &Destination {
-        &self.destination
-    }
-
-    pub fn rule(&self) -> &str {
-        &self.rule
-    }
-
-    pub fn reason(&self) -> &str {
-        &self.reason
-    }
-
-    /// Turns the desk's answer into leave to go on or a denial. The one way from a question to a connection.
-    pub fn answer(self, answer: Answer) -> Result<Cleared, Denial> {
-        match answer {
-            Answer::Approve(scope) => {
-                let basis = Basis {
-                    rule: "approval".to_owned(),
-                    reason: match scope {
-                        crate::policy::Scope::Once => "approved once",
-                        crate::policy::Scope::Task => "approved for the task",
-                        crate::policy::Scope::Session => "approved for the session",
-                        crate::policy::Scope::Rule => "approved by a new rule",
-                    }
-                    .to_owned(),
-                    origin: Origin::Approval,
-                    speech: if self.destination.port == TLS_PORT {
-                        Speech::Tls
-                    } else {
-                        Speech::Any
-                    },
-                };
-                Ok(Cleared::new(self.destination, basis))
-            }
-            Answer::Deny(reason) => Err(self.denied(&reason)),
-        }
-    }
-
-    fn denied(&self, reason: &str) -> Denial {
-        Denial::new(&self.destination, DenialKind::Unknown, &self.rule, reason.to_owned())
-    }
-}
-
-impl Route {
-    pub fn destination(&self) -> &Destination {
-        &self.destination
-    }
-
-    /// Never empty.
-    pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
-    }
-
-    pub fn rule(&self) -> &str {
-        &self.basis.rule
-    }
-
-    pub fn reason(&self) -> &str {
-        &self.basis.reason
-    }
-
-    /// Whether a tunnel may carry nothing but TLS.
-    pub fn is_for_tls(&self) -> bool {
-        self.basis.speech == Speech::Tls
-    }
-}
-
-impl Destination {
-    /// `host:port`, or the bare host where the port says nothing new.
-    pub fn place(&self) -> String {
-        let authority = super::host::Authority {
-            host: self.host.clone(),
-            port: self.port,
-        };
-        match self.port {
-            0 | 80 | 443 => authority.for_scheme_port(self.port),
-            _ => authority.to_string(),
-        }
-    }
-}
-
-impl Protocol {
-    /// The word that records and rules use.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Protocol::Http => "http",
-            Protocol::HttpsConnect => "https_connect",
-            Protocol::Socks5Tcp => "socks5_tcp",
-            Protocol::Socks5Udp => "socks5_udp",
-            Protocol::Dns => "dns",
-        }
-    }
-}
-
-impl NetworkRule {
-    fn reason(&self, otherwise: &str) -> String {
-        self.justification.clone().unwrap_or_else(|| otherwise.to_owned())
     }
 }
 

@@ -53,7 +53,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 pub use account::{EgressBytes, Totals};
-pub use ask::{Asker, EgressQuestion, NobodyToAsk};
+pub use ask::{Asker, EgressQuestion, NobodyToAsk, Told};
 pub use client::{Attribution, Client, Transport, Unattributed};
 pub use gate::{Denial, Destination, Gate, NetworkRule, OwnAddresses, Protocol};
 pub use limits::Limits;
@@ -281,7 +281,7 @@ async fn accept(front: Front, listener: TcpListener, way: Arc<Way>, room: TaskRo
                     let place = match room.take() {
                         Ok(place) => place,
                         Err(full) => {
-                            turn_away(front, full, stream).await;
+                            turn_away(front, full, (stream, Client::tcp(from)), &way).await;
                             continue;
                         }
                     };
@@ -323,11 +323,19 @@ async fn until_gone(mut gone: watch::Receiver<Arc<Gate>>, serve: impl Future<Out
     }
 }
 
-/// Tells a client over the limit why, as far as its socket takes it at once.
-async fn turn_away(front: Front, full: Full, mut stream: TcpStream) {
+/// Tells a client over the limit why, as far as its socket takes it at once, and puts that into the record. Whoever comes next
+/// waits for it: a flood is held up here, and not in the journal.
+async fn turn_away(front: Front, full: Full, (mut stream, client): (TcpStream, Client), way: &Way) {
+    let denial = Denial::over_limit(full);
+    let protocol = match front {
+        Front::Http => Protocol::Http,
+        Front::Socks => Protocol::Socks5Tcp,
+        Front::Dns => Protocol::Dns,
+    };
+    way.record_malformed(client, protocol, None, &denial).await;
     match front {
         Front::Http => {
-            let answer = front::http::over_limit(full);
+            let answer = front::http::over_limit(&denial);
             let _ = tokio::time::timeout(ACCEPT_PAUSE, stream.write_all(answer.as_bytes())).await;
         }
         // Neither has words for it before its greeting.

@@ -21,6 +21,8 @@ async fn run(fixture: &Fixture, folder: &Path, program: &str, args: &[&str]) -> 
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .env("HOME", folder)
         .envs(proxy_env(fixture.http, Some(fixture.socks)))
+        // What it names is in sandboxes only.
+        .env_remove("NODE_OPTIONS")
         .kill_on_drop(true)
         .output()
         .await;

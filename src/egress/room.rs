@@ -54,6 +54,11 @@ impl Room {
         ROOM.clone()
     }
 
+    /// Places that are free now.
+    pub fn free(&self) -> usize {
+        self.0.available_permits()
+    }
+
     pub(super) fn of_task(self, connections: usize) -> TaskRoom {
         TaskRoom {
             own: Arc::new(Semaphore::new(connections)),

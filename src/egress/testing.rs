@@ -13,7 +13,7 @@ use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
-use super::ask::{Asker, EgressQuestion, NobodyToAsk};
+use super::ask::{Asker, EgressQuestion, NobodyToAsk, Told};
 use super::cache::Store;
 use super::client::Unattributed;
 use super::dial::Dialler;
@@ -283,12 +283,12 @@ impl Dialler for TestDialler {
 /// Keeps questions until the test answers them.
 #[derive(Default)]
 pub struct Desk {
-    pub questions: Mutex<Vec<(EgressQuestion, tokio::sync::oneshot::Sender<crate::policy::Answer>)>>,
+    pub questions: Mutex<Vec<(EgressQuestion, tokio::sync::oneshot::Sender<Told>)>>,
     pub asked: tokio::sync::Notify,
 }
 
 impl Asker for Desk {
-    fn ask(&self, question: EgressQuestion) -> BoxFuture<'static, crate::policy::Answer> {
+    fn ask(&self, question: EgressQuestion) -> BoxFuture<'static, Told> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         self.questions.lock().unwrap().push((question, answer));
         self.asked.notify_one();

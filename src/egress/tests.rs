@@ -4,6 +4,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use super::ask::Told;
 use super::front::hello::tests::hello;
 use super::gate::{NetworkRule, Protocol};
 use super::host::Host;
@@ -341,7 +342,7 @@ async fn a_tls_hello_must_name_the_host_of_the_tunnel() {
     for (host, port, sent) in [
         ("www.example.com", 443, hello(&["denied.example.com"], 16_384)),
         ("www.example.com", 443, hello(&["denied.example.com"], 5)),
-        ("www.example.com", 8443, hello(&["denied.example.com"], 16_384)),
+        ("www.example.com", 80, hello(&["denied.example.com"], 16_384)),
         (
             "www.example.com",
             443,
@@ -363,7 +364,7 @@ async fn a_tls_hello_must_name_the_host_of_the_tunnel() {
         ("www.example.com", 443, hello(&["WWW.example.com"], 16_384)),
         ("www.example.com", 443, hello(&[], 16_384)),
         ("93.184.216.34", 443, hello(&[], 16_384)),
-        ("www.example.com", 8443, b"SSH-2.0-x\r\n".to_vec()),
+        ("www.example.com", 80, b"SSH-2.0-x\r\n".to_vec()),
     ] {
         let (mut client, mut server) = tunnel(&fixture, host, port).await;
         client.write_all(&sent).await.unwrap();
@@ -471,6 +472,14 @@ fn connect(host: &str) -> String {
     format!("CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n")
 }
 
+/// An answer of somebody's.
+fn said(answer: Answer) -> Told {
+    Told {
+        answer,
+        by_somebody: true,
+    }
+}
+
 #[tokio::test]
 async fn one_question_is_put_for_all_connections_to_a_place() {
     let desk = Arc::new(Desk::default());
@@ -495,7 +504,7 @@ async fn one_question_is_put_for_all_connections_to_a_place() {
         fixture.seen.resolved.lock().unwrap().is_empty(),
         "not before the answer"
     );
-    answer.send(Answer::Approve(Scope::Task)).unwrap();
+    answer.send(said(Answer::Approve(Scope::Task))).unwrap();
     for client in &mut clients {
         assert!(read_head(client).await.starts_with("HTTP/1.1 200"));
     }
@@ -530,17 +539,25 @@ async fn an_approval_for_once_is_asked_again_and_a_no_is_remembered() {
         to.send(answer).unwrap();
     };
     let mut client = fixture.send(connect("new.org")).await;
-    say(Answer::Approve(Scope::Once)).await;
+    say(said(Answer::Approve(Scope::Once))).await;
     assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200"));
+    // That nobody came to it this time says nothing about the next.
     let mut client = fixture.send(connect("new.org")).await;
-    say(Answer::Deny("not this one".to_owned())).await;
+    say(Told {
+        by_somebody: false,
+        ..said(Answer::Deny("nobody answered".to_owned()))
+    })
+    .await;
+    assert!(read_head(&mut client).await.starts_with("HTTP/1.1 403"));
+    let mut client = fixture.send(connect("new.org")).await;
+    say(said(Answer::Deny("not this one".to_owned()))).await;
     assert!(read_head(&mut client).await.starts_with("HTTP/1.1 403"));
     let refused = fixture.exchange(connect("new.org")).await;
     assert_eq!(json(&refused)["reason"], "not this one");
     // A changed policy is asked anew.
     fixture.handle.reload(gate(&[], &[], Unknown::Ask, Vec::new()));
     let mut client = fixture.send(connect("new.org")).await;
-    say(Answer::Approve(Scope::Once)).await;
+    say(said(Answer::Approve(Scope::Once))).await;
     assert!(read_head(&mut client).await.starts_with("HTTP/1.1 200"));
     fixture.finish().await;
 }
@@ -662,8 +679,33 @@ async fn connections_over_the_limit_are_told_so() {
     let answer = fixture.exchange("").await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");
     assert_eq!(json(&answer)["rule"], "limit");
+    assert_eq!(story(&fixture.seen.events.lock().unwrap())[1], "deny: limit");
     drop(client);
     fixture.finish().await;
+}
+
+#[tokio::test]
+async fn beside_a_thousand_idle_tunnels_there_is_an_answer() {
+    let fixture = Fixture::start(Options::default()).await;
+    let mut crowd = Vec::new();
+    for _ in 0..1000 {
+        crowd.push(tunnel(&fixture, "www.example.com", 80).await);
+    }
+    let refused = fixture.exchange(connect("denied.example.com")).await;
+    assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
+    for (client, server) in &mut crowd {
+        server.write_all(b"x").await.unwrap();
+        let mut byte = [0];
+        client.read_exact(&mut byte).await.unwrap();
+        assert_eq!(&byte, b"x");
+    }
+    let count = crowd.len();
+    drop(crowd);
+    let (events, _) = fixture.finish().await;
+    let ended = events
+        .iter()
+        .filter(|event| matches!(event, Event::EgressFinished { .. }));
+    assert_eq!(ended.count(), count, "each has its end in the record");
 }
 
 #[tokio::test]

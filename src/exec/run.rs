@@ -356,8 +356,7 @@ async fn attend(
             }
         }
     }
-    let (stdout, stderr) = tokio::join!(stdout.sum(), stderr.sum());
-    (report.unwrap_or(Report::Gone), cause, stdout, stderr)
+    (report.unwrap_or(Report::Gone), cause, stdout.sum(), stderr.sum())
 }
 
 fn far() -> tokio::time::Instant {

@@ -159,6 +159,32 @@ impl Policy {
         Ok(amended.with_managed(self.managed.clone()))
     }
 
+    /// The text of a file of rules as it was read.
+    pub fn text_of(&self, name: &str) -> Option<&RuleText> {
+        self.texts.iter().find(|text| text.name == name)
+    }
+
+    /// Names and texts of all its rules, for a digest.
+    pub fn texts_as_bytes(&self) -> Vec<u8> {
+        let texts = self.texts.iter().flat_map(|text| [&text.name, &text.text]);
+        texts.flat_map(|text| text.bytes().chain([0])).collect()
+    }
+
+    /// Whether another policy was made of the same rules and settings.
+    pub fn says_the_same_as(&self, other: &Policy) -> bool {
+        // A file that was added later stands last.
+        fn sorted(policy: &Policy) -> Vec<&RuleText> {
+            let mut texts: Vec<&RuleText> = policy.texts.iter().collect();
+            texts.sort_by_key(|text| &text.name);
+            texts
+        }
+        self.unmatched == other.unmatched
+            && self.never_ask == other.never_ask
+            && self.resolve == other.resolve
+            && self.managed == other.managed
+            && sorted(self) == sorted(other)
+    }
+
     fn of(rules: RuleSet, unmatched: Unmatched) -> Self {
         let restricts = rules.rules().iter().any(|rule| rule.decision != Decision::Allow);
         Self {

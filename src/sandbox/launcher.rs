@@ -65,7 +65,7 @@ pub struct LaunchRequest {
 /// Who takes the last steps into the sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum LaunchedBy {
-    /// This program, with this filter, an instruction a number (see `sys::process::pack`).
+    /// This program, with this filter; see `seccomp::Filter`.
     Builtin { seccomp: Vec<u64> },
     /// An OCI runtime, with this `config.json`.
     Runtime {

@@ -523,7 +523,7 @@ fn launched_by(plan: &Plan, runtime: &Runtime) -> Result<(LaunchedBy, Carry), La
         Runtime::Outside(runtime) => {
             outside::check(plan, runtime)?;
             let (program, carry) = (outside::find(runtime)?, outside::carry(runtime));
-            let bundle = bundle::of(plan, &seccomp::FILTER.allowed, HardLimits::of_process(), carry)
+            let bundle = bundle::of(plan, &seccomp::ALLOWED, HardLimits::of_process(), carry)
                 .map_err(|source| LaunchError::Bundle { source })?;
             let config = serde_json::to_string(&bundle).expect("a bundle is plain data");
             Ok((LaunchedBy::Runtime { program, config, carry }, carry))

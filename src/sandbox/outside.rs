@@ -168,9 +168,7 @@ fn steps(
     }
     let place = setup::make_folders(work.as_fd(), bundle::ROOT).step("open the place of the root")?;
     let root = setup::make_root(plan, &place, &mut sources)?;
-    for made in &plan.root.made {
-        setup::make(root.as_fd(), made, plan).step(format!("make {}", made.path))?;
-    }
+    setup::make_all(root.as_fd(), plan)?;
     if !plan.root.layers.is_empty() {
         setup::add_agent(root.as_fd()).step("add the agent to /etc/passwd")?;
     }

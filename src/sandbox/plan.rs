@@ -212,8 +212,8 @@ impl Plan {
                 },
             });
         }
-        env.extend(way_out);
-        env.extend(task.env.clone());
+        put_in(&mut env, way_out);
+        put_in(&mut env, task.env.clone());
         Plan {
             task: task.id,
             hostname: "belljar".to_owned(),
@@ -322,6 +322,23 @@ fn base_env(home: &str, user: User) -> BTreeMap<String, String> {
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value.to_owned()))
     .collect()
+}
+
+/// Lists of options for programs, to which an image, the way out and the task may all have something to add.
+const OPTIONS: [&str; 2] = ["JDK_JAVA_OPTIONS", "NODE_OPTIONS"];
+
+fn put_in(env: &mut BTreeMap<String, String>, more: BTreeMap<String, String>) {
+    for (name, value) in more {
+        match env.get_mut(&name) {
+            Some(there) if OPTIONS.contains(&name.as_str()) => {
+                there.push(' ');
+                there.push_str(&value);
+            }
+            Some(_) | None => {
+                env.insert(name, value);
+            }
+        }
+    }
 }
 
 /// An image's environment is foreign: what steers loaders and shells before the first command stays out.

@@ -80,9 +80,7 @@ fn steps(inherited: Inherited<'_>, seccomp: &[u64]) -> Result<std::convert::Infa
         process::become_user(0, 0, true).step("become root inside")?;
     }
     let root = make_root(plan, &place, &mut sources)?;
-    for made in &plan.root.made {
-        make(root.as_fd(), made, plan).step(format!("make {}", made.path))?;
-    }
+    make_all(root.as_fd(), plan)?;
     if !plan.root.layers.is_empty() {
         add_agent(root.as_fd()).step("add the agent to /etc/passwd")?;
     }
@@ -259,42 +257,64 @@ fn parent_and_name(path: &SandboxPath) -> io::Result<(&str, &str)> {
     }
 }
 
-pub(super) fn make(root: BorrowedFd<'_>, made: &Made, plan: &Plan) -> io::Result<()> {
-    let (parent, name) = parent_and_name(&made.path)?;
-    let parent = make_folders(root, parent)?;
+/// Makes what the plan puts into the new root.
+pub(super) fn make_all(root: BorrowedFd<'_>, plan: &Plan) -> Result<(), StepError> {
+    // What lies in one folder mostly comes together. Nothing is mounted or taken away meanwhile that it could lie in.
+    let mut folder: Option<(&str, OwnedFd)> = None;
+    for made in &plan.root.made {
+        let step = || format!("make {}", made.path);
+        let (parent, name) = parent_and_name(&made.path).step(step())?;
+        let held = folder.take().filter(|(path, _)| *path == parent);
+        let (_, held) = match held {
+            Some(held) => folder.insert(held),
+            None => folder.insert((parent, make_folders(root, parent).step(step())?)),
+        };
+        make(held, name, made, plan).step(step())?;
+    }
+    Ok(())
+}
+
+fn make(parent: &OwnedFd, name: &str, made: &Made, plan: &Plan) -> io::Result<()> {
     match &made.what {
-        What::Folder { mode } => match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(*mode)) {
+        What::Folder { mode } => match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(*mode)) {
             Ok(()) => {}
             // An image's own folder stays as it is, but for those that everybody must be able to write to.
             Err(rustix::io::Errno::EXIST) if *mode == 0o1777 => {
-                rustix::fs::chmodat(&parent, name, Mode::from_raw_mode(*mode), AtFlags::empty())?;
+                rustix::fs::chmodat(parent, name, Mode::from_raw_mode(*mode), AtFlags::empty())?;
             }
             Err(rustix::io::Errno::EXIST) => {}
             Err(error) => return Err(error.into()),
         },
         What::File { content, mode } => {
-            replace(&parent, name)?;
-            let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = rustix::fs::openat(&parent, name, flags, Mode::from_raw_mode(*mode))?;
+            let fd = new_file(parent, name, *mode)?;
             std::fs::File::from(fd).write_all(content.as_bytes())?;
         }
         What::Link { target } => {
-            replace(&parent, name)?;
-            rustix::fs::symlinkat(target, &parent, name)?;
+            in_place_of(parent, name, || rustix::fs::symlinkat(target, parent, name))?;
         }
     }
     if let (true, Ids::Range { .. }) = (made.users, plan.ids) {
         let (uid, gid) = (Uid::from_raw(plan.process.uid), Gid::from_raw(plan.process.gid));
-        rustix::fs::chownat(&parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
     }
     Ok(())
 }
 
-/// Takes away what an image has there, be it a link.
-fn replace(parent: &OwnedFd, name: &str) -> io::Result<()> {
-    match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
-        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
-        Err(error) => Err(error.into()),
+fn new_file(parent: &OwnedFd, name: &str, mode: u32) -> io::Result<OwnedFd> {
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    in_place_of(parent, name, || {
+        rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(mode))
+    })
+}
+
+/// Makes something, and takes away first what an image has there, be it a link.
+fn in_place_of<T>(parent: &OwnedFd, name: &str, make: impl Fn() -> rustix::io::Result<T>) -> io::Result<T> {
+    match make() {
+        Err(rustix::io::Errno::EXIST) => {
+            rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
+            Ok(make()?)
+        }
+        made => Ok(made?),
     }
 }
 
@@ -508,9 +528,7 @@ pub(super) fn add_agent(root: BorrowedFd<'_>) -> io::Result<()> {
             text.push('\n');
         }
         text.push_str(&line);
-        replace(&etc, name)?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&etc, name, flags, Mode::from_raw_mode(0o644))?;
+        let fd = new_file(&etc, name, 0o644)?;
         std::fs::File::from(fd).write_all(text.as_bytes())?;
     }
     Ok(())

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::engines::Engines;
+use super::live_policy::LivePolicy;
 use super::rule_book::UserRules;
 use super::task::Live;
 use super::{TaskHandle, image_name, recovery, runtime_name, way_out};
@@ -25,7 +26,7 @@ use crate::egress::tls::InspectionError;
 use crate::exec::pipeline::Context;
 use crate::image::{Image, ImageKind};
 use crate::path::HostPath;
-use crate::policy::{InForce, Policy};
+use crate::policy::Policy;
 use crate::sandbox::contained;
 use crate::sandbox::enforcement::{self, Facts};
 use crate::sandbox::launcher::{LaunchError, Launcher};
@@ -241,14 +242,12 @@ impl Supervisor {
         };
         crash::point("task: its sandbox is made");
         let mut approvers = approvers.into();
-        let policy = Arc::new(InForce::new(policy));
-        let rules = approvers
-            .rule_file
-            .take()
-            .map(|file| Arc::new(UserRules::new(file, policy.clone(), task.network.clone())));
+        let policy = LivePolicy::new(policy, task.network.clone());
+        let rule_file = approvers.rule_file.take();
         let desk = Desk::new(&task, image.digest.as_deref(), approvers, self.journal.clone());
-        if let Some(rules) = &rules {
-            desk.remember_rules_in(rules.clone());
+        if let Some(file) = rule_file {
+            let policy = policy.clone();
+            desk.remember_rules_in(Arc::new(UserRules { file, policy }));
         }
         let refused = way_out::Refused::default();
         let (proxy, traffic) = match gate {
@@ -257,7 +256,7 @@ impl Supervisor {
                 let asker = way_out::ToDesk {
                     task: task.id,
                     desk: desk.clone(),
-                    policy: policy.clone(),
+                    policy: policy.rules.clone(),
                     journal: self.journal.clone(),
                 };
                 let opened = way_out::open(
@@ -271,9 +270,7 @@ impl Supervisor {
                 );
                 match opened.await {
                     Ok((proxy, traffic)) => {
-                        if let Some(rules) = &rules {
-                            rules.reload_on(proxy.reloader());
-                        }
+                        policy.holds_on(proxy.reloader());
                         (Some(proxy), Some(traffic))
                     }
                     Err(error) => {
@@ -306,7 +303,7 @@ impl Supervisor {
         let context = Context {
             task: id,
             journal: self.journal.clone(),
-            policy,
+            policy: policy.rules.clone(),
             desk,
             sandbox,
             traffic,
@@ -317,7 +314,7 @@ impl Supervisor {
             requirements_digest: self.requirements_digest.clone(),
         };
         crash::point("task: started");
-        let live = Live::new(task, context, image, refused, self.agent_events);
+        let live = Live::new(task, context, policy, image, refused, self.agent_events);
         // Owns the sandbox from here on; it ends with the task, and `TaskHandle::stop` and `wait` wait for that.
         tokio::spawn(live.clone().drive(proxy, guard, lock, folder.clone()));
         Ok(TaskHandle { live, folder })

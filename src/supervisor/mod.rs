@@ -12,6 +12,7 @@
 mod driver;
 mod engines;
 mod limits;
+mod live_policy;
 mod recovery;
 mod rule_book;
 mod task;
@@ -33,6 +34,7 @@ use crate::task::{ImageRef, Runtime};
 
 pub use crate::exec::stream::ExecEvents;
 pub use driver::{StartError, Supervisor, SupervisorError, enforced, plan};
+pub use live_policy::{LivePolicy, NextPolicy};
 
 /// A live task. Cheap to clone; dropping all handles does not end the task.
 #[derive(Clone)]
@@ -184,6 +186,11 @@ impl TaskHandle {
     /// Puts what the harness says into the journal; the answer comes once it is there.
     pub async fn record(&self, event: AgentEvent) -> Result<(), NotRecorded> {
         self.live.record(event).await
+    }
+
+    /// What is in force in the task, and may change.
+    pub fn policy(&self) -> &Arc<LivePolicy> {
+        &self.live.policy
     }
 
     /// Where the task's questions wait.

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::live_policy::LivePolicy;
 use super::way_out::Refused;
 use super::{
     AgentEvent, ExecCounts, ExecInfo, ExecState, NotRecorded, NotRunning, StdinClosed, SubmitError, TaskInfo,
@@ -44,6 +45,7 @@ const STOP_PATIENCE: Duration = Duration::from_secs(5);
 pub struct Live {
     pub task: Task,
     pub context: Context,
+    pub policy: Arc<LivePolicy>,
     agent_events: AgentEvents,
     created: Timestamp,
     begun: Instant,
@@ -100,6 +102,7 @@ impl Live {
     pub fn new(
         task: Task,
         context: Context,
+        policy: Arc<LivePolicy>,
         image: Image,
         refused_egress: Refused,
         agent_events: AgentEvents,
@@ -107,6 +110,7 @@ impl Live {
         Arc::new(Live {
             task,
             context,
+            policy,
             agent_events,
             created: Timestamp::now(),
             begun: Instant::now(),

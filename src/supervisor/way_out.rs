@@ -16,21 +16,21 @@ use crate::audit::journal::Journal;
 use crate::audit::query::{self, Filter, Take};
 use crate::audit::record::{Entry, Event};
 use crate::egress::cache::Store;
-use crate::egress::env::{proxy_env, trust_env, trust_files};
+use crate::egress::env::{proxy_env, proxy_files, trust_env, trust_files};
 use crate::egress::host::{Authority, Host};
 use crate::egress::secret::Secrets;
 use crate::egress::tls::Inspection;
 use crate::egress::upstream::UpstreamDialler;
 use crate::egress::{
     Asker, Destination, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy,
-    ProxyHandle, RecordError, Recorder,
+    ProxyHandle, RecordError, Recorder, Told,
 };
 use crate::exec::traffic::Traffic;
 use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::path::SandboxPath;
 use crate::policy::amend::{About, Amendment};
 use crate::policy::rules::Protocol as RuleProtocol;
-use crate::policy::{Answer, Decision, InForce, Policy, RuleMatch};
+use crate::policy::{Answer, ApproverKind, Decision, InForce, Policy, RuleMatch};
 use crate::sandbox::oci::Sandbox;
 use crate::sandbox::plan::{DNS_PORT, HTTP_PROXY_PORT, Made, SOCKS_PORT, What};
 use crate::task::{Network, NetworkMode, Task};
@@ -141,13 +141,14 @@ pub async fn prepare(task: &Task, settings: &Settings) -> Result<Inside, StartEr
         what: What::File { content, mode: 0o644 },
         users: false,
     };
+    let named = |(path, content)| file(SandboxPath::new(path).expect("it is a path"), content);
     let mut files = Vec::new();
+    if task.network.mode != NetworkMode::None {
+        files.extend(proxy_files().into_iter().map(named));
+    }
     if let Some(inspection) = &inspection {
         let bundle = trust_bundle();
-        for (path, content) in trust_files(&bundle) {
-            let path = SandboxPath::new(path).expect("it is a path");
-            files.push(file(path, content));
-        }
+        files.extend(trust_files(&bundle).into_iter().map(named));
         files.push(file(bundle, inspection.trust_bundle()));
     }
     Ok(Inside {
@@ -275,7 +276,7 @@ pub struct ToDesk {
 }
 
 impl Asker for ToDesk {
-    fn ask(&self, question: EgressQuestion) -> BoxFuture<'static, Answer> {
+    fn ask(&self, question: EgressQuestion) -> BoxFuture<'static, Told> {
         let EgressQuestion {
             destination,
             rule,
@@ -330,8 +331,15 @@ impl Asker for ToDesk {
                 asked.facts.push(("wanted by".to_owned(), command));
             }
             match desk.put(asked).await {
-                Ok((answer, _)) => answer,
-                Err(error) => Answer::Deny(format!("the question could not be recorded: {error}")),
+                Ok((answer, approver)) => Told {
+                    answer,
+                    // What a grant stands for is the desk's to remember.
+                    by_somebody: matches!(approver.kind, ApproverKind::Person | ApproverKind::Harness),
+                },
+                Err(error) => Told {
+                    answer: Answer::Deny(format!("the question could not be recorded: {error}")),
+                    by_somebody: false,
+                },
             }
         })
     }

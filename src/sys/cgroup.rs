@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   <base>/belljar/<task>/          the task's limits
-//!                  ├── guest        PID 1
+//!                  ├── guest        PID 1, where it is told apart; else it is in the task's folder
 //!                  └── slot-N       one exec after the other, counted
 //! ```
 //!
@@ -61,6 +61,14 @@ enum TreeKind {
 }
 
 impl TreeKind {
+    /// The guest's own leaf: where its memory is told apart, and where no folder with controllers may hold processes itself.
+    fn guest_leaf(self) -> Option<&'static str> {
+        match self {
+            TreeKind::Memory | TreeKind::Unified => Some("guest"),
+            TreeKind::Pids | TreeKind::Cpu | TreeKind::Cpuacct | TreeKind::Blkio | TreeKind::UnifiedOnly => None,
+        }
+    }
+
     /// The file by which a process of one thread moves itself.
     fn own_join(self) -> &'static str {
         match self {
@@ -294,7 +302,10 @@ impl Cgroups {
             let folder = tree.base.join(name);
             fs::create_dir(&folder).map_err(|error| at(&folder, error))?;
             task.folders.push((tree.kind, folder.clone()));
-            let result = set_limits(tree.kind, &folder, caps).and_then(|()| make_folder(&folder.join("guest")));
+            let result = set_limits(tree.kind, &folder, caps).and_then(|()| match tree.kind.guest_leaf() {
+                Some(leaf) => make_folder(&folder.join(leaf)),
+                None => Ok(()),
+            });
             if let Err(error) = result {
                 let _ = task.remove();
                 return Err(error);

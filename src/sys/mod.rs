@@ -9,6 +9,7 @@
 //! | `cgroup` | cgroup v1 and v2: leaves, limits, counters |
 //! | `path` | opening paths without following symlinks |
 //! | `user` | who runs this process |
+//! | `watch` | folders whose entries change |
 
 pub mod cgroup;
 pub mod landlock;
@@ -18,3 +19,4 @@ pub mod packet;
 pub mod path;
 pub mod process;
 pub mod user;
+pub mod watch;

@@ -10,6 +10,7 @@
 //! | programs that agents use, led by their environment alone | `programs` |
 //! | SOCKS with datagrams, DNS | `protocols` |
 //! | TLS that is looked into, secrets, stored answers | `inspected` |
+//! | a policy that changes while a task runs | `reload` |
 //! | two tasks side by side, and the end of belljar itself | `tasks` |
 
 mod inspected;
@@ -22,5 +23,6 @@ mod jail;
 mod probes;
 mod programs;
 mod protocols;
+mod reload;
 mod tasks;
 mod world;

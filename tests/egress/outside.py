@@ -95,6 +95,12 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             told = self.headers.get("Authorization", "nobody")
             note("told", self.headers.get("Host", "-"), told)
             return self.give(f"you are {told}\n".encode())
+        if self.path == "/slow":
+            # An answer that does not come to its end.
+            self.send_response(200)
+            self.send_header("Content-Length", "10")
+            self.end_headers()
+            threading.Event().wait()
         super().do_GET()
 
     def give(self, body):

@@ -31,7 +31,6 @@ use crate::egress::client::Client;
 use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::{Authority, HostError};
 use crate::egress::request::Asked;
-use crate::egress::room;
 use crate::egress::secret::mask::Masker;
 use crate::egress::way::{Closed, Passage, Way, Who};
 
@@ -417,9 +416,8 @@ fn json(status: StatusCode, body: &impl serde::Serialize) -> Answer {
 }
 
 /// The answer to a client over the limit of connections, written without reading what it wants.
-pub(in crate::egress) fn over_limit(full: room::Full) -> String {
-    let denial = Denial::over_limit(full);
-    let body = serde_json::to_string(&denial).unwrap_or_default();
+pub(in crate::egress) fn over_limit(denial: &Denial) -> String {
+    let body = serde_json::to_string(denial).unwrap_or_default();
     format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nx-belljar-decision: deny\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
         body.len()

@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::egress::host::Authority;
-use crate::policy::Scope;
+use crate::policy::{Answer, Scope};
 
 fn network(allow: &[&str], deny: &[&str]) -> Network {
     let owned = |list: &[&str]| list.iter().map(|&text| text.to_owned()).collect();

@@ -10,6 +10,7 @@
 )]
 
 use std::cell::RefCell;
+use std::sync::LazyLock;
 
 use serde_json::json;
 use starlark::environment::{FrozenModule, Globals, GlobalsBuilder, Module};
@@ -30,12 +31,14 @@ const CALL_LIMIT: usize = 100_000;
 /// Starlark has no endless loops, but long ones.
 const TICK_LIMIT: u64 = 20_000_000;
 
+/// Made once and only where there are files of rules: it takes longer than all else of a task's admission.
+static GLOBALS: LazyLock<Globals> = LazyLock::new(|| GlobalsBuilder::standard().with(builtins).build());
+
 pub(super) fn load(texts: &[RuleText]) -> Result<RuleSet, RulesError> {
-    let globals = GlobalsBuilder::standard().with(builtins).build();
     let mut reading = Reading::default();
     for text in texts {
         let calls = RefCell::new(Vec::new());
-        let ran = run(text, &globals, &calls);
+        let ran = run(text, &GLOBALS, &calls);
         for call in calls.into_inner() {
             reading.call(&text.name, &call);
         }

@@ -185,10 +185,9 @@ fn userns_mode(plan: &Plan, facts: &Facts) -> Option<String> {
 fn profile() -> String {
     const ENOSYS: u32 = 38;
     const NEWER_CALLS: [&str; 3] = ["clone3", "landlock_create_ruleset", "mseal"];
-    let list =
-        bundle::seccomp(&seccomp::FILTER.allowed).expect("the list is part of this program, and a test makes it");
+    let list = bundle::seccomp(&seccomp::ALLOWED).expect("the list is part of this program, and a test makes it");
     let mut profile = serde_json::to_value(list).expect("a filter is plain data");
-    let is_allowed = |name: &&&str| seccomp::FILTER.allowed.iter().any(|allowed| allowed.syscall == **name);
+    let is_allowed = |name: &&&str| seccomp::ALLOWED.iter().any(|allowed| allowed.syscall == **name);
     let absent: Vec<_> = NEWER_CALLS.iter().filter(|name| !is_allowed(name)).collect();
     if let Some(syscalls) = profile["syscalls"].as_array_mut() {
         syscalls.push(serde_json::json!({ "names": absent, "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }));

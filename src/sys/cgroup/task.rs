@@ -28,11 +28,18 @@ impl TaskCgroup {
         self.version
     }
 
-    /// How a process gets into the guest's leaf.
+    /// Where the guest is.
+    fn guest_folders(&self) -> impl Iterator<Item = (TreeKind, PathBuf)> {
+        self.folders.iter().map(|(kind, folder)| match kind.guest_leaf() {
+            Some(leaf) => (*kind, folder.join(leaf)),
+            None => (*kind, folder.clone()),
+        })
+    }
+
+    /// How a process gets to where the guest is.
     pub fn guest_joins(&self) -> Joins {
         let mut joins = Joins::default();
-        for (kind, folder) in &self.folders {
-            let folder = folder.join("guest");
+        for (kind, folder) in self.guest_folders() {
             match kind {
                 TreeKind::Unified | TreeKind::UnifiedOnly => joins.into = Some(folder),
                 kind => joins.files.push(folder.join(kind.own_join())),
@@ -41,9 +48,9 @@ impl TaskCgroup {
         joins
     }
 
-    /// Moves a process into the guest's leaf that was not started in it.
+    /// Moves a process to where the guest is that was not started there.
     pub fn move_in(&self, pid: Pid) -> io::Result<()> {
-        move_into(self.folders.iter().map(|(_, folder)| folder.join("guest")), pid)
+        move_into(self.guest_folders().map(|(_, folder)| folder), pid)
     }
 
     /// A new leaf for a slot.
@@ -115,9 +122,9 @@ impl TaskCgroup {
 
     /// How many processes of the guest's own leaf were killed for want of memory, where that is counted.
     pub fn guest_oom_kills(&self) -> Option<u64> {
-        self.folders.iter().find_map(|(kind, folder)| {
+        self.guest_folders().find_map(|(kind, folder)| {
             let mut counters = Counters::default();
-            Files::open(*kind, &folder.join("guest")).ok()?.read(&mut counters);
+            Files::open(kind, &folder).ok()?.read(&mut counters);
             counters.oom_kills
         })
     }
@@ -143,7 +150,9 @@ impl TaskCgroup {
         };
         let leaves = fs::read_dir(folder).into_iter().flatten().flatten();
         leaves
-            .filter_map(|leaf| fs::read_to_string(leaf.path().join("cgroup.procs")).ok())
+            .map(|leaf| leaf.path())
+            .chain([folder.clone()])
+            .filter_map(|folder| fs::read_to_string(folder.join("cgroup.procs")).ok())
             .flat_map(|list| read_pids(&list))
             .collect()
     }

@@ -1,0 +1,113 @@
+//! The policy of a live task and what it may change into: rules for commands and for hosts, always both together.
+
+use std::convert::Infallible;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use super::driver::StartError;
+use super::way_out;
+use crate::egress::{Gate, Reloader};
+use crate::policy::{InForce, Policy, RuleText, RulesError};
+use crate::task::Network;
+
+/// What is in force in one task.
+pub struct LivePolicy {
+    pub rules: Arc<InForce>,
+    reach: Mutex<Reach>,
+    way_out: OnceLock<Reloader>,
+}
+
+/// How far the task may reach.
+struct Reach {
+    network: Network,
+    /// Why it may reach nothing at all for now.
+    closed: Option<String>,
+}
+
+/// A policy that was found fit to be put in force, and says something else than the one before.
+pub struct NextPolicy {
+    network: Network,
+    policy: Policy,
+    gate: Arc<Gate>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    #[error(transparent)]
+    Gate(#[from] StartError),
+}
+
+impl LivePolicy {
+    pub fn new(policy: Policy, network: Network) -> Arc<Self> {
+        Arc::new(Self {
+            rules: Arc::new(InForce::new(policy)),
+            reach: Mutex::new(Reach { network, closed: None }),
+            way_out: OnceLock::new(),
+        })
+    }
+
+    /// What changes holds on this way out as well. Once only.
+    pub fn holds_on(&self, way_out: Reloader) {
+        let _ = self.way_out.set(way_out);
+    }
+
+    /// Puts a file of rules in force as it is now, beside the others.
+    pub fn add(&self, text: RuleText) -> Result<(), AddError> {
+        let reach = self.lock();
+        let policy = self.rules.change(|policy| policy.amended(text))?;
+        if reach.closed.is_none() {
+            self.reload(gate(&reach.network, &policy)?);
+        }
+        Ok(())
+    }
+
+    /// Whether another policy can be put in force; `None` where it says what is said already.
+    pub fn prepare(&self, network: Network, policy: Policy) -> Result<Option<NextPolicy>, StartError> {
+        let reach = self.lock();
+        let is_same = reach.closed.is_none() && reach.network == network && self.rules.now().says_the_same_as(&policy);
+        if is_same {
+            return Ok(None);
+        }
+        let gate = gate(&network, &policy)?;
+        Ok(Some(NextPolicy { network, policy, gate }))
+    }
+
+    /// Puts it in force: for the next command and the next connection, and live connections that it forbids end.
+    pub fn put(&self, next: NextPolicy) {
+        let NextPolicy { network, policy, gate } = next;
+        let mut reach = self.lock();
+        let Ok(_) = self.rules.change(|_| Ok::<_, Infallible>(policy));
+        *reach = Reach { network, closed: None };
+        self.reload(gate);
+    }
+
+    /// Whether the way out is closed for this very reason already.
+    pub fn is_closed_for(&self, reason: &str) -> bool {
+        self.lock().closed.as_deref() == Some(reason)
+    }
+
+    /// Closes the way out, live connections too, until another policy is put in force.
+    pub fn close_way_out(&self, reason: String) {
+        let mut reach = self.lock();
+        self.reload(Arc::new(Gate::closed(reason.clone())));
+        reach.closed = Some(reason);
+    }
+
+    fn reload(&self, gate: Arc<Gate>) {
+        if let Some(way_out) = self.way_out.get() {
+            way_out.reload(gate);
+        }
+    }
+
+    /// Held through each change, so that they take turns.
+    fn lock(&self) -> MutexGuard<'_, Reach> {
+        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn gate(network: &Network, policy: &Policy) -> Result<Arc<Gate>, StartError> {
+    let gate = way_out::gate(network, policy)?;
+    // A way out that was opened stays there, and lets nothing through.
+    Ok(gate.unwrap_or_else(|| Arc::new(Gate::closed("the task has no network any more".to_owned()))))
+}
