@@ -119,12 +119,7 @@ pub fn show(reader: &Reader, exec: ExecId) -> Result<Option<Whole>, JournalError
         return Ok(None);
     };
     let egress = match first.task {
-        Some(task) => search(
-            Of::Task(task),
-            first.seq..=last.seq,
-            "exec IS NULL AND kind LIKE 'egress.%'",
-            &[],
-        )?,
+        Some(task) => search(Of::Apart(task), first.seq..=last.seq, "kind LIKE 'egress.%'", &[])?,
         None => Vec::new(),
     };
     let call = own
@@ -132,9 +127,9 @@ pub fn show(reader: &Reader, exec: ExecId) -> Result<Option<Whole>, JournalError
         .find_map(|record| record.value()["call_id"].as_str().map(str::to_owned));
     let events = match (first.task, call) {
         (Some(task), Some(call)) => search(
-            Of::Task(task),
+            Of::Apart(task),
             1..=Seq::MAX,
-            "exec IS NULL AND kind = 'agent.event' AND json_extract(json, '$.call_id') = ?1",
+            "kind = 'agent.event' AND json_extract(json, '$.call_id') = ?1",
             &[&call],
         )?,
         _ => Vec::new(),

@@ -162,7 +162,7 @@ impl About {
             condition: "kind IN ('task.admitted', 'task.started')",
             values: &[],
         };
-        reader.each_of(Of::Task(task), &search, |record| {
+        reader.each_of(Of::Apart(task), &search, |record| {
             records.push(record);
             // Nothing more is said of it later.
             records.last().is_none_or(|record| record.kind != "task.started")

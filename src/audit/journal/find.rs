@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use rusqlite::{Connection, OptionalExtension, ToSql};
 use uuid::Uuid;
 
-use super::index::{self, INDEX};
+use super::index::{self, INDEX, TABLES};
 use super::read::{COLUMNS, Reader, Stored, stored};
 use super::{JournalError, Seq};
 
@@ -16,6 +16,8 @@ use super::{JournalError, Seq};
 pub(crate) enum Of {
     Task(Uuid),
     Exec(Uuid),
+    /// A task's records that are of none of its execs.
+    Apart(Uuid),
 }
 
 /// From which end.
@@ -70,23 +72,39 @@ enum Place {
 impl Of {
     fn column(self) -> &'static str {
         match self {
+            Of::Task(_) | Of::Apart(_) => "task",
+            Of::Exec(_) => "exec",
+        }
+    }
+
+    fn table(self) -> &'static str {
+        match self {
             Of::Task(_) => "task",
             Of::Exec(_) => "exec",
+            Of::Apart(_) => "apart",
+        }
+    }
+
+    /// What is seen to again in each record that the index names.
+    fn condition(self) -> &'static str {
+        match self {
+            Of::Task(_) | Of::Exec(_) => "true",
+            Of::Apart(_) => "exec IS NULL",
         }
     }
 
     fn id(&self) -> &[u8] {
         match self {
-            Of::Task(id) | Of::Exec(id) => id.as_bytes(),
+            Of::Task(id) | Of::Exec(id) | Of::Apart(id) => id.as_bytes(),
         }
     }
 }
 
 impl Place {
-    fn table(self, column: &str) -> String {
+    fn table(self, name: &str) -> String {
         match self {
-            Place::Index => format!("found.{column}"),
-            Place::Tail => format!("temp.tail_{column}"),
+            Place::Index => format!("found.{name}"),
+            Place::Tail => format!("temp.tail_{name}"),
         }
     }
 }
@@ -155,9 +173,10 @@ impl Reader {
         let mut statement = {
             let (column, values) = (of.column(), search.values.len());
             self.db().prepare_cached(&format!(
-                "SELECT {COLUMNS} FROM records WHERE seq = ?{} AND {column} = ?{} AND ({})",
+                "SELECT {COLUMNS} FROM records WHERE seq = ?{} AND {column} = ?{} AND {} AND ({})",
                 values + 1,
                 values + 2,
+                of.condition(),
                 search.condition
             ))?
         };
@@ -220,7 +239,7 @@ impl Reader {
         if range.is_empty() {
             return Ok(Vec::new());
         }
-        let table = place.table(of.column());
+        let table = place.table(of.table());
         let direction = match order {
             Order::OldestFirst => "ASC",
             Order::NewestFirst => "DESC",
@@ -288,12 +307,12 @@ impl Reader {
     }
 
     fn make_tail(&self) -> rusqlite::Result<()> {
-        self.db().execute_batch(
-            "
-            CREATE TEMP TABLE tail_task (id BLOB, number INTEGER, PRIMARY KEY (id, number)) WITHOUT ROWID;
-            CREATE TEMP TABLE tail_exec (id BLOB, number INTEGER, PRIMARY KEY (id, number)) WITHOUT ROWID;
-            ",
-        )
+        for (table, _, _) in TABLES {
+            self.db().execute_batch(&format!(
+                "CREATE TEMP TABLE tail_{table} (id BLOB, number INTEGER, PRIMARY KEY (id, number)) WITHOUT ROWID"
+            ))?;
+        }
+        Ok(())
     }
 
     /// Whether there is an index that this program can read.
@@ -345,11 +364,11 @@ impl Reader {
             .prepare_cached("SELECT coalesce(max(seq), 0) FROM records")?
             .query_row([], |row| row.get(0))?;
         if newest > finding.through.get() {
-            for column in ["task", "exec"] {
+            for (table, column, condition) in TABLES {
                 self.db()
                     .prepare_cached(&format!(
-                        "INSERT OR IGNORE INTO temp.tail_{column} (id, number) \
-                         SELECT {column}, seq FROM records WHERE seq > ?1 AND {column} IS NOT NULL"
+                        "INSERT OR IGNORE INTO temp.tail_{table} (id, number) \
+                         SELECT {column}, seq FROM records WHERE seq > ?1 AND {condition}"
                     ))?
                     .execute([finding.through.get()])?;
             }
@@ -359,9 +378,9 @@ impl Reader {
     }
 
     fn cut_tail(&self, through: i64) -> rusqlite::Result<()> {
-        for column in ["task", "exec"] {
+        for (table, _, _) in TABLES {
             self.db()
-                .prepare_cached(&format!("DELETE FROM temp.tail_{column} WHERE number <= ?1"))?
+                .prepare_cached(&format!("DELETE FROM temp.tail_{table} WHERE number <= ?1"))?
                 .execute([through])?;
         }
         Ok(())

@@ -26,6 +26,14 @@ const PIECE: Seq = 512;
 /// Counted up when the tables change: an index of another version is made anew.
 pub(super) const VERSION: i64 = 1;
 
+/// The tables, each with the column of the journal that its ids are from, and the records that it has.
+pub(super) const TABLES: [(&str, &str, &str); 3] = [
+    ("task", "task", "task IS NOT NULL"),
+    ("exec", "exec", "exec IS NOT NULL"),
+    // Few among many, such as what a harness told and connections: to find them should not take going through all execs.
+    ("apart", "task", "task IS NOT NULL AND exec IS NULL"),
+];
+
 /// How far the index goes, if it is one of this very journal: the last record that it took in must be there as it was, or have
 /// been taken out of the journal since. For a connection that has both databases.
 pub(super) const THROUGH: &str = "SELECT through FROM indexed \
@@ -54,8 +62,9 @@ pub(super) fn fill(folder: &Path, stop: impl Fn() -> bool) -> rusqlite::Result<(
 pub(super) fn prune(folder: &Path, first: Seq) -> rusqlite::Result<()> {
     let mut db = open(folder)?;
     let step = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    step.execute("DELETE FROM task WHERE number < ?1", [first as i64])?;
-    step.execute("DELETE FROM exec WHERE number < ?1", [first as i64])?;
+    for (table, _, _) in TABLES {
+        step.execute(&format!("DELETE FROM {table} WHERE number < ?1"), [first as i64])?;
+    }
     step.commit()
 }
 
@@ -92,18 +101,20 @@ fn make_tables(db: &mut Connection) -> rusqlite::Result<()> {
         step.execute_batch(
             "
             DROP TABLE IF EXISTS main.indexed;
-            DROP TABLE IF EXISTS main.task;
-            DROP TABLE IF EXISTS main.exec;
             CREATE TABLE indexed (
                 one INTEGER PRIMARY KEY CHECK (one = 1),
                 journal TEXT NOT NULL,
                 through INTEGER NOT NULL,
                 hash BLOB NOT NULL
             ) STRICT;
-            CREATE TABLE task (id BLOB, number INTEGER, PRIMARY KEY (id, number)) STRICT, WITHOUT ROWID;
-            CREATE TABLE exec (id BLOB, number INTEGER, PRIMARY KEY (id, number)) STRICT, WITHOUT ROWID;
             ",
         )?;
+        for (table, _, _) in TABLES {
+            step.execute_batch(&format!(
+                "DROP TABLE IF EXISTS main.{table};
+                CREATE TABLE {table} (id BLOB, number INTEGER, PRIMARY KEY (id, number)) STRICT, WITHOUT ROWID;"
+            ))?;
+        }
         step.pragma_update(None, "user_version", VERSION)?;
     }
     step.commit()
@@ -117,18 +128,24 @@ fn fill_piece(db: &mut Connection) -> rusqlite::Result<bool> {
         .query_row([], |row| row.get(0))
         .optional()?;
     if through.is_none() {
-        step.execute_batch("DELETE FROM indexed; DELETE FROM task; DELETE FROM exec;")?;
+        step.execute("DELETE FROM indexed", [])?;
+        for (table, _, _) in TABLES {
+            step.execute(&format!("DELETE FROM {table}"), [])?;
+        }
     }
+    // Each by itself is one step to the end of the table, both in one question are a walk through all of it.
     let (first, newest): (i64, i64) = step
-        .prepare_cached("SELECT coalesce(min(seq), 1), coalesce(max(seq), 0) FROM records")?
+        .prepare_cached(
+            "SELECT (SELECT coalesce(min(seq), 1) FROM records), (SELECT coalesce(max(seq), 0) FROM records)",
+        )?
         .query_row([], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let after = through.unwrap_or(0).max(first - 1);
     let last = newest.min(after + PIECE as i64);
     if last > after {
-        for column in ["task", "exec"] {
+        for (table, column, condition) in TABLES {
             let sql = format!(
-                "INSERT OR IGNORE INTO {column} (id, number) \
-                 SELECT {column}, seq FROM records WHERE seq > ?1 AND seq <= ?2 AND {column} IS NOT NULL"
+                "INSERT OR IGNORE INTO {table} (id, number) \
+                 SELECT {column}, seq FROM records WHERE seq > ?1 AND seq <= ?2 AND {condition}"
             );
             step.prepare_cached(&sql)?.execute(params![after, last])?;
         }

@@ -192,7 +192,7 @@ impl Converter {
             condition: "kind = 'task.admitted'",
             values: &[],
         };
-        reader.each_of(Of::Task(task), &search, |record| {
+        reader.each_of(Of::Apart(task), &search, |record| {
             admitted = Some(record);
             false
         })?;

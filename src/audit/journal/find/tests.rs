@@ -46,9 +46,10 @@ impl Fixture {
             .append_blocking(Entry {
                 task: None,
                 exec: None,
-                event: Event::ConfigLoaded {
-                    files: vec![],
-                    digest: String::new(),
+                event: Event::AgentEvent {
+                    name: "last".to_owned(),
+                    call_id: None,
+                    body: serde_json::Value::Null,
                 },
             })
             .unwrap();
@@ -71,12 +72,14 @@ impl Fixture {
             for of in [
                 Of::Task(Uuid::from_bytes(*task.as_bytes())),
                 Of::Exec(Uuid::from_bytes(*exec.as_bytes())),
+                Of::Apart(Uuid::from_bytes(*task.as_bytes())),
             ] {
                 for range in [1..=Seq::MAX, 400..=1200] {
                     let is_meant = |record: &&Stored| {
                         let is_of = match of {
                             Of::Task(id) => record.task == Some(id),
                             Of::Exec(id) => record.exec == Some(id),
+                            Of::Apart(id) => record.task == Some(id) && record.exec.is_none(),
                         };
                         is_of && range.contains(&record.seq) && record.value()["name"] == "1"
                     };
@@ -244,7 +247,7 @@ fn what_is_taken_out_of_the_journal_leaves_the_index() {
         let db = fixture.index();
         db.query_row(&sql, [], |row| row.get::<_, i64>(0)).unwrap()
     };
-    assert_eq!((count("task"), count("exec")), (0, 0));
+    assert_eq!((count("task"), count("exec"), count("apart")), (0, 0, 0));
     fixture.write(10);
     fixture.assert_all_answers();
     fixture.take_in(9);
