@@ -78,6 +78,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "crash.rs",
             "sandbox/",
             "image/",
+            "exec/bulk.rs",
             "exec/pump.rs",
             "config/codex.rs",
             "cli/terminal.rs",

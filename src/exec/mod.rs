@@ -1,8 +1,9 @@
-//! One command's way from the request to its finished record. `pipeline` is the story on one page, `pump` and `stream` move the bytes.
+//! One command's way from the request to its finished record. `pipeline` is the story on one page, `pump`, `bulk` and `stream` move the bytes.
 //!
 //! Called by `supervisor`; the edge sees the words of this page: [`ExecRequest`] goes in, an [`ExecHandle`] comes out, and from
 //! it [`ExecEvent`]s, the last of which is the [`ExecEnd`].
 
+mod bulk;
 pub mod pipeline;
 mod pump;
 mod run;

@@ -8,8 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use rustix::io::Errno;
 use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::bulk::{Bulk, Pace};
 use super::stream::Log;
 use super::{ExecEvent, Stream};
 use crate::sys::packet;
@@ -65,60 +67,20 @@ pub async fn pump(
     tally: &mut Tally,
     budget: &Budget,
     log: &Log,
-    mut over: watch::Receiver<Option<Duration>>,
+    over: watch::Receiver<Option<Duration>>,
 ) {
     let Ok(fd) = packet::watched(fd, Interest::READABLE) else {
         return;
     };
-    let mut buffer: Vec<u8> = Vec::new();
-    let mut patience: Option<Duration> = None;
-    // No more than this can have been written before the end; what comes after it is by others.
-    let mut left = PIPE_BYTES;
-    while left > 0 {
-        // A stream that never falls silent is always ready before the news that the command is over.
-        patience = patience.or(*over.borrow());
-        let ready = match patience {
-            // What the reactor says may lag behind what is there.
-            Some(Duration::ZERO) => None,
-            _ => tokio::select! {
-                biased;
-                ready = fd.readable() => match ready {
-                    Ok(ready) => Some(ready),
-                    Err(_) => break,
-                },
-                said = over.wait_for(Option::is_some), if patience.is_none() => {
-                    patience = Some(said.ok().and_then(|said| *said).unwrap_or_default());
-                    None
-                }
-                () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => break,
-            },
-        };
-        // Room for one piece only while there is something to read: most commands write little, and thousands run.
-        buffer.reserve(PIECE_BYTES);
-        // Not `async_io`: that would wait for more, deaf to the end of the command.
-        match rustix::io::read(fd.get_ref(), rustix::buffer::spare_capacity(&mut buffer)) {
-            Err(Errno::AGAIN) => {
-                if patience == Some(Duration::ZERO) {
-                    break;
-                }
-                if let Some(mut ready) = ready {
-                    ready.clear_ready();
-                }
-                continue;
-            }
-            Err(Errno::INTR) => continue,
-            // A pseudo-terminal whose other side is closed says EIO.
-            Ok(0) | Err(_) => break,
-            Ok(read) if patience.is_some() => left = left.saturating_sub(read),
-            Ok(_) => {}
-        }
-        let data = if buffer.len() > PIECE_BYTES / 4 {
-            Bytes::from(std::mem::take(&mut buffer))
-        } else {
-            let data = Bytes::copy_from_slice(&buffer);
-            buffer.clear();
-            data
-        };
+    let mut source = Source {
+        from: Reading::Watched(fd),
+        over,
+        patience: None,
+        left: PIPE_BYTES,
+        buffer: Vec::new(),
+        pace: Pace::new(),
+    };
+    while let Some(data) = source.next().await {
         tally.add(&data);
         let allowed = budget.take(data.len() as u64) as usize;
         if allowed > 0 {
@@ -130,6 +92,143 @@ pub async fn pump(
         }
         // A command that never pauses must not keep its own end, nor a limit, from being seen.
         tokio::task::yield_now().await;
+    }
+}
+
+/// A stream on its way to its end.
+struct Source {
+    from: Reading,
+    over: watch::Receiver<Option<Duration>>,
+    /// For how long it may be silent; known once the command is over.
+    patience: Option<Duration>,
+    /// No more than this can have been in the pipe at the end; what comes after it is by others.
+    left: usize,
+    buffer: Vec<u8>,
+    pace: Pace,
+}
+
+enum Reading {
+    Watched(AsyncFd<OwnedFd>),
+    Bulk(Bulk),
+    Over,
+}
+
+impl Source {
+    /// The next piece; `None` at the end.
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            // A stream that never falls silent is always ready before the news that the command is over.
+            self.patience = self.patience.or(*self.over.borrow());
+            if self.left == 0 {
+                return None;
+            }
+            let data = match &mut self.from {
+                Reading::Watched(fd) => {
+                    let data = read(fd, &mut self.buffer, &mut self.over, &mut self.patience).await?;
+                    if self.patience.is_some() {
+                        self.left = self.left.saturating_sub(data.len());
+                    }
+                    data
+                }
+                Reading::Bulk(bulk) => match bulk_piece(bulk, &mut self.over, &mut self.patience).await {
+                    Some(data) => data,
+                    None => {
+                        self.watch_again().await?;
+                        continue;
+                    }
+                },
+                Reading::Over => return None,
+            };
+            if self.patience.is_none() && self.pace.is_fast(data.len()) {
+                self.hurry();
+            }
+            return Some(data);
+        }
+    }
+
+    /// Leaves the reading to a thread, where one is free.
+    fn hurry(&mut self) {
+        self.from = match std::mem::replace(&mut self.from, Reading::Over) {
+            Reading::Watched(fd) => match Bulk::start(fd.into_inner()) {
+                Ok(bulk) => Reading::Bulk(bulk),
+                Err(fd) => packet::watched(fd, Interest::READABLE).map_or(Reading::Over, Reading::Watched),
+            },
+            other => other,
+        };
+    }
+
+    async fn watch_again(&mut self) -> Option<()> {
+        let Reading::Bulk(bulk) = std::mem::replace(&mut self.from, Reading::Over) else {
+            return None;
+        };
+        let fd = bulk.end().await?;
+        self.from = Reading::Watched(packet::watched(fd, Interest::READABLE).ok()?);
+        Some(())
+    }
+}
+
+/// A piece of a fast stream; when the command is over, the stream is asked back.
+async fn bulk_piece(
+    bulk: &mut Bulk,
+    over: &mut watch::Receiver<Option<Duration>>,
+    patience: &mut Option<Duration>,
+) -> Option<Bytes> {
+    if patience.is_some() {
+        bulk.stop();
+        return bulk.next().await;
+    }
+    tokio::select! {
+        biased;
+        said = over.wait_for(Option::is_some) => {
+            *patience = Some(said.ok().and_then(|said| *said).unwrap_or_default());
+        }
+        data = bulk.next() => return data,
+    }
+    bulk.stop();
+    bulk.next().await
+}
+
+/// The next piece of a stream that the reactor watches; `None` at the end.
+async fn read(
+    fd: &AsyncFd<OwnedFd>,
+    buffer: &mut Vec<u8>,
+    over: &mut watch::Receiver<Option<Duration>>,
+    patience: &mut Option<Duration>,
+) -> Option<Bytes> {
+    loop {
+        let ready = match *patience {
+            // What the reactor says may lag behind what is there.
+            Some(Duration::ZERO) => None,
+            _ => tokio::select! {
+                biased;
+                ready = fd.readable() => Some(ready.ok()?),
+                said = over.wait_for(Option::is_some), if patience.is_none() => {
+                    *patience = Some(said.ok().and_then(|said| *said).unwrap_or_default());
+                    None
+                }
+                () = tokio::time::sleep(patience.unwrap_or_default()), if patience.is_some() => return None,
+            },
+        };
+        // Room for one piece only while there is something to read: most commands write little, and thousands run.
+        buffer.reserve(PIECE_BYTES);
+        // Not `async_io`: that would wait for more, deaf to the end of the command.
+        match rustix::io::read(fd.get_ref(), rustix::buffer::spare_capacity(buffer)) {
+            Err(Errno::AGAIN) if *patience == Some(Duration::ZERO) => return None,
+            Err(Errno::AGAIN) => {
+                if let Some(mut ready) = ready {
+                    ready.clear_ready();
+                }
+            }
+            Err(Errno::INTR) => {}
+            // A pseudo-terminal whose other side is closed says EIO.
+            Ok(0) | Err(_) => return None,
+            Ok(_) if buffer.len() > PIECE_BYTES / 4 => return Some(Bytes::from(std::mem::take(buffer))),
+            Ok(_) => {
+                let data = Bytes::copy_from_slice(buffer);
+                buffer.clear();
+                return Some(data);
+            }
+        }
     }
 }
 

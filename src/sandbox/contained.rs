@@ -37,7 +37,7 @@ pub async fn start(
             stream = relay::accept(listener) => stream?,
             ended = container.ended() => return Err(SandboxError::from(ended)),
         };
-        let place = HostPath::new(folder.join("root")).map_err(io::Error::other)?;
+        let place = HostPath::new(folder).map_err(io::Error::other)?;
         let (guest, near) = relay::greet(machinery, place, stream.stream).await?;
         Ok((guest, near, stream.peer.filter(|_| !engine.has_own_kernel(runtime))))
     };

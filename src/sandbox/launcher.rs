@@ -55,7 +55,7 @@ pub struct GiveRequest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LaunchRequest {
     pub plan: Plan,
-    /// An empty folder of the host over which the root is mounted, in the sandbox's own mount namespace only.
+    /// A folder of the task's own over which the root is mounted, in the sandbox's own mount namespace only.
     pub place: HostPath,
     /// The cgroups that the new process is in before it does anything.
     pub joins: Joins,

@@ -143,7 +143,7 @@ pub enum Stdio<'a> {
 }
 
 impl Sandbox {
-    /// Makes the sandbox and one ready slot. `place` is an empty folder of the task's own.
+    /// Makes the sandbox and one ready slot. `place` is a folder of the task's own.
     pub async fn start(
         machinery: &Machinery,
         plan: Plan,

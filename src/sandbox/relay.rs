@@ -46,7 +46,7 @@ pub struct Stream {
 }
 
 /// Makes the near guest's box and waits until the far guest has spoken through it. With the guest comes the near one's pidfd, which
-/// becomes readable when either of them is over. `place` is an empty folder.
+/// becomes readable when either of them is over. `place` is a folder of the task's own.
 pub async fn greet(
     machinery: &Machinery,
     place: HostPath,

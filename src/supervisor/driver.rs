@@ -323,7 +323,7 @@ impl Supervisor {
 
 impl Supervisor {
     async fn start_sandbox(&self, task: &Task, plan: Plan, folder: &Path) -> Result<Arc<Sandbox>, StartError> {
-        let place = HostPath::new(folder.join("root")).map_err(|error| StartError::Folder {
+        let place = HostPath::new(folder).map_err(|error| StartError::Folder {
             path: folder.to_owned(),
             source: io::Error::other(error),
         })?;
@@ -403,7 +403,6 @@ fn make_task_folder(folder: &Path, task: &Task) -> io::Result<fs::File> {
     let new = folder.with_extension(recovery::NEW);
     fs::DirBuilder::new().mode(0o700).create(&new)?;
     let lock = recovery::try_lock(&new)?.ok_or(io::ErrorKind::ResourceBusy)?;
-    fs::create_dir(new.join("root"))?;
     let about = serde_json::json!({
         "id": task.id, "name": task.name, "pid": std::process::id(), "created": jiff::Timestamp::now().to_string(),
     });

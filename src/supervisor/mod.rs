@@ -6,8 +6,8 @@
 //!        Live::drive (one a task) ── waits for: stop, time, sandbox gone ── ends execs, proxy, sandbox ── record ── summary
 //! ```
 //!
-//! A task's folder is `<state>/tasks/<id>/`: `lock` (held while its belljar lives), `task.json`, `root` (where the sandbox's root is
-//! mounted, in its own mount namespace only) and, where somebody serves it, `api.sock`.
+//! A task's folder is `<state>/tasks/<id>/`, locked while its belljar lives. In it are `task.json` and, where somebody serves it,
+//! `api.sock`; in its sandbox's own mount namespace, and only there, the sandbox's root is mounted over it.
 
 mod driver;
 mod engines;

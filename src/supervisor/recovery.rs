@@ -16,13 +16,9 @@ pub fn tasks_folder(state: &Path) -> PathBuf {
     state.join("tasks")
 }
 
-/// Takes the lock of a task's folder; `None` while another belljar holds it.
+/// Takes the lock of a task, which is its folder's; `None` while another belljar holds it.
 pub fn try_lock(folder: &Path) -> io::Result<Option<File>> {
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(folder.join("lock"))?;
+    let file = File::open(folder)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(TryLockError::WouldBlock) => Ok(None),

@@ -61,6 +61,7 @@ promises!(
     exit_codes_come_through,
     signals_reach_the_whole_exec,
     bytes_go_in_and_out_unchanged,
+    a_flood_of_output_arrives_whole_and_in_order,
     a_terminal_has_its_size_and_follows_a_resize,
     a_command_out_of_time_ends_with_what_it_said,
     output_beyond_the_limit_is_cut,

@@ -112,6 +112,20 @@ pub async fn bytes_go_in_and_out_unchanged(runtime: Runtime) {
     live.task.stop().await;
 }
 
+pub async fn a_flood_of_output_arrives_whole_and_in_order(runtime: Runtime) {
+    let live = Live::start(runtime).await;
+    let done = live
+        .sh("seq 1 1500000; sleep 0.05; seq 1500001 2500000; echo over >&2")
+        .await;
+    let expected = (1..=2_500_000).fold(String::new(), |text, line| text + &line.to_string() + "\n");
+    assert!(done.stdout == expected.as_bytes(), "{} bytes", done.stdout.len());
+    assert_eq!(done.end.stdout_bytes, expected.len() as u64);
+    let digest = format!("blake3:{}", blake3::hash(expected.as_bytes()));
+    assert_eq!(done.end.stdout_digest, Some(digest));
+    assert_eq!((done.stderr.as_slice(), done.end.exit_code), (&b"over\n"[..], Some(0)));
+    live.task.stop().await;
+}
+
 pub async fn a_terminal_has_its_size_and_follows_a_resize(runtime: Runtime) {
     let live = Live::start(runtime).await;
     let script = "test -t 0 && test -t 1 && test -t 2 && stty size; trap 'stty size; exit 7' WINCH; echo ready; while :; do sleep 0.02; done";
@@ -237,9 +251,9 @@ pub async fn a_pipe_in_the_hands_of_another_command_holds_nobody_up(runtime: Run
 
 pub async fn killing_what_watches_over_commands_harms_no_later_one(runtime: Runtime) {
     let live = Live::start(runtime).await;
-    // Those that stand ready, and last the one that this command runs in.
+    // Those that stand ready, each until it is gone, and last the one that this command runs in.
     let script = "for p in /proc/[0-9]*; do p=${p#/proc/}; [ \"$p\" != $PPID ] && [ \"$(cat /proc/$p/comm)\" = belljar-slot ] \
-                  && kill -9 $p; done; kill -9 $PPID; sleep 600";
+                  && kill -9 $p && while kill -0 $p 2> /dev/null; do :; done; done; kill -9 $PPID; sleep 600";
     let done = live.sh(script).await;
     assert_eq!(
         (done.end.outcome, done.end.signal),

@@ -1,0 +1,224 @@
+//! A stream at full speed: read in a thread of its own, in large pieces.
+//!
+//! While the reactor watches a pipe, each write of the command wakes one of our threads, and for commands that write 8 KiB at a time
+//! that costs both sides more than moving the bytes. So a stream that has shown to be fast is taken from the reactor for as long as it
+//! is: a thread looks at it every now and then, and finds much.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustix::io::Errno;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
+
+/// One piece at most: half of what the pipe holds, so that the command can write while the other half is read.
+const PIECE_BYTES: usize = 512 << 10;
+
+/// From one look to the next. At 4 GB/s a pipe of 1 MiB is full after 250 µs.
+const PAUSE: Duration = Duration::from_micros(60);
+
+/// So many looks in a row that found nothing, and the reactor watches the stream again.
+const IDLE_LOOKS: u32 = 30;
+
+/// A stream is fast when so much came in so little time.
+const FAST_BYTES: usize = 1 << 20;
+const FAST_TIME: Duration = Duration::from_millis(5);
+
+/// Threads for this at once; other streams stay with the reactor. They come from the pool that starts and ends tasks too, and that must
+/// never run dry because some commands are loud.
+static THREADS: Semaphore = Semaphore::const_new(8);
+
+/// How fast a stream is.
+pub struct Pace {
+    since: Instant,
+    bytes: usize,
+}
+
+impl Pace {
+    pub fn new() -> Pace {
+        Pace {
+            since: Instant::now(),
+            bytes: 0,
+        }
+    }
+
+    /// Notes what came; whether it is fast now.
+    pub fn is_fast(&mut self, bytes: usize) -> bool {
+        self.bytes += bytes;
+        if self.bytes < FAST_BYTES {
+            return false;
+        }
+        let took = self.since.elapsed();
+        *self = Pace::new();
+        took < FAST_TIME
+    }
+}
+
+/// A stream that is read in a thread. Dropping this ends the reading.
+pub struct Bulk {
+    pieces: mpsc::Receiver<Bytes>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Option<OwnedFd>>,
+}
+
+impl Bulk {
+    /// Takes a stream that does not block; gives it back where no thread can be had.
+    pub fn start(fd: OwnedFd) -> Result<Bulk, OwnedFd> {
+        let Ok(permit) = THREADS.try_acquire() else {
+            return Err(fd);
+        };
+        let (send, pieces) = mpsc::channel(2);
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        // Ends with the stream, with this, or when it is told to.
+        let thread = tokio::task::spawn_blocking(move || {
+            let back = read(fd, &send, &told);
+            drop(permit);
+            back
+        });
+        Ok(Bulk { pieces, stop, thread })
+    }
+
+    /// Asks for the stream back; what was read comes first.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// The next piece; `None` when it is over, and [`Bulk::end`] tells how. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Bytes> {
+        self.pieces.recv().await
+    }
+
+    /// The stream, where it only fell silent.
+    pub async fn end(self) -> Option<OwnedFd> {
+        self.thread.await.ok().flatten()
+    }
+}
+
+fn read(fd: OwnedFd, pieces: &mpsc::Sender<Bytes>, stop: &AtomicBool) -> Option<OwnedFd> {
+    let pool = Arc::new(Pool::default());
+    let mut idle = 0;
+    while idle < IDLE_LOOKS && !stop.load(Ordering::Relaxed) {
+        let mut buffer = pool.take();
+        match rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut buffer)) {
+            Ok(0) => return None,
+            Ok(read) => {
+                idle = 0;
+                pieces.blocking_send(pool.lend(buffer)).ok()?;
+                if read < PIECE_BYTES / 2 {
+                    std::thread::sleep(PAUSE);
+                }
+            }
+            Err(Errno::AGAIN) => {
+                idle += 1;
+                pool.give(buffer);
+                std::thread::sleep(PAUSE);
+            }
+            Err(Errno::INTR) => pool.give(buffer),
+            // A pseudo-terminal whose other side is closed says EIO.
+            Err(_) => return None,
+        }
+    }
+    Some(fd)
+}
+
+/// Buffers that are used again: fresh memory would cost as much as the reading.
+#[derive(Default)]
+struct Pool(Mutex<Vec<Vec<u8>>>);
+
+impl Pool {
+    fn take(&self) -> Vec<u8> {
+        let free = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        free.unwrap_or_else(|| Vec::with_capacity(PIECE_BYTES))
+    }
+
+    fn give(&self, mut buffer: Vec<u8>) {
+        buffer.clear();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    }
+
+    fn lend(self: &Arc<Self>, buffer: Vec<u8>) -> Bytes {
+        if buffer.len() < PIECE_BYTES / 4 {
+            // Whoever holds a piece holds its whole buffer.
+            let bytes = Bytes::copy_from_slice(&buffer);
+            self.give(buffer);
+            return bytes;
+        }
+        Bytes::from_owner(Lent {
+            buffer,
+            pool: self.clone(),
+        })
+    }
+}
+
+struct Lent {
+    buffer: Vec<u8>,
+    pool: Arc<Pool>,
+}
+
+impl AsRef<[u8]> for Lent {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        self.pool.give(std::mem::take(&mut self.buffer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::sys::packet;
+
+    #[tokio::test]
+    async fn nothing_is_lost_and_a_silent_stream_is_given_back() {
+        let (read, write) = packet::output_pipe(1 << 20).unwrap();
+        let bytes: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        let expected = bytes.clone();
+        let writer = std::thread::spawn(move || {
+            let mut pipe = std::fs::File::from(write);
+            pipe.write_all(&bytes).unwrap();
+            pipe
+        });
+        let mut bulk = Bulk::start(read).unwrap();
+        let mut got = Vec::new();
+        while let Some(piece) = bulk.next().await {
+            got.extend_from_slice(&piece);
+        }
+        assert!(got == expected);
+        let read = bulk.end().await.expect("the other end is still open");
+        drop(writer.join().unwrap());
+        let mut bulk = Bulk::start(read).unwrap();
+        assert_eq!(bulk.next().await, None);
+        assert!(bulk.end().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_given_back_when_it_is_asked_for() {
+        let (read, write) = packet::output_pipe(1 << 20).unwrap();
+        let mut bulk = Bulk::start(read).unwrap();
+        bulk.stop();
+        assert_eq!(bulk.next().await, None);
+        let read = bulk.end().await.unwrap();
+        std::fs::File::from(write).write_all(b"later").unwrap();
+        let mut bulk = Bulk::start(read).unwrap();
+        assert_eq!(bulk.next().await.unwrap(), "later");
+    }
+
+    #[test]
+    fn a_stream_is_fast_when_much_comes_at_once() {
+        let mut pace = Pace::new();
+        assert!(!pace.is_fast(FAST_BYTES - 1));
+        assert!(pace.is_fast(1));
+        pace.since -= Duration::from_secs(1);
+        assert!(!pace.is_fast(FAST_BYTES));
+    }
+}
