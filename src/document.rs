@@ -491,6 +491,30 @@ impl<'d> Value<'d> {
         Some(values.iter().enumerate().map(element).collect())
     }
 
+    /// What stands in a list or a table, with the last name of each; nothing where it is neither. For a reader that looks through
+    /// what others may define.
+    pub fn inside(&self) -> Vec<(String, Value<'d>)> {
+        match self.value.get_ref() {
+            DeValue::Array(_) => {
+                let list = self.list().unwrap_or_default();
+                list.into_iter().map(|value| (String::new(), value)).collect()
+            }
+            DeValue::Table(_) => {
+                let entries = self.table().map(Table::open).unwrap_or_default();
+                entries.into_iter().map(|(name, value)| (name.value, value)).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The text, if it is one.
+    pub fn as_text(&self) -> Option<&str> {
+        match self.value.get_ref() {
+            DeValue::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
     pub fn table(&self) -> Option<Table<'d>> {
         let DeValue::Table(entries) = self.value.get_ref() else {
             return self.unexpected("a table");

@@ -30,6 +30,7 @@ test)
     need runc runc "tests hold our launcher to what runc does with the same bundle"
     need runsc runsc "every promise of a sandbox is held on gVisor too"
     need dockerd docker.io "and in containers of Docker's, by a daemon that the tests start and end"
+    need podman podman "and at Podman, whose service speaks Docker's API"
     need linux.uml user-mode-linux "a machine with control groups of version 2"
     need mke2fs e2fsprogs "makes that machine's root file system"
     need newuidmap uidmap "tests run as an ordinary user with a range of ids too"

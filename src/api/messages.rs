@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::approvals::{Approval, ApprovalAnswer, ApprovalChange, ApprovalSettled};
 use crate::audit::record::{ExecFinished, TaskOutcome};
 use crate::exec::Stream;
-use crate::id::{ExecId, TaskId};
+use crate::id::{ApprovalId, ExecId, TaskId};
 use crate::path::SandboxPath;
 use crate::policy::{Approver, RuleMatch, Stdin, TtySize};
 
@@ -146,7 +146,9 @@ pub enum Event {
     Judged {
         judgement: String,
     },
+    /// A question is open at the desk; its id is what an answer names.
     Asked {
+        approval: ApprovalId,
         reason: String,
     },
     Started,

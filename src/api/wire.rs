@@ -132,7 +132,7 @@ pub fn event(event: ExecEvent) -> messages::Event {
         ExecEvent::Judged { judgement } => messages::Event::Judged {
             judgement: judgement.to_owned(),
         },
-        ExecEvent::Asked { reason } => messages::Event::Asked { reason },
+        ExecEvent::Asked { approval, reason } => messages::Event::Asked { approval, reason },
         ExecEvent::Started => messages::Event::Started,
         ExecEvent::Output { stream, data } => messages::Event::Output { stream, data },
         ExecEvent::Ended(end) => messages::Event::Ended { end: end.into() },

@@ -23,10 +23,10 @@ use jiff::Timestamp;
 use tokio::sync::{broadcast, oneshot, watch as latest};
 use tokio::task::JoinSet;
 
-use super::fatigue::Fatigue;
+use super::fatigue::{Limits, Wanted};
 use super::question::scope_word;
 use super::reviewer::Breaker;
-use super::{AnswerError, Approvers, Asked, Bounds, OpenQuestion, Reply, RuleBook, Settled, nobody};
+use super::{AnswerError, Approvers, Asked, OpenQuestion, Reply, RuleBook, Settled, nobody};
 use crate::audit::journal::{Journal, JournalError};
 use crate::audit::record::{Entry, Event, Opinion};
 use crate::id::{ApprovalId, TaskId};
@@ -48,6 +48,14 @@ const CHANGES: usize = 256;
 
 type Ended = Result<(Answer, Approver), JournalError>;
 
+/// How far a question has come.
+#[derive(Clone, Default)]
+struct Stage {
+    /// Somebody is or was asked; it is in the journal.
+    asked: bool,
+    ended: Option<Ended>,
+}
+
 /// Puts questions, keeps the time, remembers answers, writes the records.
 pub struct Desk {
     task: TaskId,
@@ -56,6 +64,7 @@ pub struct Desk {
     place: Digest,
     time: Duration,
     approvers: Approvers,
+    limits: Arc<Limits>,
     journal: Journal,
     rule_book: OnceLock<Arc<dyn RuleBook>>,
     state: Mutex<State>,
@@ -71,7 +80,6 @@ struct State {
     open: BTreeMap<ApprovalId, Open>,
     closed: VecDeque<(ApprovalId, Approver, &'static str)>,
     grants: HashMap<Digest, Grant>,
-    fatigue: Fatigue,
     closing: bool,
 }
 
@@ -80,7 +88,7 @@ struct Open {
     since: Timestamp,
     waiting: usize,
     claim: oneshot::Sender<Claim>,
-    end: latest::Receiver<Option<Ended>>,
+    stage: latest::Receiver<Stage>,
 }
 
 /// How a question ended.
@@ -92,11 +100,6 @@ enum Claim {
         told: Option<oneshot::Sender<Result<Settled, AnswerError>>>,
     },
     Withdrawn(&'static str),
-}
-
-enum Entered {
-    Known(Answer, Approver),
-    Waits(Waiter),
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -113,6 +116,7 @@ impl Desk {
             purpose: task.purpose.clone(),
             place: super::place(task, image),
             time: task.gate.approval_time,
+            limits: Arc::new(Limits::new(approvers.bounds, approvers.state.as_deref())),
             approvers,
             journal,
             rule_book: OnceLock::new(),
@@ -149,40 +153,37 @@ impl Desk {
     /// Puts a question and waits for its answer, at most as long as the task allows. Both are in the journal before this
     /// returns. Dropping the future takes the question back, unless others wait for the same.
     pub async fn put(self: &Arc<Self>, asked: Asked) -> Result<(Answer, Approver), JournalError> {
-        match self.enter(asked) {
-            Entered::Known(answer, approver) => Ok((answer, approver)),
-            Entered::Waits(waiter) => waiter.end().await,
-        }
+        self.enter(asked).end().await
     }
 
-    fn enter(self: &Arc<Self>, asked: Asked) -> Entered {
+    /// As [`Desk::put`], for those who want to hear in between that somebody is asked.
+    pub fn enter(self: &Arc<Self>, asked: Asked) -> Waiting {
         let mut state = lock(&self.state);
         if state.closing {
-            let (answer, approver) = unasked("the task is ending");
-            return Entered::Known(answer, approver);
+            return Waiting(For::Nothing(unasked("the task is ending")));
         }
-        if let Some((answer, approver)) = state.known(&asked, &self.approvers.bounds) {
-            return Entered::Known(answer, approver);
+        if let Some(known) = state.grants.get(&asked.digest).and_then(|grant| grant.answer(&asked)) {
+            return Waiting(For::Nothing(known));
         }
         let same =
             |open: &&mut Open| open.asked.digest == asked.digest && open.asked.person_only() == asked.person_only();
         if let Some(open) = state.open.values_mut().find(same) {
             open.waiting += 1;
-            return Entered::Waits(Waiter {
+            return Waiting(For::End(Waiter {
                 desk: self.clone(),
                 id: open.asked.id,
-                end: open.end.clone(),
-            });
+                stage: open.stage.clone(),
+            }));
         }
         let asked = Arc::new(asked);
         let (claim, claimed) = oneshot::channel();
-        let (end, ended) = latest::channel(None);
+        let (stage, seen) = latest::channel(Stage::default());
         let open = Open {
             asked: asked.clone(),
             since: Timestamp::now(),
             waiting: 1,
             claim,
-            end: ended.clone(),
+            stage: seen.clone(),
         };
         let id = asked.id;
         state.open.insert(id, open);
@@ -192,51 +193,99 @@ impl Desk {
         while owners.try_join_next().is_some() {}
         let desk = self.clone();
         owners.spawn(async move {
-            let result = desk.settle(&asked, claimed).await;
+            let result = desk.settle(&asked, claimed, &stage).await;
             // Where the journal failed, nobody took it out.
             lock(&desk.state).open.remove(&id);
-            end.send_replace(Some(result));
+            stage.send_modify(|stage| stage.ended = Some(result));
         });
-        Entered::Waits(Waiter {
+        Waiting(For::End(Waiter {
             desk: self.clone(),
             id,
-            end: ended,
-        })
+            stage: seen,
+        }))
     }
 
     /// From an open question to its answer, with both records. One owner a question runs this.
-    async fn settle(&self, asked: &Arc<Asked>, mut claimed: oneshot::Receiver<Claim>) -> Ended {
-        if let Some(known) = self.kept_for_the_session(asked).await {
+    async fn settle(
+        &self,
+        asked: &Arc<Asked>,
+        mut claimed: oneshot::Receiver<Claim>,
+        stage: &latest::Sender<Stage>,
+    ) -> Ended {
+        if let Some(known) = self.known(asked).await {
             lock(&self.state).open.remove(&asked.id);
             return Ok(known);
         }
-        if !self.is_reviewed(asked) {
-            let mut state = lock(&self.state);
-            let others = state.open.len().saturating_sub(1);
-            let bounds = &self.approvers.bounds;
-            if let Err(why) = state.fatigue.take(bounds, others, Instant::now()) {
-                state.open.remove(&asked.id);
-                return Ok(unasked(&why));
-            }
+        let counts = !self.is_reviewed(asked);
+        if counts && let Err(why) = self.count(asked.id).await {
+            lock(&self.state).open.remove(&asked.id);
+            return Ok(unasked(&why));
         }
+        let ended = self.ask(asked, &mut claimed, stage).await;
+        if counts {
+            let id = asked.id;
+            self.with_limits(move |limits| limits.note_end(id)).await;
+        }
+        ended
+    }
+
+    /// Asks, and waits for the answer.
+    async fn ask(
+        &self,
+        asked: &Arc<Asked>,
+        claimed: &mut oneshot::Receiver<Claim>,
+        stage: &latest::Sender<Stage>,
+    ) -> Ended {
         let event = Event::ApprovalAsked {
             approval: asked.id,
             about: asked.about.clone(),
             reason: asked.reason.clone(),
             rules: asked.rules.clone(),
+            named_files: asked.files.clone(),
         };
         self.journal.append(self.entry(asked, event)).await?;
+        stage.send_modify(|stage| stage.asked = true);
         if let Some(question) = self.view_of(asked.id) {
             // Nobody has to watch.
             let _ = self.changes.send(Change::Asked(question));
         }
         let began = Instant::now();
-        let claim = self.first_claim(asked, &mut claimed).await;
+        let claim = self.first_claim(asked, claimed).await;
         let ended = self.conclude(asked, claim, began.elapsed()).await;
         if ended.is_err() {
             tracing::error!(approval = %asked.id, "an answer could not be recorded, so it does not count");
         }
         ended
+    }
+
+    /// The answer that was given before, by whom it concerns and as far as it holds.
+    async fn known(&self, asked: &Arc<Asked>) -> Option<(Answer, Approver)> {
+        if let Some(kept) = self.kept_for_the_session(asked).await {
+            return Some(kept);
+        }
+        let digest = asked.digest;
+        let denied = self.with_limits(move |limits| limits.denied(&digest)).await??;
+        let ago = Timestamp::now().duration_since(denied.at).as_secs().max(0);
+        let reason = format!("{} ({ago} s ago; the same is not asked again so soon)", denied.reason);
+        Some((Answer::Deny(reason), granted(&denied.by, "denied a moment ago")))
+    }
+
+    /// Counts a question for the person who is about to be asked; the error is why they are not.
+    async fn count(&self, approval: ApprovalId) -> Result<(), String> {
+        let now = Timestamp::now();
+        let wanted = Wanted {
+            approval,
+            now,
+            until: now.checked_add(self.time).unwrap_or(Timestamp::MAX),
+        };
+        let counted = self.with_limits(move |limits| limits.take(wanted)).await;
+        counted.unwrap_or_else(|| Err("the process is ending".to_owned()))
+    }
+
+    /// On a thread that may wait for other processes; none where the runtime is ending.
+    async fn with_limits<R: Send + 'static>(&self, work: impl FnOnce(&Limits) -> R + Send + 'static) -> Option<R> {
+        let limits = self.limits.clone();
+        tokio::task::spawn_blocking(move || work(&limits)).await.ok()
     }
 
     /// Waits for the first end that a question gets.
@@ -414,16 +463,35 @@ impl State {
         self.closed.push_back((id, by, answer));
         Some(open)
     }
+}
 
-    /// The answer to what was answered before.
-    fn known(&self, asked: &Asked, bounds: &Bounds) -> Option<(Answer, Approver)> {
-        if let Some(known) = self.grants.get(&asked.digest).and_then(|grant| grant.answer(asked)) {
-            return Some(known);
+/// The wait for an answer. Dropping it takes the question back, unless others wait for the same.
+pub struct Waiting(For);
+
+enum For {
+    /// The answer was known.
+    Nothing((Answer, Approver)),
+    End(Waiter),
+}
+
+impl Waiting {
+    /// Waits until somebody is asked, and gives the question's id, which may be that of an earlier one about the same; none when
+    /// nobody had to be. Cancel-safe.
+    pub async fn asked(&mut self) -> Option<ApprovalId> {
+        let For::End(waiter) = &mut self.0 else { return None };
+        let stage = waiter
+            .stage
+            .wait_for(|stage| stage.asked || stage.ended.is_some())
+            .await;
+        stage.is_ok_and(|stage| stage.asked).then_some(waiter.id)
+    }
+
+    /// Waits for the answer; both are in the journal then.
+    pub async fn end(self) -> Result<(Answer, Approver), JournalError> {
+        match self.0 {
+            For::Nothing(known) => Ok(known),
+            For::End(waiter) => waiter.end().await,
         }
-        let denied = self.fatigue.denied(bounds, &asked.digest, Instant::now())?;
-        let ago = denied.at.elapsed().as_secs();
-        let reason = format!("{} ({ago} s ago; the same is not asked again so soon)", denied.reason);
-        Some((Answer::Deny(reason), granted(&denied.by, "denied a moment ago")))
     }
 }
 
@@ -431,15 +499,16 @@ impl State {
 struct Waiter {
     desk: Arc<Desk>,
     id: ApprovalId,
-    end: latest::Receiver<Option<Ended>>,
+    stage: latest::Receiver<Stage>,
 }
 
 impl Waiter {
     async fn end(mut self) -> Ended {
-        match self.end.wait_for(Option::is_some).await.map(|end| (*end).clone()) {
-            Ok(Some(ended)) => ended,
+        let stage = self.stage.wait_for(|stage| stage.ended.is_some()).await;
+        match stage.ok().and_then(|stage| stage.ended.clone()) {
+            Some(ended) => ended,
             // Its owner is gone with the runtime.
-            Ok(None) | Err(_) => Ok((
+            None => Ok((
                 Answer::Deny("the question was lost".to_owned()),
                 nobody("the process is ending"),
             )),

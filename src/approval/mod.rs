@@ -14,6 +14,8 @@
 //! user's state folder and one name, which a harness may give (`--session`); what was answered for it ends with the boot or
 //! after [`session::KEPT`], whichever comes first.
 //!
+//! How much a person is asked is theirs to bear over all of their tasks ([`fatigue`]).
+//!
 //! What is no boundary: whoever runs as the task's user outside of the sandbox can answer as that user. What runs inside cannot
 //! reach any of this.
 
@@ -21,26 +23,29 @@
 
 mod desk;
 mod fatigue;
+mod file;
 mod place;
 mod question;
 pub mod reviewer;
 pub mod session;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::path::HostPath;
 use crate::policy::amend::{AmendError, Amendment};
 use crate::policy::{Approver, ApproverKind, Scope};
 
-pub use desk::{Change, Desk, Watch};
+pub use desk::{Change, Desk, Waiting, Watch};
 pub use fatigue::Bounds;
 pub use place::place;
 pub use question::{AnswerError, Asked, OpenQuestion, Reply, Settled, Subject};
 pub use session::Session;
 
-use reviewer::Review;
+use reviewer::{PATIENCE, Review};
 
 /// A future that an [`Ask`] returns.
 pub type Answering<'a> = Pin<Box<dyn Future<Output = Result<(Reply, Approver), Unasked>> + Send + 'a>>;
@@ -89,6 +94,8 @@ pub struct Approvers {
     pub ask: Arc<dyn Ask>,
     /// Answers in a person's place.
     pub reviewer: Option<Arc<dyn Review>>,
+    /// How long one review may take, whatever the reviewer thinks of time.
+    pub review_time: Duration,
     /// Whether a question waits for `belljar approvals` though nobody is known to look.
     pub wait: bool,
     /// Whether the program that drives the task may say yes.
@@ -96,6 +103,8 @@ pub struct Approvers {
     /// The scopes that an approval may have. Once is always among them.
     pub scopes: Vec<Scope>,
     pub bounds: Bounds,
+    /// The folder that holds how often the user was asked by all of their tasks; without one the bounds are those of this task.
+    pub state: Option<PathBuf>,
     /// Where answers for the session are kept; without one there are none.
     pub session: Option<Session>,
     /// The file of the user's that answers become rules in; without one none do.
@@ -107,10 +116,12 @@ impl Approvers {
         Self {
             ask,
             reviewer: None,
+            review_time: PATIENCE,
             wait: false,
             harness: false,
             scopes: vec![Scope::Once, Scope::Task, Scope::Session, Scope::Rule],
             bounds: Bounds::default(),
+            state: None,
             session: None,
             rule_file: None,
         }

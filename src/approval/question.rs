@@ -20,6 +20,8 @@ pub struct Asked {
     /// Why somebody is asked.
     pub reason: String,
     pub rules: Vec<RuleMatch>,
+    /// Path and digest of files that a command names and that the agent can write.
+    pub files: Vec<String>,
     /// What the answer is bound to.
     pub digest: Digest,
     /// The rule that a yes could be remembered as.

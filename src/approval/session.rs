@@ -1,21 +1,19 @@
 //! Answers for the session: kept in the user's state folder, so that they survive this process and hold for the next task.
 //!
-//! `<state>/approvals.json` (0600) has all of them; changes are made under a lock and put in place by a rename, so a reader sees the
-//! old file or the new one. A file that others could have written, or that cannot be read, is no file: then people are asked again.
+//! `<state>/approvals.json` has all of them. Where it is no file (see [`super::file`]), people are asked again.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::file::{FileError, StateFile};
 use super::question::Reply;
 use crate::id::ApprovalId;
 use crate::policy::{Approver, Digest, Scope};
-use crate::sys::user::myself;
 
 /// How long an answer for the session holds at most: a working day. Nobody remembers in the evening of the next day what they
 /// allowed in the morning.
@@ -23,31 +21,6 @@ pub const KEPT: Duration = Duration::from_secs(12 * 3600);
 
 /// Answers in one file; beyond that the oldest go.
 const ANSWERS_MAX: usize = 4096;
-
-/// The largest file that is read.
-const FILE_LIMIT: u64 = 16 << 20;
-
-const VERSION: u32 = 1;
-
-#[derive(Debug, thiserror::Error)]
-pub enum SessionError {
-    #[error("cannot change {path}")]
-    File {
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("{path} is not a file that its user alone can write")]
-    Foreign { path: PathBuf },
-    #[error("{path} cannot be understood (remove it, and you are asked again)")]
-    Damaged {
-        path: PathBuf,
-        #[source]
-        source: serde_json::Error,
-    },
-    #[error("{path} has version {found}, this program knows {VERSION}")]
-    Version { path: PathBuf, found: u32 },
-}
 
 /// One session: see the page of [`super`].
 #[derive(Debug, Clone)]
@@ -83,9 +56,8 @@ pub enum Word {
     Deny,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct Whole {
-    version: u32,
     answers: Vec<Kept>,
 }
 
@@ -118,7 +90,7 @@ impl Session {
     }
 
     /// The answer that was kept for this digest; the last one counts. Blocking.
-    pub fn find(&self, digest: &Digest) -> Result<Option<Kept>, SessionError> {
+    pub fn find(&self, digest: &Digest) -> Result<Option<Kept>, FileError> {
         let digest = digest.to_string();
         let found = self.list()?.into_iter().rev();
         Ok(found
@@ -134,7 +106,7 @@ impl Session {
         about: &str,
         reply: &Reply,
         by: &Approver,
-    ) -> Result<(), SessionError> {
+    ) -> Result<(), FileError> {
         let (answer, reason) = match reply {
             Reply::Approve(_) => (Word::Approve, None),
             Reply::Deny { reason, .. } => (Word::Deny, reason.clone()),
@@ -157,98 +129,35 @@ impl Session {
     }
 
     /// All answers that hold in this boot, of all sessions, oldest first. Blocking.
-    pub fn list(&self) -> Result<Vec<Kept>, SessionError> {
+    pub fn list(&self) -> Result<Vec<Kept>, FileError> {
         let now = Timestamp::now();
-        let mut answers = read(&self.file())?;
+        let mut answers = self.file().read()?.answers;
         answers.retain(|kept| kept.holds(&self.boot, now));
         Ok(answers)
     }
 
     /// Lets the answers to these questions hold no longer; says how many there were. Blocking.
-    pub fn forget(&self, which: impl Fn(&Kept) -> bool) -> Result<usize, SessionError> {
-        let mut count = 0;
+    pub fn forget(&self, which: impl Fn(&Kept) -> bool) -> Result<usize, FileError> {
         self.change(|answers| {
             let before = answers.len();
             answers.retain(|kept| !which(kept));
-            count = before - answers.len();
-        })?;
-        Ok(count)
+            before - answers.len()
+        })
     }
 
-    fn file(&self) -> PathBuf {
-        self.state.join("approvals.json")
+    fn file(&self) -> StateFile<Whole> {
+        StateFile::new(self.state.join("approvals.json"))
     }
 
-    fn change(&self, change: impl FnOnce(&mut Vec<Kept>)) -> Result<(), SessionError> {
-        let file = self.file();
-        let failed = |source| SessionError::File {
-            path: file.clone(),
-            source,
-        };
-        let private = |path: &Path| {
-            OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(path)
-        };
-        let lock = private(&file.with_extension("lock")).map_err(failed)?;
-        // Held until it is dropped.
-        lock.lock().map_err(failed)?;
+    fn change<R>(&self, change: impl FnOnce(&mut Vec<Kept>) -> R) -> Result<R, FileError> {
         let now = Timestamp::now();
-        let mut answers = read(&file)?;
-        answers.retain(|kept| kept.holds(&self.boot, now));
-        change(&mut answers);
-        let surplus = answers.len().saturating_sub(ANSWERS_MAX);
-        answers.drain(..surplus);
-        let whole = Whole {
-            version: VERSION,
-            answers,
-        };
-        let text = serde_json::to_vec(&whole).map_err(|source| SessionError::Damaged {
-            path: file.clone(),
-            source,
-        })?;
-        let new = file.with_extension("new");
-        let written = (|| {
-            // Left over from a process that was killed here: nobody else has it, for the lock is held.
-            let mut out: File = private(&new)?;
-            out.write_all(&text)?;
-            out.sync_all()?;
-            fs::rename(&new, &file)
-        })();
-        written.map_err(failed)
-    }
-}
-
-fn read(path: &Path) -> Result<Vec<Kept>, SessionError> {
-    let failed = |source| SessionError::File {
-        path: path.to_owned(),
-        source,
-    };
-    let file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
-    };
-    let found = file.metadata().map_err(failed)?;
-    let own = myself().uid;
-    if !found.is_file() || (found.uid() != own && found.uid() != 0) || found.mode() & 0o022 != 0 {
-        return Err(SessionError::Foreign { path: path.to_owned() });
-    }
-    let mut text = Vec::new();
-    file.take(FILE_LIMIT).read_to_end(&mut text).map_err(failed)?;
-    let whole: Whole = serde_json::from_slice(&text).map_err(|source| SessionError::Damaged {
-        path: path.to_owned(),
-        source,
-    })?;
-    match whole.version {
-        VERSION => Ok(whole.answers),
-        found => Err(SessionError::Version {
-            path: path.to_owned(),
-            found,
-        }),
+        self.file().change(|Whole { answers }| {
+            answers.retain(|kept| kept.holds(&self.boot, now));
+            let answer = change(answers);
+            let surplus = answers.len().saturating_sub(ANSWERS_MAX);
+            answers.drain(..surplus);
+            answer
+        })
     }
 }
 
@@ -316,8 +225,8 @@ mod tests {
         keep(&session, &digest, Reply::Approve(Scope::Session));
         let file = state.path().join("approvals.json");
         let until = |until: Timestamp| {
-            let mut whole: Whole = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
-            whole.answers[0].until = until;
+            let mut whole: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+            whole["answers"][0]["until"] = until.to_string().into();
             fs::write(&file, serde_json::to_vec(&whole).unwrap()).unwrap();
             session.find(&digest).unwrap().is_some()
         };
@@ -335,16 +244,16 @@ mod tests {
         let digest = Digest::of_bytes(b"a");
         keep(&session, &digest, Reply::Approve(Scope::Session));
         let file = state.path().join("approvals.json");
-        assert_eq!(fs::metadata(&file).unwrap().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
         fs::set_permissions(&file, fs::Permissions::from_mode(0o620)).unwrap();
-        assert!(matches!(session.find(&digest), Err(SessionError::Foreign { .. })));
+        assert!(matches!(session.find(&digest), Err(FileError::Foreign { .. })));
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
         fs::write(&file, "{\"version\":1").unwrap();
-        assert!(matches!(session.find(&digest), Err(SessionError::Damaged { .. })));
+        assert!(matches!(session.find(&digest), Err(FileError::Damaged { .. })));
         fs::write(&file, "{\"version\":9,\"answers\":[]}").unwrap();
         assert!(matches!(
             session.find(&digest),
-            Err(SessionError::Version { found: 9, .. })
+            Err(FileError::Version { found: 9, .. })
         ));
     }
 

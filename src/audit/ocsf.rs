@@ -52,7 +52,13 @@ pub fn event(journal: &str, record: &Stored) -> Value {
     put("device", json!({"hostname": word("host"), "type_id": 0}));
     if class.class == PROCESS_ACTIVITY.class {
         put("process", process(&value));
-        put("actor", json!({"process": {"name": "belljar"}}));
+        put(
+            "actor",
+            without_nulls(json!({
+                "process": {"name": "belljar"},
+                "user": value["user"].as_str().map(|name| json!({"name": name})),
+            })),
+        );
         if let Some(code) = value["exit_code"].as_i64() {
             put("exit_code", code.into());
         }

@@ -143,8 +143,23 @@ pub fn show(reader: &Reader, exec: ExecId) -> Result<Option<Whole>, JournalError
     }))
 }
 
-/// The ids of tasks or execs (`column`) whose text ends in `end`, at most two: more would not help to choose.
+/// The ids of tasks or execs (`column`) whose text is or ends in `end`, at most two: more would not help to choose.
 pub(crate) fn ids_ending_in(reader: &Reader, column: &'static str, end: &str) -> Result<Vec<Uuid>, JournalError> {
+    if let Ok(id) = end.parse::<Uuid>() {
+        let of = if column == "task" { Of::Task(id) } else { Of::Exec(id) };
+        let mut known = Vec::new();
+        let search = Search {
+            range: 1..=Seq::MAX,
+            order: Order::OldestFirst,
+            condition: "1",
+            values: &[],
+        };
+        reader.each_of(of, &search, |_| {
+            known.push(id);
+            false
+        })?;
+        return Ok(known);
+    }
     let digits = end.replace('-', "").to_ascii_uppercase();
     if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return Ok(Vec::new());
@@ -212,7 +227,7 @@ impl Filter {
         }
         if let Some(person) = &self.person {
             add(
-                "(json_extract(json, '$.approver.name') = ? OR task IN (SELECT task FROM records WHERE kind = 'task.admitted' \
+                "(? IN (json_extract(json, '$.approver.name'), json_extract(json, '$.user')) OR task IN (SELECT task FROM records WHERE kind = 'task.admitted' \
                  AND json_extract(json, '$.identity.user') = ?))",
                 Box::new(person.clone()),
             );

@@ -106,6 +106,9 @@ pub enum Event {
         about: String,
         reason: String,
         rules: Vec<RuleMatch>,
+        /// Path and digest of files that the command names and that the agent can write.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        named_files: Vec<String>,
     },
     #[serde(rename = "approval.answered")]
     ApprovalAnswered {
@@ -385,7 +388,8 @@ pub struct Control {
     pub reason: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, serde::Deserialize, schemars::JsonSchema)]
+/// The weaker, the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, serde::Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Enforced {
     Full,

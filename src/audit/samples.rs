@@ -94,7 +94,13 @@ pub(super) fn of_each_kind() -> Vec<Entry> {
     let identity = Identity {
         uid: 1000,
         user: "ada".into(),
-        login: None,
+        login: Some(crate::task::Login {
+            issuer: "https://login.example".into(),
+            subject: "u-1".into(),
+            name: Some("ada@example.org".into()),
+            workspace: Some("platform".into()),
+            groups: vec!["developers".into()],
+        }),
     };
     let argv = vec!["/usr/bin/make".to_owned(), "deploy".to_owned()];
     let (task, exec, approval) = (TaskId::new(), ExecId::new(), ApprovalId::new());
@@ -178,6 +184,7 @@ pub(super) fn of_each_kind() -> Vec<Entry> {
             about: "make deploy".into(),
             reason: "deploys reach customers".into(),
             rules: rules(),
+            named_files: vec!["/workspace/x.sh sha256:00".into()],
         }),
         of_exec(Event::ApprovalAnswered {
             approval,

@@ -21,6 +21,10 @@ struct Record {
     host: String,
     /// The boot of that machine's kernel.
     boot: String,
+    /// Who ran the belljar that wrote it: by their token, where one is asked for, else the machine's user. Records of belljar 0.1
+    /// before that was told lack it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
     #[schemars(flatten)]
     entry: Entry,
 }

@@ -30,12 +30,14 @@ pub struct Row {
     pub execs: u64,
     /// Of them, those that did not exit with 0.
     pub failed: u64,
+    /// Commands and connections that needed an approval.
     pub asked: u64,
     pub refused: u64,
     pub wall_seconds: f64,
     pub cpu_seconds: f64,
     /// Of the command that had the most.
     pub memory_peak_bytes: u64,
+    /// Connections and names that were decided on; one that was asked about is counted when it is answered.
     pub connections: u64,
     pub connections_denied: u64,
     pub bytes_sent: u64,
@@ -88,6 +90,7 @@ impl Row {
                 self.cpu_seconds += amount("/usage/cpu_user_seconds") + amount("/usage/cpu_system_seconds");
                 self.memory_peak_bytes = self.memory_peak_bytes.max(number("/usage/memory_peak_bytes"));
             }
+            "egress.judged" if value["decision"] == "ask" => self.asked += 1,
             "egress.judged" => {
                 self.connections += 1;
                 self.connections_denied += u64::from(value["decision"] == "deny");
@@ -118,7 +121,7 @@ fn keys(
         By::Day => Some(record.timestamp().strftime("%Y-%m-%d").to_string()),
         By::User => tasks.of(reader, record.task)?.map(|task| task.user.clone()),
         By::Image => tasks.of(reader, record.task)?.map(|task| task.image.clone()),
-        By::Executable => executable(value).map(str::to_owned),
+        By::Executable => tasks.executable(record, value),
         By::Host => text(&value["server_address"]),
         By::Rule => {
             let matched = value["rules"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -132,10 +135,11 @@ fn keys(
     Ok(one.into_iter().collect())
 }
 
-/// Who ran a task, and in what; read once a task.
+/// Who ran a task, and in what; read once a task. And what each exec runs that has not ended yet.
 #[derive(Default)]
 struct Tasks {
     known: HashMap<Uuid, About>,
+    running: HashMap<Uuid, String>,
 }
 
 struct About {
@@ -144,6 +148,20 @@ struct About {
 }
 
 impl Tasks {
+    /// The program that a record is about; of a connection, the one whose exec wanted it.
+    fn executable(&mut self, record: &Stored, value: &Value) -> Option<String> {
+        let exec = record.exec?;
+        let Some(own) = executable(value) else {
+            return self.running.get(&exec).cloned();
+        };
+        match record.kind.as_str() {
+            "exec.started" => drop(self.running.insert(exec, own.to_owned())),
+            "exec.finished" => drop(self.running.remove(&exec)),
+            _ => {}
+        }
+        Some(own.to_owned())
+    }
+
     fn of(&mut self, reader: &Reader, task: Option<Uuid>) -> Result<Option<&About>, JournalError> {
         let Some(task) = task else { return Ok(None) };
         match self.known.entry(task) {
@@ -176,5 +194,64 @@ impl About {
             user: find("/identity/user"),
             image: find("/image"),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::journal::{Journal, JournalOptions};
+    use crate::audit::record::{self, Event};
+    use crate::audit::samples;
+    use crate::id::{ExecId, TaskId};
+
+    #[test]
+    fn a_connection_counts_once_and_for_the_program_that_wanted_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let journal = Journal::open(folder.path(), JournalOptions::default()).unwrap();
+        let (task, exec) = (TaskId::new(), ExecId::new());
+        let write = |event| {
+            let entry = record::Entry {
+                task: Some(task),
+                exec: Some(exec),
+                event,
+            };
+            journal.append_blocking(entry).unwrap();
+        };
+        let judged = |word: &str| Event::EgressJudged {
+            host: "example.org".into(),
+            port: 443,
+            protocol: "https_connect".into(),
+            method: None,
+            path: None,
+            decision: word.into(),
+            rule: "unknown".into(),
+            reason: "not in the list".into(),
+            address: None,
+        };
+        write(Event::ExecStarted {
+            argv: vec!["/usr/bin/make".into()],
+            cwd: "/".into(),
+            tty: false,
+            approver: None,
+        });
+        write(judged("ask"));
+        write(judged("deny"));
+        write(judged("allow"));
+        write(Event::ExecFinished(Box::new(samples::exec_finished())));
+        let reader = journal.reader().unwrap();
+        for (by, key) in [
+            (By::Executable, "make"),
+            (By::Host, "example.org"),
+            (By::Rule, "unknown"),
+        ] {
+            let rows = stats(&reader, &Filter::default(), by).unwrap();
+            let row = rows.iter().find(|row| row.key == key).unwrap();
+            assert_eq!(
+                (row.asked, row.connections, row.connections_denied),
+                (1, 2, 1),
+                "by {by:?}"
+            );
+        }
     }
 }

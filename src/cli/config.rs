@@ -8,10 +8,12 @@ use anyhow::Context as _;
 use crate::audit::key::SigningKey;
 use crate::config::bundle::{BundleFile, sign};
 use crate::config::{Config, Requirements, Setting, Surroundings, schema};
-use crate::document::Faults;
-use crate::policy::{Policy, RuleText};
+use crate::document::{Faults, Sited, read_file};
+use crate::policy::{Policy, RuleText, RulesError};
 use crate::task::Unmatched;
-use crate::task::spec::TaskSpec;
+use crate::task::spec::{BUILT_IN, TaskSpec, expand_home};
+
+use super::exit;
 
 #[derive(Debug, clap::Subcommand)]
 pub enum ConfigCommand {
@@ -72,7 +74,10 @@ pub fn run(command: ConfigCommand) -> anyhow::Result<u8> {
     let out = &mut io::stdout();
     match command {
         ConfigCommand::Show(how) => show(&surroundings, how, out)?,
-        ConfigCommand::Check { json } => check(&surroundings, json, out)?,
+        ConfigCommand::Check { json } => match check(&surroundings, json, out) {
+            Err(error) if json => return told(&error, out),
+            checked => checked?,
+        },
         ConfigCommand::Schema { kind } => {
             let kind = match kind {
                 SchemaKind::Config => schema::Kind::Config,
@@ -94,6 +99,9 @@ pub enum ConfigError {
     /// The configuration goes beyond the requirements: refused.
     #[error("{0}")]
     Violations(Faults),
+    /// Files of rules do not load.
+    #[error("{0}")]
+    Rules(RulesError),
     #[error("the answer cannot be written")]
     Write(#[from] io::Error),
 }
@@ -119,12 +127,58 @@ fn line(setting: &Setting, origin: bool) -> String {
     }
 }
 
+/// What is wrong, in JSON; the exit code is the one that the text would have.
+fn told(error: &ConfigError, out: &mut dyn Write) -> anyhow::Result<u8> {
+    let (code, faults) = match error {
+        ConfigError::Faults(faults) => (exit::FAILED, serde_json::json!(faults)),
+        ConfigError::Violations(faults) => (exit::REFUSED, serde_json::json!(faults)),
+        ConfigError::Rules(error) => {
+            let fault = |fault: &crate::policy::rules::Fault| {
+                let place = serde_json::json!({"file": fault.file, "line": fault.line, "column": fault.column});
+                serde_json::json!({"origin": {"file": place}, "key": "", "what": fault.text})
+            };
+            (exit::FAILED, error.faults.iter().map(fault).collect())
+        }
+        ConfigError::Write(error) => anyhow::bail!("the answer cannot be written: {error}"),
+    };
+    writeln!(out, "{:#}", serde_json::json!({ "right": false, "faults": faults }))?;
+    Ok(code)
+}
+
+/// Loads the rules that would hold for every task, with those that are demanded, as a task would.
+fn load_rules(config: &Config, surroundings: &Surroundings) -> Result<(Policy, usize), ConfigError> {
+    let named = config.task.gate.rules.iter();
+    let mut texts = Vec::new();
+    for file in named.filter(|file| !file.value.starts_with(BUILT_IN)) {
+        let path = expand_home(&file.value, surroundings.home.as_deref())
+            .map_err(|what| ConfigError::Faults(Faults::one(file.origin.clone(), "gate.rules", what)))?;
+        texts.push(RuleText {
+            text: read_file(&path).map_err(ConfigError::Faults)?,
+            name: path.display().to_string(),
+        });
+    }
+    let demanded = config.requirements.iter().flat_map(|demands| &demands.rules_texts);
+    texts.extend(demanded.map(|rules| RuleText {
+        name: rules.name.clone(),
+        text: rules.text.clone(),
+    }));
+    let policy = Policy::from_texts(&texts, Unmatched::Allow).map_err(ConfigError::Rules)?;
+    Ok((policy, texts.len()))
+}
+
 /// `belljar config check [--json]`: names the files that were read and found right, and within the requirements.
 pub fn check(surroundings: &Surroundings, json: bool, out: &mut dyn Write) -> Result<(), ConfigError> {
     let config = Config::load(surroundings).map_err(ConfigError::Faults)?;
     Faults::check(config.violations()).map_err(ConfigError::Violations)?;
+    let (policy, rules_files) = load_rules(&config, surroundings)?;
+    let (rules, examples) = policy.counts();
+    let unheeded = || config.requirements.iter().flat_map(|demands| &demands.unheeded);
     if json {
+        let key = |key: &Sited<String>| serde_json::json!({ "key": key.value, "origin": key.origin });
         let answer = serde_json::json!({
+            "right": true,
+            "rules": { "files": rules_files, "rules": rules, "examples": examples },
+            "unheeded": unheeded().map(key).collect::<Vec<_>>(),
             "files": config.files,
             "untrusted": config.untrusted,
             "bundles": config.bundles,
@@ -144,15 +198,21 @@ pub fn check(surroundings: &Surroundings, json: bool, out: &mut dyn Write) -> Re
     for file in &config.files {
         writeln!(out, "{}: right", file.display())?;
     }
+    if rules_files > 0 {
+        writeln!(
+            out,
+            "rules: right ({rules_files} files, {rules} rules, {examples} examples hold)"
+        )?;
+    }
+    for key in unheeded() {
+        writeln!(out, "{}: {} demands nothing here", key.origin, key.value)?;
+    }
     for bundle in &config.bundles {
-        match (bundle.serial, &bundle.expires, &bundle.missing) {
-            (Some(serial), Some(expires), _) => {
+        match (bundle.complaint(), bundle.serial, &bundle.expires) {
+            (None, Some(serial), Some(expires)) => {
                 writeln!(out, "{}: right (serial {serial}, until {expires})", bundle.url)?;
             }
-            (.., missing) => {
-                let why = missing.as_deref().unwrap_or_default();
-                writeln!(out, "{}: no bundle, and none is required ({why})", bundle.url)?;
-            }
+            (complaint, ..) => writeln!(out, "{}", complaint.unwrap_or_default())?,
         }
     }
     Ok(())

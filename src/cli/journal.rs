@@ -20,9 +20,9 @@ pub fn folder(state: &Path) -> PathBuf {
     state.join(super::audit::FOLDER)
 }
 
-/// Opens the journal to write in it, and records under which configuration. Two processes that begin at once may both find it new, and
+/// Opens the journal to write in it as `user`, and records under which configuration. Two processes that begin at once may both find it new, and
 /// SQLite does not wait for the change to write-ahead mode: the later one tries again, for at most two seconds.
-pub fn open(config: &Config) -> anyhow::Result<Journal> {
+pub fn open(config: &Config, user: &str) -> anyhow::Result<Journal> {
     let patterns = config.journal.redact.iter().map(|pattern| pattern.value.as_str());
     let options = JournalOptions {
         sync: match config.journal.sync.value {
@@ -36,6 +36,7 @@ pub fn open(config: &Config) -> anyhow::Result<Journal> {
                 errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
             )
         })?,
+        user: Some(user.to_owned()),
         key: Some(SigningKey::load_or_make(&config.state.join(super::audit::KEY))?),
     };
     let folder = folder(&config.state);
@@ -98,7 +99,10 @@ impl Housekeeping {
                 bytes: config.journal.rotate_size.as_ref().map(|size| size.value.0),
                 age: config.journal.rotate_age.as_ref().map(|age| age.value),
                 keep: config.journal.keep.as_ref().map(|keep| keep.value),
-                collectors: collectors.iter().map(|collector| collector.endpoint.clone()).collect(),
+                collectors: collectors
+                    .iter()
+                    .flat_map(|one| one.signals.iter().map(|signal| (one.endpoint.clone(), *signal)))
+                    .collect(),
             },
         }
     }

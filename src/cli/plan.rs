@@ -13,6 +13,7 @@ use crate::sandbox::plan::{Ids, Plan, Source, What};
 use crate::sandbox::{enforcement, outside, protect, seccomp};
 use crate::supervisor;
 use crate::sys::cgroup::Cgroups;
+use crate::task::Backend;
 
 /// Prints the isolation that a task would get, and the bundle that an OCI runtime would be given; starts nothing.
 #[derive(Debug, clap::Args)]
@@ -32,7 +33,14 @@ pub fn run(args: PlanArgs) -> anyhow::Result<u8> {
         &UnpackingLine::new(args.json),
     )?;
     let protected = protect::look(&task.roots)?;
-    let controls = supervisor::enforced(&task, &Cgroups::detect(), &protected.gaps);
+    let engine = match task.backend {
+        Backend::Docker => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Some(runtime.block_on(supervisor::own_engine())?)
+        }
+        Backend::Oci => None,
+    };
+    let controls = supervisor::enforced(&task, &Cgroups::detect(), &protected.gaps, engine.as_ref());
     let lacking = enforcement::lacking(&controls, &task);
     let plan = supervisor::plan(&task, &image).with_protected(&protected);
     let runtime = supervisor::runtime_name(&task.runtime);

@@ -144,7 +144,7 @@ fn check(args: &CheckArgs, input: &mut dyn BufRead, out: &mut dyn Write) -> anyh
         let command = command(args.argv.clone(), cwd, BTreeMap::new())?;
         let explanation = policy.explain(&command);
         if args.json {
-            serde_json::to_writer(&mut *out, &explanation)?;
+            serde_json::to_writer(&mut *out, &answer(&explanation))?;
             writeln!(out)?;
         } else {
             show(&explanation, out)?;
@@ -211,8 +211,10 @@ struct Batch {
 impl Batch {
     fn answer(mut self, input: &mut dyn BufRead, out: &mut dyn Write) -> anyhow::Result<()> {
         let mut line = Vec::new();
+        let mut number = 0_u64;
         loop {
             line.clear();
+            number += 1;
             let taken = io::Read::take(&mut *input, LINE_LIMIT as u64).read_until(b'\n', &mut line)?;
             if taken == 0 {
                 return Ok(());
@@ -220,32 +222,32 @@ impl Batch {
             if taken == LINE_LIMIT && line.last() != Some(&b'\n') {
                 skip_line(input)?;
                 let error = format!("the line is longer than {LINE_LIMIT} bytes");
-                writeln!(out, "{}", json!({"id": null, "error": error}))?;
+                writeln!(out, "{}", json!({"id": null, "line": number, "error": error}))?;
                 out.flush()?;
                 continue;
             }
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            serde_json::to_writer(&mut *out, &self.line(&line))?;
+            serde_json::to_writer(&mut *out, &self.line(number, &line))?;
             writeln!(out)?;
             out.flush()?;
         }
     }
 
-    fn line(&mut self, line: &[u8]) -> serde_json::Value {
+    fn line(&mut self, number: u64, line: &[u8]) -> serde_json::Value {
         let mut object: serde_json::Map<String, serde_json::Value> = match serde_json::from_slice(line) {
             Ok(object) => object,
-            Err(error) => return json!({"id": null, "error": format!("not a JSON object: {error}")}),
+            Err(error) => return json!({"id": null, "line": number, "error": format!("not a JSON object: {error}")}),
         };
         let id = object.remove("id").unwrap_or_default();
         match self.explain(object.into()) {
             Ok(explanation) => {
-                let mut answer = json!(explanation);
+                let mut answer = answer(&explanation);
                 answer["id"] = id;
                 answer
             }
-            Err(error) => json!({"id": id, "error": format!("{error:#}")}),
+            Err(error) => json!({"id": id, "line": number, "error": format!("{error:#}")}),
         }
     }
 
@@ -284,6 +286,17 @@ impl Batch {
         let policy = self.others.entry(rules).or_insert_with_key(load);
         policy.clone().map_err(anyhow::Error::msg)
     }
+}
+
+/// The answer in JSON. A rule without a justification says so, for whoever reads all rules alike.
+fn answer(explanation: &Explanation) -> serde_json::Value {
+    let mut answer = json!(explanation);
+    for rule in answer["rules"].as_array_mut().into_iter().flatten() {
+        if let Some(rule) = rule.as_object_mut() {
+            rule.entry("justification").or_insert_with(|| json!(null));
+        }
+    }
+    answer
 }
 
 /// Reads on to the end of a line, however long.

@@ -19,11 +19,12 @@ use super::unpacking::UnpackingLine;
 use super::{exec, exit, journal, table, terminal};
 use crate::api::messages::{ExecEnd, ExecStart, TaskSummary};
 use crate::api::{Server, stdio};
+use crate::approval::reviewer::PATIENCE;
 use crate::approval::{Approvers, Ask, Nobody, Session};
 use crate::audit::journal::{Journal, JournalOptions};
 use crate::audit::otlp::ExporterHandle;
 use crate::audit::record::{Entry, Event, Identity};
-use crate::config::{Config, Rejection, Surroundings};
+use crate::config::{BundleSeen, Config, Rejection, Surroundings};
 use crate::image::{self, Image, Store};
 use crate::path::HostPath;
 use crate::policy::{Policy, Stdin};
@@ -96,6 +97,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         Ok(ready) => ready,
         Err(error) => return Err(record_refusal(name, error)),
     };
+    if !manner.quiet {
+        for complaint in config.bundles.iter().filter_map(BundleSeen::complaint) {
+            eprintln!("belljar: {}", terminal::clean(&complaint));
+        }
+    }
     let policy = Policy::of_gate(&task.gate)?;
     // The key lies in the state folder, which the first task of a user makes.
     std::fs::DirBuilder::new()
@@ -103,7 +109,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         .mode(0o700)
         .create(&config.state)?;
     let collectors = journal::collectors(&config, manner.otlp.as_deref())?;
-    let journal = journal::open(&config)?;
+    let login = task
+        .login
+        .as_ref()
+        .map(|login| login.name.as_ref().unwrap_or(&login.subject));
+    let journal = journal::open(&config, login.unwrap_or(&surroundings.user))?;
     let exporter = journal::start_exporter(&journal, &collectors)?;
     let housekeeping = journal::Housekeeping::of(&journal, &config, &collectors);
     let identity = Identity {
@@ -153,7 +163,10 @@ fn record_refusal(name: Option<String>, error: anyhow::Error) -> anyhow::Error {
     };
     let recorded = Journal::open(
         &journal::folder(&surroundings.state_folder()),
-        JournalOptions::default(),
+        JournalOptions {
+            user: Some(surroundings.user.clone()),
+            ..JournalOptions::default()
+        },
     )
     .and_then(|journal| {
         journal.append_blocking(Entry {
@@ -220,10 +233,12 @@ fn approvers(
     Ok(Approvers {
         ask,
         reviewer,
+        review_time: PATIENCE,
         wait: manner.approvals == Approvals::Wait,
         harness: task.gate.approvers == WhoApproves::Harness,
         scopes: config.approval_scopes(),
         bounds: config.approvals.bounds(),
+        state: Some(config.state.clone()),
         session: Some(session),
         rule_file: surroundings.approved_rules().map(HostPath::new).transpose()?,
     })

@@ -338,6 +338,7 @@ mod tests {
                 ("it says".to_owned(), "to share\rit".to_owned()),
             ],
             reason: "a rule wants a person to look".to_owned(),
+            files: Vec::new(),
             rules: vec![RuleMatch {
                 id: "push".to_owned(),
                 file: "agent.rules".to_owned(),

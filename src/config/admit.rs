@@ -4,8 +4,11 @@
 //! What is checked here is checked again where it is used, by descriptor: between the two the world may change, and only a
 //! clear message is lost by that.
 
-use std::collections::BTreeMap;
-use std::path::{Component, Path, PathBuf};
+mod image;
+mod roots;
+mod secrets;
+
+use std::path::{Path, PathBuf};
 
 use super::requirements::Asked;
 use super::{Config, Requirements, is_built_in};
@@ -13,14 +16,11 @@ use crate::document::{Fault, Faults, Origin, Sited};
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
 use crate::policy::rules::built_in as built_in_rules;
-use crate::sys::path::{Kind, first_symlink, is_symlink_in_the_way, kind, open_without_symlinks};
 use crate::sys::user::groups_of;
 use crate::task::limits::Limits;
-use crate::task::spec::{BUILT_IN, LimitsSpec, SecretSpec, TaskSpec, WORKSPACE, expand_home, host_rules};
-use crate::task::{
-    Access, Admitted, Gate, GitMode, Guarantee, ImageRef, Network, NetworkMode, Root, Runtime, Secret, SecretPlace,
-    SecretSource, Task, is_image_name,
-};
+use crate::task::spec::{BUILT_IN, LimitsSpec, TaskSpec, WORKSPACE, host_rules};
+use crate::task::{Admitted, Gate, Guarantee, ImageRef, Network, NetworkMode, Root, Task};
+use roots::{closed_folders, with_protected_rules};
 
 /// Who asks, and where belljar keeps its state for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -128,18 +128,6 @@ fn named_limits(limits: &LimitsSpec) -> Vec<Guarantee> {
     named.map(|(limit, _)| limit).collect()
 }
 
-/// What no sandbox may see: whoever can reach the state can answer its own approvals, and whoever can write the configuration
-/// can loosen the next task.
-fn closed_folders(config: &Config, caller: &Caller) -> Vec<(PathBuf, &'static str)> {
-    let state = [&caller.state, &config.state].map(|folder| (folder.clone(), "belljar's state"));
-    let folders = config
-        .folders
-        .iter()
-        .map(|folder| (folder.clone(), "belljar's configuration"));
-    let real = |(folder, what): (PathBuf, &'static str)| (folder.canonicalize().unwrap_or(folder), what);
-    state.into_iter().chain(folders).map(real).collect()
-}
-
 impl Admission {
     fn fault<T>(&mut self, origin: &Origin, key: &str, what: impl Into<String>) -> Option<T> {
         // A flag names itself; the key of the file that it stands for would only confuse.
@@ -230,273 +218,6 @@ impl Admission {
         })
     }
 
-    /// All roots, parents before what lies in them, so that they can be mounted in this order.
-    fn roots(&mut self, spec: &TaskSpec) -> Vec<(Root, Origin, String)> {
-        let mut roots: Vec<(Root, Origin, String)> = Vec::new();
-        for (n, asked) in spec.writable_roots.iter().enumerate() {
-            let key = format!("writable_roots[{n}]");
-            if let Some((host, path)) = self.root(&key, &asked.host, asked.path.as_ref(), Access::Write) {
-                let root = Root {
-                    host,
-                    path,
-                    access: Access::Write,
-                    git: asked.git.as_ref().map_or(GitMode::Safe, |git| git.value),
-                    protect: asked.protect.iter().map(|name| name.value.clone()).collect(),
-                };
-                roots.push((root, asked.host.origin.clone(), key));
-            }
-        }
-        for (n, asked) in spec.readable_roots.iter().enumerate() {
-            let key = format!("readable_roots[{n}]");
-            if let Some((host, path)) = self.root(&key, &asked.host, asked.path.as_ref(), Access::Read) {
-                let root = Root {
-                    host,
-                    path,
-                    access: Access::Read,
-                    git: GitMode::ReadOnly,
-                    protect: Vec::new(),
-                };
-                roots.push((root, asked.host.origin.clone(), key));
-            }
-        }
-        let mut seen: BTreeMap<SandboxPath, Origin> = BTreeMap::new();
-        for (root, origin, key) in &roots {
-            if let Some(first) = seen.insert(root.path.clone(), origin.clone()) {
-                self.fault::<()>(
-                    origin,
-                    key,
-                    format!("another root is at \"{}\" already ({first})", root.path),
-                );
-            }
-        }
-        roots
-    }
-
-    fn root(
-        &mut self,
-        key: &str,
-        host: &Sited<String>,
-        path: Option<&Sited<SandboxPath>>,
-        access: Access,
-    ) -> Option<(HostPath, SandboxPath)> {
-        let host_key = format!("{key}.host");
-        let found = self.existing(&host_key, host, &[Kind::Folder, Kind::File]);
-        let path = match (path, &found) {
-            (Some(path), _) => Some(path.clone()),
-            (None, None) => None,
-            (None, Some(found)) => match found.as_path().to_str().map(SandboxPath::new) {
-                Some(Ok(path)) => Some(Sited::new(path, host.origin.clone())),
-                _ => self.fault(
-                    &host.origin,
-                    &host_key,
-                    "the path is not UTF-8 (say which path it has inside)",
-                ),
-            },
-        };
-        let path = path.and_then(|path| match reserved(&path.value) {
-            Some(what) => self.fault(&path.origin, &format!("{key}.path"), what),
-            None => Some(path.value),
-        });
-        let found = found?;
-        self.check_exposure(&host_key, &host.origin, found.as_path(), access);
-        Some((found, path?))
-    }
-
-    /// A root must neither be nor hold nor lie in what is belljar's or the kernel's own.
-    fn check_exposure(&mut self, key: &str, origin: &Origin, host: &Path, access: Access) {
-        for kernel in ["/proc", "/sys", "/dev"] {
-            if host.starts_with(kernel) || Path::new(kernel).starts_with(host) {
-                self.fault::<()>(
-                    origin,
-                    key,
-                    format!("\"{}\" would show the host's {kernel} to the sandbox", host.display()),
-                );
-                return;
-            }
-        }
-        for (folder, what) in self.closed.clone() {
-            let state = what == "belljar's state";
-            let exposes = host.starts_with(&folder) || folder.starts_with(host);
-            if exposes && (state || access == Access::Write) {
-                let text = format!(
-                    "\"{}\" would open {what} in \"{}\" to the sandbox",
-                    host.display(),
-                    folder.display()
-                );
-                self.fault::<()>(origin, key, text);
-            }
-        }
-    }
-
-    /// An existing thing of one of these kinds, reached without a symlink.
-    fn existing(&mut self, key: &str, text: &Sited<String>, kinds: &[Kind]) -> Option<HostPath> {
-        let path = match expand_home(&text.value, self.home.as_deref()).map(|path| lexical(&path)) {
-            Ok(path) => path,
-            Err(what) => return self.fault(&text.origin, key, what),
-        };
-        let path = match HostPath::new(path) {
-            Ok(path) => path,
-            Err(error) => return self.fault(&text.origin, key, error.to_string()),
-        };
-        let opened = open_without_symlinks(path.as_path()).and_then(|fd| kind(&fd));
-        match opened {
-            Ok(kind) if kinds.contains(&kind) => Some(path),
-            Ok(kind) => {
-                let expected = if kinds.contains(&Kind::Folder) {
-                    "a folder or a file"
-                } else {
-                    "a file"
-                };
-                self.fault(
-                    &text.origin,
-                    key,
-                    format!("\"{path}\" is {}, not {expected}", noun(kind)),
-                )
-            }
-            Err(error) => {
-                let what = match first_symlink(path.as_path()) {
-                    Some(link) if is_symlink_in_the_way(&error) => match link == path.as_path() {
-                        true => format!("\"{path}\" is a symlink, which is not followed (name its target)"),
-                        false => format!(
-                            "\"{path}\" leads through the symlink \"{}\" (name its target)",
-                            link.display()
-                        ),
-                    },
-                    _ if error.kind() == std::io::ErrorKind::NotFound => format!("\"{path}\" does not exist"),
-                    _ => format!("\"{path}\" cannot be opened: {error}"),
-                };
-                self.fault(&text.origin, key, what)
-            }
-        }
-    }
-
-    fn rules_file(&mut self, file: &Sited<String>) -> Option<HostPath> {
-        self.existing("gate.rules", file, &[Kind::File])
-    }
-
-    fn image(&mut self, image: &Sited<String>) -> Option<ImageRef> {
-        let text = image.value.as_str();
-        if text == "host" {
-            return Some(ImageRef::Host);
-        }
-        if !(text.starts_with('/') || text.starts_with('~')) {
-            return match is_image_name(text) {
-                true => Some(ImageRef::Named(text.to_owned())),
-                false => {
-                    let what = format!(
-                        "\"{text}\" is neither a name nor a reference of an image (a path begins with ./ or /)"
-                    );
-                    self.fault(&image.origin, "image", what)
-                }
-            };
-        }
-        let path = self.existing("image", image, &[Kind::Folder, Kind::File])?;
-        let at = path.as_path();
-        if at.join("oci-layout").is_file() || at.is_file() && is_tar(at) {
-            return Some(ImageRef::OciLayout(path));
-        }
-        if at.is_dir()
-            && ["bin", "usr/bin"]
-                .iter()
-                .any(|bin| at.join(bin).symlink_metadata().is_ok())
-        {
-            self.check_exposure("image", &image.origin, at, Access::Read);
-            return Some(ImageRef::Rootfs(path));
-        }
-        let what = match at.is_dir() {
-            true => format!(
-                "\"{path}\" is not an image: it has neither an \"oci-layout\" file nor a \"bin\" or \"usr/bin\""
-            ),
-            false => format!("\"{path}\" is not an image: it is not a tar archive"),
-        };
-        self.fault(&image.origin, "image", what)
-    }
-
-    fn runtime(&mut self, runtime: &Sited<String>) -> Option<Runtime> {
-        let text = runtime.value.as_str();
-        if text == "builtin" {
-            return Some(Runtime::Builtin);
-        }
-        if text.starts_with('/') {
-            // A runtime is the admin's program, and distributions link such programs freely: here symlinks are fine.
-            return match std::fs::metadata(text) {
-                Ok(found) if found.is_file() => Some(Runtime::Outside(text.to_owned())),
-                Ok(_) => self.fault(&runtime.origin, "runtime", format!("\"{text}\" is not a program")),
-                Err(error) => self.fault(
-                    &runtime.origin,
-                    "runtime",
-                    format!("\"{text}\" cannot be used: {error}"),
-                ),
-            };
-        }
-        let plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-        match text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(plain) {
-            true => Some(Runtime::Outside(text.to_owned())),
-            false => {
-                let what = format!("\"{text}\" is not the name of a runtime (a path begins with ./ or /)");
-                self.fault(&runtime.origin, "runtime", what)
-            }
-        }
-    }
-
-    fn secrets(&mut self, spec: &TaskSpec) -> Option<BTreeMap<String, Secret>> {
-        let mut secrets = BTreeMap::new();
-        for (name, asked) in &spec.secrets {
-            let key = format!("secrets.{name}");
-            if spec.env.contains_key(name) {
-                self.fault::<()>(&asked.source.origin, &key, "a variable of the same name stands in env");
-            }
-            if let Some(source) = self.secret_source(&format!("{key}.source"), &asked.source) {
-                let hosts = asked.hosts.iter().map(|host| host.value.clone()).collect();
-                let place = self.secret_place(&key, asked);
-                secrets.insert(name.clone(), Secret { source, hosts, place });
-            }
-        }
-        Some(secrets)
-    }
-
-    fn secret_place(&mut self, key: &str, asked: &SecretSpec) -> SecretPlace {
-        if let Some(header) = &asked.header {
-            return header.value.clone();
-        }
-        if let Some(query) = &asked.query {
-            let name = query.value.clone();
-            return SecretPlace::Query { name };
-        }
-        if let Some(basic) = &asked.basic {
-            let user = basic.value.clone();
-            return SecretPlace::Basic { user };
-        }
-        if let Some(aws) = &asked.aws {
-            let source = aws.session_token.as_ref();
-            let session = source.and_then(|source| self.secret_source(&format!("{key}.aws.session_token"), source));
-            return SecretPlace::Aws {
-                access_key_id: aws.access_key_id.value.clone(),
-                session,
-            };
-        }
-        match &asked.oauth {
-            Some(oauth) => SecretPlace::Oauth {
-                token_url: oauth.token_url.value.clone(),
-                client_id: oauth.client_id.value.clone(),
-                scope: oauth.scope.as_ref().map(|scope| scope.value.clone()),
-            },
-            None => SecretPlace::Placeholder,
-        }
-    }
-
-    fn secret_source(&mut self, key: &str, asked: &Sited<String>) -> Option<SecretSource> {
-        let (kind, name) = asked.value.split_once(':')?;
-        Some(match kind {
-            "keyring" => SecretSource::Keyring(name.to_owned()),
-            "env" => SecretSource::Env(name.to_owned()),
-            _ => {
-                let file = Sited::new(name.to_owned(), asked.origin.clone());
-                SecretSource::File(self.existing(key, &file, &[Kind::File])?)
-            }
-        })
-    }
-
     fn workdir(&mut self, spec: &TaskSpec, roots: &[Root]) -> Option<SandboxPath> {
         let Some(asked) = &spec.workdir else {
             let workspace = SandboxPath::new(WORKSPACE).expect("a plain absolute path");
@@ -559,21 +280,6 @@ fn network_mode(spec: &TaskSpec) -> NetworkMode {
     }
 }
 
-/// A rules file that lies in a writable root would be the agent's to rewrite for the next task.
-fn with_protected_rules(mut roots: Vec<Root>, rules: &[HostPath]) -> Vec<Root> {
-    for root in roots.iter_mut().filter(|root| root.access == Access::Write) {
-        for file in rules {
-            if let Ok(inside) = file.as_path().strip_prefix(root.host.as_path()) {
-                let name = inside.to_string_lossy().into_owned();
-                if !name.is_empty() && !root.protect.contains(&name) {
-                    root.protect.push(name);
-                }
-            }
-        }
-    }
-    roots
-}
-
 fn default_name(command: Option<&[String]>) -> String {
     let program = command.and_then(|words| Path::new(words.first()?).file_name()?.to_str());
     let name: String = program
@@ -583,52 +289,4 @@ fn default_name(command: Option<&[String]>) -> String {
         .take(100)
         .collect();
     if name.is_empty() { "task".to_owned() } else { name }
-}
-
-/// Why no root may be put at this path.
-fn reserved(path: &SandboxPath) -> Option<String> {
-    let at = Path::new(path.as_str());
-    for kernel in ["/proc", "/sys", "/dev", "/run/belljar"] {
-        if at.starts_with(kernel) {
-            return Some(format!("\"{path}\" lies in {kernel}, which the sandbox makes itself"));
-        }
-    }
-    const SYSTEM: [&str; 11] = [
-        "/", "/bin", "/boot", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/run", "/sbin", "/usr",
-    ];
-    let system = SYSTEM.contains(&path.as_str()) || ["/usr/bin", "/usr/lib", "/usr/sbin"].contains(&path.as_str());
-    system.then(|| format!("a root at \"{path}\" would take the place of the image's own files"))
-}
-
-fn lexical(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
-    for part in path.components() {
-        match part {
-            Component::ParentDir => {
-                plain.pop();
-            }
-            part => plain.push(part),
-        }
-    }
-    plain
-}
-
-fn noun(kind: Kind) -> &'static str {
-    match kind {
-        Kind::Folder => "a folder",
-        Kind::File => "a file",
-        Kind::Symlink => "a symlink",
-        Kind::Socket => "a socket",
-        Kind::Fifo => "a pipe",
-        Kind::Device => "a device",
-    }
-}
-
-/// By content: gzip, zstd, or the magic of a plain tar.
-fn is_tar(path: &Path) -> bool {
-    use std::io::Read;
-    let mut head = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(512).read_to_end(&mut head));
-    let plain = head.get(257..262) == Some(b"ustar");
-    read.is_ok() && (head.starts_with(&[0x1f, 0x8b]) || head.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || plain)
 }

@@ -11,7 +11,7 @@ use crate::task::spec::{self, expand_home};
 
 use super::layers::endpoint;
 
-/// How much one person is asked for one task.
+/// How much one person is asked, over all of their tasks.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Approvals {
     /// Questions that wait at once.

@@ -1,32 +1,43 @@
-//! Codex's `requirements.toml` as a source of demands: what it says of approvals, reviewers, rules, the sandbox and the network
-//! holds for belljar as it does there, or more strictly.
+//! Codex's `requirements.toml` as a source of demands: what it says of approvals, reviewers, rules, the sandbox, the network, the
+//! web and who may log in holds for belljar as it does there, or more strictly.
 //!
-//! Of `permissions` the folders and files that nobody may read count, as roots that are denied; patterns (`**/*.env`) do not: a
-//! sandbox sees nothing but what a task declares, and what lies in there is the task's.
+//! | key | demand |
+//! |---|---|
+//! | `allowed_sandbox_modes`, `allowed_permission_profiles` | without one that writes, no writable roots |
+//! | `allowed_approval_policies`, `allowed_approvals_reviewers` | what follows for the unmatched, who is asked, or nobody |
+//! | `allowed_web_search_modes` | the modes of `network`, unless the file allows commands a network of their own |
+//! | `allowed_login_methods`, `allowed_chatgpt_workspaces` | `identity`: a login by token, and its workspace |
+//! | `experimental_network` | hosts; with `allow_upstream_proxy = false` no proxy but a demanded one |
+//! | `permissions.filesystem.deny_read` | folders, files and patterns that no root may show |
+//! | `guardian_policy_config`, `guardian_extra_policy` | what the reviewing model is told beside its own policy |
+//! | `rules` | rules of the gate |
 //!
 //! Stricter on purpose: a key that Codex does not know is a fault here (Codex ignores it, so a slip of the pen demands nothing
-//! there), and what is asked beyond the demands is refused, not lowered. What it says of things that belljar does not have (web
-//! search, plugins, feature flags, MCP servers, the desktop) is read over.
+//! there), and what is asked beyond the demands is refused, not lowered. Keys about things that belljar does not have (plugins,
+//! feature flags, MCP servers, the desktop) demand nothing, and `config check` names them.
+
+mod elsewhere;
+mod files;
+mod network;
+mod rules;
 
 use std::path::Path;
 
+use super::identity::Method;
 use super::requirements::Requirements;
-use crate::document::{Document, Faults, Origin, Sited, Table, Value, Word};
+use crate::document::{Document, Faults, Origin, Sited, Table, Word};
 use crate::sys::user::hostname;
-use crate::task::spec::host_pattern;
 use crate::task::{NetworkMode, Reviewer, RulesText, Unknown, Unmatched};
+use network::Network;
 
 /// The keys of 0.169.0 that say nothing to belljar.
-const ELSEWHERE: [&str; 37] = [
+const ELSEWHERE: [&str; 32] = [
     "additional_developer_instructions",
     "allow_appshots",
     "allow_browser_and_computer_use",
     "allow_login_shell",
     "allow_managed_hooks_only",
     "allow_remote_control",
-    "allowed_chatgpt_workspaces",
-    "allowed_login_methods",
-    "allowed_web_search_modes",
     "application",
     "apps",
     "auto_review",
@@ -39,8 +50,6 @@ const ELSEWHERE: [&str; 37] = [
     "enforce_residency",
     "features",
     "feedback",
-    "guardian_extra_policy",
-    "guardian_policy_config",
     "hooks",
     "in_app_browser",
     "log_dir",
@@ -95,25 +104,54 @@ impl Word for ApprovalPolicy {
     ];
 }
 
+/// Where Codex's model may look things up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WebSearchMode {
+    Disabled,
+    Cached,
+    Indexed,
+    Live,
+}
+
+impl Word for WebSearchMode {
+    const WORDS: &'static [(&'static str, Self)] = &[
+        ("disabled", WebSearchMode::Disabled),
+        ("cached", WebSearchMode::Cached),
+        ("indexed", WebSearchMode::Indexed),
+        ("live", WebSearchMode::Live),
+    ];
+}
+
+/// How a user of Codex logs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LoginMethod {
+    ChatGpt,
+    Api,
+}
+
+impl Word for LoginMethod {
+    const WORDS: &'static [(&'static str, Self)] = &[("chatgpt", LoginMethod::ChatGpt), ("api", LoginMethod::Api)];
+}
+
 /// One file of Codex's, with what concerns belljar.
 #[derive(Debug, Default)]
 pub(super) struct Codex {
     pub sandbox_modes: Option<Sited<Vec<SandboxMode>>>,
+    /// Which profiles of permissions may be chosen, where that leaves none that may write.
+    pub only_reads: Option<Origin>,
     pub approval_policies: Option<Sited<Vec<ApprovalPolicy>>>,
     pub reviewers: Option<Sited<Vec<Reviewer>>>,
+    /// "disabled" is always one of them.
+    pub web_search_modes: Option<Sited<Vec<WebSearchMode>>>,
+    pub login_methods: Option<Sited<Vec<LoginMethod>>>,
+    pub workspaces: Option<Sited<Vec<String>>>,
+    pub reviewer_policy: Vec<Sited<String>>,
     pub network: Option<Network>,
     pub rules: Option<RulesText>,
-    /// Folders and files that no task may see.
-    pub deny_read: Option<Sited<Vec<String>>>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Network {
-    pub enabled: Option<Sited<bool>>,
-    pub allowed: Vec<Sited<String>>,
-    pub denied: Vec<Sited<String>>,
-    /// Nobody may allow a host beside `allowed`, and the rest is denied without a question.
-    pub managed_only: Option<Sited<bool>>,
+    /// Folders and files that no task may see, as patterns of absolute paths or of such below `~/`.
+    pub deny_read: Vec<Sited<String>>,
+    /// Keys that demand nothing here.
+    pub unheeded: Vec<Sited<String>>,
 }
 
 /// Reads a file by way of `text`, which sees to it that root alone can have written it.
@@ -131,10 +169,14 @@ pub(super) fn load(path: &Path, text: impl Fn(&Path) -> Result<String, String>) 
 impl Codex {
     pub fn from_toml(text: &str, file: &str, hostname: &str) -> Result<Codex, Faults> {
         Document::parse(text, file)?.read(|root| {
+            let mut unheeded = Vec::new();
             for key in ELSEWHERE {
-                root.value(key);
+                if let Some(value) = root.value(key) {
+                    elsewhere::check(&value);
+                    unheeded.push(Sited::new(key.to_owned(), value.origin()));
+                }
             }
-            check_profiles(root);
+            let only_reads = files::profiles(root);
             let everywhere = words(root, "allowed_sandbox_modes", SandboxMode::read);
             let sandbox_modes = here(root, hostname).or(everywhere);
             if let Some(modes) = sandbox_modes
@@ -143,77 +185,106 @@ impl Codex {
             {
                 root.fault(&modes.origin, "allowed_sandbox_modes", "it must include \"read-only\"");
             }
+            let network = root.table("experimental_network");
+            let guardian = ["guardian_policy_config", "guardian_extra_policy"];
             Codex {
                 sandbox_modes,
+                only_reads,
                 approval_policies: words(root, "allowed_approval_policies", ApprovalPolicy::read),
                 reviewers: words(root, "allowed_approvals_reviewers", reviewer),
-                network: root.table("experimental_network").map(|table| network(&table)),
-                rules: root.table("rules").and_then(|table| rules(&table, file)),
-                deny_read: deny_read(root),
+                web_search_modes: web_search_modes(root),
+                login_methods: words(root, "allowed_login_methods", LoginMethod::read),
+                workspaces: words(root, "allowed_chatgpt_workspaces", plain),
+                reviewer_policy: guardian.iter().filter_map(|key| root.parsed(key, plain)).collect(),
+                network: network.map(|table| network::read(&table, &mut unheeded)),
+                rules: root.table("rules").and_then(|table| rules::rules(&table, file)),
+                deny_read: files::deny_read(root, Path::new(file).parent()),
+                unheeded,
             }
         })
     }
 
     /// What it means for belljar.
     pub fn demands(self) -> Requirements {
-        let mut demands = Requirements::default();
-        if let Some(modes) = self.sandbox_modes
-            && !modes.value.iter().any(|mode| *mode != SandboxMode::ReadOnly)
-        {
-            demands.writable = Some(Sited::new(Vec::new(), modes.origin));
-        }
-        let policies = self.approval_policies;
-        if let Some(policies) = policies
-            .clone()
-            .filter(|policies| policies.value == [ApprovalPolicy::Untrusted])
-        {
-            demands.unmatched = Some(Sited::new(vec![Unmatched::Ask, Unmatched::Deny], policies.origin));
-        } else if let Some(policies) = policies.filter(|policies| policies.value == [ApprovalPolicy::Never]) {
-            demands.never_ask = Some(Sited::new(true, policies.origin.clone()));
-            demands.unknown = Some(Sited::new(vec![Unknown::Deny], policies.origin));
-        }
-        demands.denied = self.deny_read;
-        demands.reviewers = self.reviewers;
-        demands.rules_texts = self.rules.into_iter().collect();
-        let Some(network) = self.network else {
-            return demands;
+        let mut demands = Requirements {
+            unheeded: self.unheeded,
+            denied_patterns: self.deny_read,
+            reviewer_policy: self.reviewer_policy,
+            reviewers: self.reviewers,
+            rules_texts: self.rules.into_iter().collect(),
+            identity_workspaces: self.workspaces,
+            ..Requirements::default()
         };
-        if let Some(enabled) = network.enabled.filter(|enabled| !enabled.value) {
-            demands.modes = Some(Sited::new(vec![NetworkMode::None], enabled.origin));
+        let modes = self
+            .sandbox_modes
+            .filter(|modes| modes.value.iter().all(|mode| *mode == SandboxMode::ReadOnly));
+        if let Some(origin) = modes.map(|modes| modes.origin).or(self.only_reads) {
+            demands.writable = Some(Sited::new(Vec::new(), origin));
         }
-        demands.deny = network.denied;
-        if let Some(only) = network.managed_only.filter(|only| only.value) {
-            let allowed = network.allowed.into_iter().map(|host| host.value).collect();
-            demands.allow = Some(Sited::new(allowed, only.origin.clone()));
-            demands.unknown = Some(Sited::new(vec![Unknown::Deny], only.origin));
+        match self.approval_policies {
+            Some(policies) if policies.value == [ApprovalPolicy::Untrusted] => {
+                demands.unmatched = Some(Sited::new(vec![Unmatched::Ask, Unmatched::Deny], policies.origin));
+            }
+            Some(policies) if policies.value == [ApprovalPolicy::Never] => {
+                demands.never_ask = Some(Sited::new(true, policies.origin.clone()));
+                demands.unknown = Some(Sited::new(vec![Unknown::Deny], policies.origin));
+            }
+            Some(_) | None => {}
+        }
+        // An API key says nothing of who holds it, so where it would do, the user of the machine does.
+        if let Some(methods) = self.login_methods
+            && methods.value == [LoginMethod::ChatGpt]
+        {
+            demands.identity_methods = Some(Sited::new(vec![Method::Oidc], methods.origin));
+        }
+        let is_networked = self
+            .network
+            .as_ref()
+            .and_then(|network| network.enabled.as_ref())
+            .is_some_and(|enabled| enabled.value);
+        if let Some(modes) = self.web_search_modes.filter(|_| !is_networked) {
+            demands.modes = Some(Sited::new(network_modes(&modes.value), modes.origin));
+        }
+        if let Some(network) = self.network {
+            network.demand(&mut demands);
         }
         demands
     }
 }
 
-/// What may be read in no sandbox. Only whole folders and files: what is given by a pattern or below a home is not shown to a
-/// sandbox anyhow unless a task declares it, and there it cannot be told apart from the rest.
-fn deny_read(root: &Table<'_>) -> Option<Sited<Vec<String>>> {
-    let permissions = root.value("permissions")?;
-    for (name, value) in permissions.table()?.open() {
-        if name.value != "filesystem" {
-            continue;
-        }
-        for (name, list) in value.table()?.open() {
-            if name.value != "deny_read" {
-                continue;
-            }
-            let values = list.list()?;
-            let paths = values.iter().filter_map(|path| path.text()).map(|path| path.value);
-            let whole = |path: String| {
-                let path = path.trim_end_matches("/**").to_owned();
-                (path.starts_with('/') && !path.contains(['*', '?', '['])).then_some(path)
-            };
-            let paths: Vec<String> = paths.filter_map(whole).collect();
-            return (!paths.is_empty()).then(|| Sited::new(paths, list.origin()));
-        }
+/// What a task may get from the web is what its commands may: they run what the model found there.
+fn network_modes(modes: &[WebSearchMode]) -> Vec<NetworkMode> {
+    let stored = [WebSearchMode::Cached, WebSearchMode::Indexed, WebSearchMode::Live];
+    let mut allowed = vec![NetworkMode::None];
+    if stored.iter().any(|mode| modes.contains(mode)) {
+        allowed.push(NetworkMode::Cached);
     }
-    None
+    if modes.contains(&WebSearchMode::Live) {
+        allowed.push(NetworkMode::Proxy);
+    }
+    allowed
+}
+
+/// None at all is a list like any other: it leaves what is always allowed.
+fn web_search_modes(root: &Table<'_>) -> Option<Sited<Vec<WebSearchMode>>> {
+    let value = root.value("allowed_web_search_modes")?;
+    let list = value.list()?;
+    let mut modes: Vec<WebSearchMode> = list
+        .iter()
+        .filter_map(|word| word.parsed(WebSearchMode::read))
+        .map(|word| word.value)
+        .collect();
+    if !modes.contains(&WebSearchMode::Disabled) {
+        modes.insert(0, WebSearchMode::Disabled);
+    }
+    Some(Sited::new(modes, value.origin()))
+}
+
+fn plain(text: &str) -> Result<String, String> {
+    match text.trim().is_empty() {
+        true => Err("the text is empty".to_owned()),
+        false => Ok(text.to_owned()),
+    }
 }
 
 /// The modes for this machine, from the first entry that names it; all entries are read for their faults.
@@ -253,190 +324,6 @@ fn reviewer(text: &str) -> Result<Reviewer, String> {
         "guardian_subagent" => Ok(Reviewer::AutoReview),
         text => Reviewer::read(text),
     }
-}
-
-/// Codex refuses these, so the file is not one that holds there.
-fn check_profiles(root: &Table<'_>) {
-    let allowed = root.value("allowed_permission_profiles");
-    let default = root.text("default_permissions");
-    let Some(value) = allowed else {
-        if default.is_some()
-            && let Some(value) = root.value("default_permissions")
-        {
-            value.fault("default_permissions requires allowed_permission_profiles");
-        }
-        return;
-    };
-    let entries = value.table().map(Table::open).unwrap_or_default();
-    let profiles: Vec<String> = entries
-        .into_iter()
-        .filter(|(_, allowed)| allowed.flag().is_some_and(|flag| flag.value))
-        .map(|(name, _)| name.value)
-        .collect();
-    match default {
-        Some(default) if !profiles.contains(&default.value) => {
-            value.fault(format!(
-                "default_permissions `{}` must be allowed by allowed_permission_profiles",
-                default.value
-            ));
-        }
-        None if ![":read-only", ":workspace"]
-            .iter()
-            .all(|name| profiles.iter().any(|profile| profile == name)) =>
-        {
-            value.fault("default_permissions must be set unless allowed_permission_profiles allows both :read-only and :workspace");
-        }
-        _ => {}
-    }
-}
-
-fn network(table: &Table<'_>) -> Network {
-    // Ports and sockets are of Codex's own proxy; belljar has one way out, which allows less than any of these.
-    for key in [
-        "http_port",
-        "socks_port",
-        "allow_upstream_proxy",
-        "dangerously_allow_non_loopback_proxy",
-        "dangerously_allow_all_unix_sockets",
-        "unix_sockets",
-        "allow_unix_sockets",
-        "allow_local_binding",
-        "review_domains",
-        "header_injections",
-    ] {
-        table.value(key);
-    }
-    let mut network = Network {
-        enabled: table.flag("enabled"),
-        allowed: table.list("allowed_domains", host_pattern),
-        denied: table.list("denied_domains", host_pattern),
-        managed_only: table.flag("managed_allowed_domains_only"),
-    };
-    let old = ["allowed_domains", "denied_domains"]
-        .iter()
-        .any(|key| table.value(key).is_some());
-    let Some(domains) = table.value("domains") else {
-        return network;
-    };
-    if old {
-        domains.fault("domains cannot be combined with allowed_domains or denied_domains");
-    }
-    for (host, value) in domains.table().map(Table::open).unwrap_or_default() {
-        if let Err(what) = host_pattern(&host.value) {
-            value.fault(what);
-        }
-        match value.text().as_ref().map(|text| text.value.as_str()) {
-            Some("allow") => network.allowed.push(host),
-            Some("deny") => network.denied.push(host),
-            Some(_) => value.fault("expected \"allow\" or \"deny\""),
-            None => {}
-        }
-    }
-    network
-}
-
-/// Codex's rules in TOML as rules in Starlark, each in the line in which it stands in the file, so that a judgement names it.
-fn rules(table: &Table<'_>, file: &str) -> Option<RulesText> {
-    let value = table.value("prefix_rules")?;
-    let list = value.list()?;
-    if list.is_empty() {
-        value.fault("rules prefix_rules cannot be empty");
-    }
-    let mut text = String::new();
-    let mut line = 1;
-    for (n, value) in list.iter().enumerate() {
-        let Some(rule) = value.table().and_then(|table| rule(n, value, &table)) else {
-            continue;
-        };
-        if let Origin::File { line: at, .. } = value.origin() {
-            if at == line && !text.is_empty() && !text.ends_with('\n') {
-                text.push_str("; ");
-            }
-            while line < at {
-                text.push('\n');
-                line += 1;
-            }
-        }
-        text.push_str(&rule);
-    }
-    text.push('\n');
-    Some(RulesText {
-        name: file.to_owned(),
-        text,
-    })
-}
-
-fn rule(n: usize, value: &Value<'_>, table: &Table<'_>) -> Option<String> {
-    let at = format!("rules prefix_rule at index {n}");
-    let canonical = table.flag("canonical_matching").is_some_and(|flag| flag.value);
-    let decision = match table.text("decision").map(|decision| decision.value) {
-        None => {
-            value.fault(format!("{at} is missing a decision"));
-            return None;
-        }
-        Some(decision) => match decision.as_str() {
-            "prompt" => "decision = \"prompt\"",
-            "prompt-user" => "decision = \"prompt\", reviewer = \"user\"",
-            "forbidden" => "decision = \"forbidden\"",
-            "allow" => {
-                value.fault(format!(
-                    "{at} has decision 'allow', which is not permitted in requirements.toml: it may only tighten"
-                ));
-                return None;
-            }
-            other => {
-                value.fault(format!("{at} has the unknown decision {other:?}"));
-                return None;
-            }
-        },
-    };
-    let mut pattern = Vec::new();
-    for part in table.tables("pattern") {
-        let token = part.text("token").map(|token| token.value);
-        let any_of = part
-            .value("any_of")
-            .map(|_| part.list("any_of", |text| Ok(text.to_owned())));
-        let words: Vec<String> = match (token, any_of) {
-            (Some(token), None) => vec![token],
-            (None, Some(words)) => words.into_iter().map(|word| word.value).collect(),
-            _ => {
-                value.fault(format!("{at}: a part of a pattern has either token or any_of"));
-                return None;
-            }
-        };
-        if words.is_empty() {
-            value.fault(format!("{at}: any_of cannot be empty"));
-            return None;
-        }
-        if words.iter().any(|word| word.trim().is_empty()) {
-            value.fault(format!("{at} has an empty token"));
-            return None;
-        }
-        let words: Vec<String> = words.iter().map(|word| literal(word)).collect();
-        pattern.push(format!("[{}]", words.join(", ")));
-    }
-    if pattern.is_empty() {
-        value.fault(format!("{at} has an empty pattern"));
-        return None;
-    }
-    let justification = match table.text("justification").map(|text| text.value) {
-        Some(text) if text.trim().is_empty() => {
-            value.fault(format!("{at} has a blank justification"));
-            return None;
-        }
-        Some(text) => format!(", justification = {}", literal(&text)),
-        None => String::new(),
-    };
-    Some(format!(
-        "prefix_rule(pattern = [{}], {decision}{justification}{})",
-        pattern.join(", "),
-        if canonical { ", canonical_matching = True" } else { "" },
-    ))
-}
-
-/// A string of Starlark: JSON's escapes mean the same there.
-fn literal(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
 }
 
 #[cfg(test)]

@@ -100,42 +100,40 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
     });
     for folder in &folders {
         let file = folder.join("config.toml");
-        // Only a file that is surely not there is an empty layer: one that cannot be looked at might forbid something.
-        match file.symlink_metadata() {
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
-                ) =>
+        if is_there(&file) {
+            match read_file(&file)
+                .and_then(|text| Layer::from_toml(&text, &file.display().to_string(), surroundings.home.as_deref()))
             {
-                continue;
-            }
-            _ => {}
-        }
-        match read_file(&file)
-            .and_then(|text| Layer::from_toml(&text, &file.display().to_string(), surroundings.home.as_deref()))
-        {
-            Ok(mut layer) => {
-                layer.task.rebase(folder);
-                layers.push(layer);
-                files.push(file);
-            }
-            Err(found) => faults.extend(found.into_vec()),
-        }
-    }
-    layers.extend(approved_rules(surroundings));
-    let mut untrusted = None;
-    if let Some(file) = surroundings.project.as_deref().and_then(project_file) {
-        let trusted: Vec<&Sited<String>> = layers.iter().flat_map(|layer| &layer.trusted_folders).collect();
-        match trusted.iter().any(|folder| is_within(&file, &folder.value)) {
-            false => untrusted = Some(file),
-            true => match project_layer(&file) {
-                Ok(layer) => {
+                Ok(mut layer) => {
+                    layer.task.rebase(folder);
                     layers.push(layer);
                     files.push(file);
                 }
                 Err(found) => faults.extend(found.into_vec()),
-            },
+            }
+        }
+        // A folder of configuration may well be a link.
+        let real = folder.canonicalize().unwrap_or_else(|_| folder.clone());
+        layers.push(Layer::of_rules(&real, &mut faults));
+    }
+    let mut untrusted = None;
+    if let Some(folder) = surroundings.project.as_deref().and_then(project_folder) {
+        let file = folder.join("config.toml");
+        let rules = folder.join("rules");
+        let trusted: Vec<&Sited<String>> = layers.iter().flat_map(|layer| &layer.trusted_folders).collect();
+        if !trusted.iter().any(|trusted| is_within(&folder, &trusted.value)) {
+            untrusted = Some(if is_there(&file) { file } else { rules });
+        } else {
+            if is_there(&file) {
+                match project_layer(&file) {
+                    Ok(layer) => {
+                        layers.push(layer);
+                        files.push(file);
+                    }
+                    Err(found) => faults.extend(found.into_vec()),
+                }
+            }
+            layers.push(Layer::of_rules(&folder, &mut faults));
         }
     }
     Faults::check(faults)?;
@@ -154,6 +152,11 @@ pub(super) fn load(surroundings: &Surroundings) -> Result<Config, Faults> {
         demands.fill(&mut TaskSpec::default(), &mut config.journal);
         demands.fill_egress(&mut config.egress);
         config.journal.redact.extend(demands.redact.iter().cloned());
+        if let Some(reviewer) = &mut config.reviewer {
+            for policy in &demands.reviewer_policy {
+                reviewer.value.add_policy(&policy.value);
+            }
+        }
     }
     Ok(config)
 }
@@ -210,14 +213,23 @@ fn merged(layers: Vec<Layer>, state: PathBuf) -> Config {
     }
 }
 
-/// The nearest `.belljar/config.toml` at or above a folder.
-fn project_file(folder: &Path) -> Option<PathBuf> {
+/// Only what is surely absent is absent: a file that cannot be looked at might forbid something.
+fn is_there(path: &Path) -> bool {
+    match path.symlink_metadata() {
+        Err(error) => !matches!(
+            error.kind(),
+            std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+        ),
+        Ok(_) => true,
+    }
+}
+
+/// The nearest `.belljar` with configuration or rules in it, at or above a folder.
+fn project_folder(folder: &Path) -> Option<PathBuf> {
     let folder = folder.canonicalize().ok()?;
-    let file = |folder: &Path| folder.join(".belljar/config.toml");
-    folder
-        .ancestors()
-        .map(file)
-        .find(|file| file.symlink_metadata().is_ok())
+    let own = |folder: &Path| folder.join(".belljar");
+    let says = |folder: &PathBuf| ["config.toml", "rules"].iter().any(|name| is_there(&folder.join(name)));
+    folder.ancestors().map(own).find(says)
 }
 
 /// By real paths, or a link in a trusted folder would lend its trust to what it leads to.
@@ -225,21 +237,6 @@ fn is_within(file: &Path, trusted: &str) -> bool {
     Path::new(trusted)
         .canonicalize()
         .is_ok_and(|trusted| file.starts_with(trusted))
-}
-
-/// The rules that approvals were remembered as hold for all tasks of the user, once there are any.
-fn approved_rules(surroundings: &Surroundings) -> Option<Layer> {
-    let file = surroundings.approved_rules()?;
-    file.symlink_metadata().ok()?;
-    let shown = file.display().to_string();
-    let origin = Origin::File {
-        file: shown.as_str().into(),
-        line: 1,
-        column: 1,
-    };
-    let mut layer = Layer::default();
-    layer.task.gate.rules = vec![Sited::new(shown, origin)];
-    Some(layer)
 }
 
 /// A project may say how its tasks run, not where records go, when they are on the disk, who reviews, or what is trusted.
@@ -286,6 +283,39 @@ fn project_layer(file: &Path) -> Result<Layer, Faults> {
 }
 
 impl Layer {
+    /// The files of rules beside a layer's configuration, `rules/*.rules` by name: they hold for all of its tasks. Approvals that
+    /// are remembered stand in one of them.
+    fn of_rules(folder: &Path, faults: &mut Vec<Fault>) -> Self {
+        let rules = folder.join("rules");
+        let mut layer = Self::default();
+        if !is_there(&rules) {
+            return layer;
+        }
+        let origin = |path: &Path| Origin::File {
+            file: path.display().to_string().into(),
+            line: 1,
+            column: 1,
+        };
+        let entries = std::fs::read_dir(&rules).and_then(|entries| entries.collect::<std::io::Result<Vec<_>>>());
+        match entries {
+            Ok(entries) => {
+                let mut files: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
+                files.retain(|file| file.extension().is_some_and(|extension| extension == "rules"));
+                files.sort();
+                layer.task.gate.rules = files
+                    .iter()
+                    .map(|file| Sited::new(file.display().to_string(), origin(file)))
+                    .collect();
+            }
+            Err(error) => faults.push(Fault {
+                origin: origin(&rules),
+                key: String::new(),
+                what: format!("the folder of rules cannot be read: {error}"),
+            }),
+        }
+        layer
+    }
+
     fn from_toml(text: &str, file: &str, home: Option<&Path>) -> Result<Layer, Faults> {
         Document::parse(text, file)?.read(|root| {
             if let Some(version) = root.value("version") {

@@ -7,6 +7,9 @@
 //!            /etc/belljar/requirements.toml, requirements.d/*.toml ── hold all of it: refused, never clamped
 //! ```
 //!
+//! Beside each `config.toml` files of rules may lie, `rules/*.rules`: they hold for every task of that layer. The nearest
+//! `.belljar` at or above the task's folder is the project's.
+//!
 //! Requirements may also come signed from a URL, see [`bundle`]; who asks is [`identity`]'s to say.
 //!
 //! Called by the command line and the API before anything is bound, created or started. Plain reading of files; loading rules
@@ -298,8 +301,9 @@ impl Surroundings {
     /// The files and folders that layers and requirements are read from, be they there or not. What those name in turn is not
     /// among them.
     pub fn places(&self) -> Vec<PathBuf> {
-        let of_etc = ["config.toml", "requirements.toml", "requirements.d"].map(|name| self.etc.join(name));
-        let of_user = self.user_folder().map(|folder| folder.join("config.toml"));
+        let of_etc = ["config.toml", "rules", "requirements.toml", "requirements.d"].map(|name| self.etc.join(name));
+        let of_user = self.user_folder().into_iter();
+        let of_user = of_user.flat_map(|folder| ["config.toml", "rules"].map(|name| folder.join(name)));
         of_etc.into_iter().chain(of_user).chain(self.approved_rules()).collect()
     }
 
@@ -337,8 +341,14 @@ impl Config {
     pub(in crate::config) fn login(&self) -> (Option<Login>, Vec<Fault>) {
         let (mut login, mut violations) = (None, Vec::new());
         for demands in &self.requirements {
-            let found = demands.check_login(self.token.as_ref(), &mut violations);
+            let found = demands.read_login(self.token.as_ref(), &mut violations);
             login = login.or(found);
+        }
+        // Who holds a wrong token is told that, and not also that they are nobody.
+        if violations.is_empty() {
+            for demands in &self.requirements {
+                demands.check_login(login.as_ref(), &mut violations);
+            }
         }
         if let Some(token) = &self.token
             && !self.requirements.iter().any(|demands| demands.identity_oidc.is_some())

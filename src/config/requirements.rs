@@ -36,6 +36,8 @@ pub struct Requirements {
     pub writable: Option<Sited<Vec<String>>>,
     pub readable: Option<Sited<Vec<String>>>,
     pub denied: Option<Sited<Vec<String>>>,
+    /// The same as patterns, which may begin with `~/`: nothing of this form may lie in a root.
+    pub denied_patterns: Vec<Sited<String>>,
     pub git: Option<Sited<Vec<GitMode>>>,
     pub memory: Option<Sited<Bytes>>,
     pub cpus: Option<Sited<f64>>,
@@ -55,6 +57,8 @@ pub struct Requirements {
     pub hosts: Vec<HostSpec>,
     /// The proxy that every connection is made through.
     pub upstream: Option<Sited<String>>,
+    /// No proxy that the configuration names may be between.
+    pub no_upstream: Option<Sited<bool>>,
     pub rules: Vec<Sited<String>>,
     /// Rules that stand in a file of requirements themselves, as Codex writes them.
     pub rules_texts: Vec<RulesText>,
@@ -62,6 +66,8 @@ pub struct Requirements {
     pub reviewers: Option<Sited<Vec<Reviewer>>>,
     /// The only endpoints that a model may review from.
     pub reviewer_endpoints: Option<Sited<Vec<String>>>,
+    /// What a model that reviews is told beside its own policy.
+    pub reviewer_policy: Vec<Sited<String>>,
     pub approvers: Option<Sited<Vec<WhoApproves>>>,
     /// How far an approval may reach; no less than once.
     pub scopes: Option<Sited<Vec<Scope>>>,
@@ -84,6 +90,8 @@ pub struct Requirements {
     pub never_ask: Option<Sited<bool>>,
     /// A file of Codex's to hold to as well.
     pub codex: Option<Sited<String>>,
+    /// Keys of it about things that belljar does not have.
+    pub unheeded: Vec<Sited<String>>,
 }
 
 impl Requirements {

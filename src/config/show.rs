@@ -136,6 +136,7 @@ impl Listing {
         self.texts("requirements.roots.writable", demands.writable.as_ref());
         self.texts("requirements.roots.readable", demands.readable.as_ref());
         self.texts("requirements.roots.denied", demands.denied.as_ref());
+        self.each("requirements.roots.denied_patterns", &demands.denied_patterns);
         self.words("requirements.roots.git", demands.git.as_ref());
         self.size("requirements.limits.memory", demands.memory.as_ref());
         self.one("requirements.limits.cpus", demands.cpus.as_ref(), |cpus| json!(cpus));
@@ -152,6 +153,9 @@ impl Listing {
         self.each("requirements.network.always", &demands.always);
         self.hosts("requirements.network.hosts", &demands.hosts);
         self.text("requirements.egress.upstream", demands.upstream.as_ref());
+        self.one("requirements.egress.no_upstream", demands.no_upstream.as_ref(), |_| {
+            json!(true)
+        });
         self.each("requirements.gate.rules", &demands.rules);
         self.words("requirements.gate.unmatched", demands.unmatched.as_ref());
         self.words("requirements.gate.reviewers", demands.reviewers.as_ref());
@@ -159,6 +163,7 @@ impl Listing {
             "requirements.gate.reviewer_endpoints",
             demands.reviewer_endpoints.as_ref(),
         );
+        self.each("requirements.gate.reviewer_policy", &demands.reviewer_policy);
         self.words("requirements.gate.approvers", demands.approvers.as_ref());
         self.words("requirements.gate.scopes", demands.scopes.as_ref());
         self.one("requirements.gate.never_ask", demands.never_ask.as_ref(), |flag| {
@@ -191,6 +196,7 @@ impl Listing {
             }
         }
         self.text("requirements.codex.requirements", demands.codex.as_ref());
+        self.each("requirements.codex.unheeded", &demands.unheeded);
     }
 
     fn task(&mut self, at: &str, task: &TaskSpec) {

@@ -467,3 +467,70 @@ fn the_program_that_reviews_is_protected_where_the_agent_could_write() {
         .unwrap();
     assert_eq!(task.roots[0].protect, ["tools/review"]);
 }
+
+#[test]
+fn rules_beside_each_layers_configuration_hold_for_its_tasks() {
+    let place = Place::new();
+    let rule = |name: &str| format!("prefix_rule(pattern = [\"{name}\"], decision = \"forbidden\")\n");
+    place.write("etc/rules/b.rules", &rule("system-b"));
+    place.write("etc/rules/a.rules", &rule("system-a"));
+    place.write("etc/rules/notes.txt", "no rules");
+    place.write("etc/c.rules", &rule("beside"));
+    place.write("home/.config/belljar/rules/u.rules", &rule("user"));
+    let project = place.write("work/.belljar/rules/p.rules", &rule("project"));
+    let surroundings = Surroundings {
+        project: Some(place.root.join("work")),
+        ..place.surroundings()
+    };
+    let names = || {
+        let config = Config::load(&surroundings).unwrap();
+        let files = config.task.gate.rules.iter().map(|file| PathBuf::from(&file.value));
+        let names = files.map(|file| file.file_name().unwrap().to_str().unwrap().to_owned());
+        (names.collect::<Vec<_>>(), config.untrusted)
+    };
+    // What an agent may have put into a folder that nobody trusts is not read.
+    let untrusted = Some(place.root.join("work/.belljar/rules"));
+    assert_eq!(
+        names(),
+        (["a.rules", "b.rules", "u.rules"].map(str::to_owned).to_vec(), untrusted)
+    );
+    let trust = format!("trusted_folders = [{:?}]\n", place.root.join("work"));
+    place.write("home/.config/belljar/config.toml", &trust);
+    let all = ["a.rules", "b.rules", "u.rules", "p.rules"].map(str::to_owned).to_vec();
+    assert_eq!(names(), (all, None));
+    let config = Config::load(&surroundings).unwrap();
+    let task = admit(
+        TaskSpec::from_toml(
+            "version = 1\nwritable_roots = [{ host = \".\", path = \"/w\" }]",
+            "task.toml",
+        )
+        .unwrap(),
+        &place.root.join("work"),
+        &config,
+        &place.caller(),
+    )
+    .unwrap();
+    assert_eq!(task.gate.rules.len(), 4);
+    assert_eq!(task.roots[0].protect, [".belljar/rules/p.rules"]);
+    // A link may lead to what the agent can write.
+    fs::remove_file(&project).unwrap();
+    symlink(place.root.join("etc/rules/a.rules"), &project).unwrap();
+    let refused = admit(
+        TaskSpec::from_toml("version = 1", "task.toml").unwrap(),
+        &place.root,
+        &Config::load(&surroundings).unwrap(),
+        &place.caller(),
+    );
+    assert!(refused.unwrap_err().to_string().contains("is a symlink"));
+}
+
+#[test]
+fn a_folder_of_rules_that_is_none_refuses_to_start() {
+    let place = Place::new();
+    place.write("etc/rules", "a file");
+    let faults = Config::load(&place.surroundings()).unwrap_err().to_string();
+    assert!(
+        faults.contains("/etc/rules:1:1: the folder of rules cannot be read"),
+        "{faults}"
+    );
+}

@@ -4,6 +4,7 @@
 //! it [`ExecEvent`]s, the last of which is the [`ExecEnd`].
 
 mod bulk;
+mod files;
 pub mod pipeline;
 mod pump;
 mod run;
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::record::ExecFinished;
-use crate::id::ExecId;
+use crate::id::{ApprovalId, ExecId};
 use crate::policy::{Command, Refusal, TtySize};
 
 /// One command asked for within a task, with what the caller says about it.
@@ -64,8 +65,9 @@ pub enum ExecEvent {
     Judged {
         judgement: &'static str,
     },
-    /// Somebody is being asked; the reason why.
+    /// Somebody is being asked: by which question, and why.
     Asked {
+        approval: ApprovalId,
         reason: String,
     },
     Started,

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::files::Named;
 use super::run::{self, Ended, Limits};
 use super::stream::Log;
 use super::traffic::Traffic;
@@ -26,8 +27,9 @@ use crate::crash;
 use crate::egress::EgressBytes;
 use crate::id::{ApprovalId, TaskId};
 use crate::policy::amend::{About, Amendment};
-use crate::policy::{Basis, Decision, InForce, Judgement, Permit, Question, Refusal};
+use crate::policy::{Answer, Basis, Decision, InForce, Judgement, Permit, Question, Refusal};
 use crate::sandbox::oci::{Sandbox, SandboxError};
+use crate::task::Root;
 
 /// What all execs of a task share.
 pub struct Context {
@@ -44,6 +46,8 @@ pub struct Context {
     pub image_digest: Option<String>,
     pub plan_digest: String,
     pub requirements_digest: Option<String>,
+    /// Of the host, as the sandbox sees them.
+    pub roots: Vec<Root>,
 }
 
 /// What a caller can do to an exec while it runs.
@@ -87,10 +91,7 @@ async fn steps(
     log: &Log,
     on: &(dyn Fn(&ExecEvent) + Sync),
 ) -> Result<ExecEnd, PipelineError> {
-    let tell = async |event: ExecEvent| {
-        on(&event);
-        log.append(event).await;
-    };
+    let listeners = Listeners { log, on };
     let entry = |event| Entry {
         task: Some(context.task),
         exec: Some(request.id),
@@ -121,23 +122,19 @@ async fn steps(
     let permit = match judgement {
         Judgement::Allow(permit) => {
             context.journal.append_all([judged, started(&permit)]).await?;
-            tell(told).await;
+            listeners.tell(told).await;
             permit
         }
         Judgement::Deny(refusal) => {
             let refused = entry(refused(request, &refusal));
             context.journal.append_all([judged, refused]).await?;
-            tell(told).await;
+            listeners.tell(told).await;
             return Ok(ExecEnd::Refused(refusal));
         }
         Judgement::Ask(question) => {
             context.journal.append(judged).await?;
-            tell(told).await;
-            tell(ExecEvent::Asked {
-                reason: question.reason().to_owned(),
-            })
-            .await;
-            match ask(context, request, question, &mut inputs.control).await? {
+            listeners.tell(told).await;
+            match ask(context, request, question, &mut inputs.control, &listeners).await? {
                 Ok(permit) => {
                     context.journal.append(started(&permit)).await?;
                     permit
@@ -173,12 +170,26 @@ async fn steps(
     }
 }
 
+/// Those who hear what happens to an exec.
+struct Listeners<'a> {
+    log: &'a Log,
+    on: &'a (dyn Fn(&ExecEvent) + Sync),
+}
+
+impl Listeners<'_> {
+    async fn tell(&self, event: ExecEvent) {
+        (self.on)(&event);
+        self.log.append(event).await;
+    }
+}
+
 /// The one place that waits for a person. A cancel withdraws the question.
 async fn ask(
     context: &Context,
     request: &ExecRequest,
     question: Question,
     control: &mut mpsc::Receiver<Control>,
+    listeners: &Listeners<'_>,
 ) -> Result<Result<Permit, Refusal>, PipelineError> {
     let command = &request.command;
     let about =
@@ -196,6 +207,14 @@ async fn ask(
             .iter()
             .map(|reason| ("reason given".to_owned(), reason.clone())),
     );
+    let named = {
+        let (command, roots) = (command.clone(), context.roots.clone());
+        let look = move || Named::by(&command, &roots);
+        // Empty where the runtime is ending, and the question with it.
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
+    };
+    let files: Vec<String> = named.iter().map(Named::to_string).collect();
+    facts.extend(files.iter().map(|file| ("file".to_owned(), file.clone())));
     let asked = Asked {
         id: ApprovalId::new(),
         task: context.task,
@@ -205,6 +224,7 @@ async fn ask(
         facts,
         reason: question.reason().to_owned(),
         rules: question.basis().rules.clone(),
+        files,
         digest: context.desk.digest_of_command(command),
         offer: question.offer().map(|prefix| Amendment {
             about: About::Commands(prefix.to_vec()),
@@ -212,19 +232,42 @@ async fn ask(
             justification: None,
         }),
     };
-    let answered = context.desk.put(asked);
-    tokio::pin!(answered);
-    loop {
-        tokio::select! {
-            answer = &mut answered => {
-                let (answer, approver) = answer?;
-                return Ok(question.answer(answer, approver));
+    const CANCELED: &str = "the caller canceled it while somebody was asked";
+    let mut waiting = context.desk.enter(asked);
+    let approval = tokio::select! {
+        approval = waiting.asked() => approval,
+        () = canceled(control) => return Ok(question.withdraw(CANCELED)),
+    };
+    if let Some(approval) = approval {
+        let reason = question.reason().to_owned();
+        listeners.tell(ExecEvent::Asked { approval, reason }).await;
+    }
+    tokio::select! {
+        ended = waiting.end() => {
+            let (answer, approver) = ended?;
+            let look = move || named.into_iter().find(|file| !file.is_same());
+            let changed = match tokio::task::spawn_blocking(look).await {
+                Ok(changed) => changed.map(|file| file.path().to_string()),
+                Err(_) => Some("a file of it".to_owned()),
+            };
+            match (answer, changed) {
+                (Answer::Approve(_), Some(file)) => {
+                    let why = format!("{file} was changed while somebody was asked about it");
+                    Ok(question.withdraw(&why))
+                }
+                (answer, _) => Ok(question.answer(answer, approver)),
             }
-            control = control.recv() => match control {
-                Some(Control::Cancel) | None => return Ok(question.withdraw("the caller canceled it while somebody was asked")),
-                // Nothing runs yet that could be signalled or resized.
-                Some(Control::Signal(_) | Control::Resize(_)) => {}
-            },
+        }
+        () = canceled(control) => Ok(question.withdraw(CANCELED)),
+    }
+}
+
+/// Returns when the caller wants an end, or is gone. Nothing runs yet that could be signalled or resized. Cancel-safe.
+async fn canceled(control: &mut mpsc::Receiver<Control>) {
+    loop {
+        match control.recv().await {
+            Some(Control::Cancel) | None => return,
+            Some(Control::Signal(_) | Control::Resize(_)) => {}
         }
     }
 }

@@ -13,15 +13,20 @@
 //!   leases/<digest>       shared by whoever runs the image, exclusive for whoever prunes it
 //! ```
 
+mod files;
+mod streams;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Seek};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
+
+use streams::{Heard, Plain, Told, decompressed};
 
 use super::checked::Summed;
 use super::layer::{self, CAPS, LayerError, Owner};
@@ -63,9 +68,6 @@ struct Record {
     layers: Vec<String>,
     config: ImageConfig,
 }
-
-/// The version of the files that the store writes.
-const VERSION: u32 = 1;
 
 impl Store {
     /// The store of a state folder; nothing is made before it is needed.
@@ -445,147 +447,6 @@ impl Store {
     pub(super) fn blobs(&self) -> Result<PathBuf, ImageError> {
         self.make_folder("blobs")?;
         Ok(self.folder.join("blobs"))
-    }
-
-    fn lock_file(&self, name: &str) -> Result<File, ImageError> {
-        self.make_folder(name.split_once('/').map_or("", |(folder, _)| folder))?;
-        let file = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(self.folder.join(name));
-        file.map_err(|error| self.failed("opening a lock", error))
-    }
-
-    /// Folders can be entered by all, as the layers must be by a sandbox's users; only their names are secret to nobody.
-    fn make_folder(&self, name: &str) -> Result<(), ImageError> {
-        let made = fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(self.folder.join(name));
-        made.map_err(|error| self.failed("making a folder", error))
-    }
-
-    fn files(&self, folder: &str) -> Result<Vec<PathBuf>, ImageError> {
-        let failed = |error| self.failed("listing it", error);
-        let entries = match fs::read_dir(self.folder.join(folder)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(failed)?,
-        };
-        entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect()
-    }
-
-    fn remove_tree(&self, folder: &Path) -> Result<(), ImageError> {
-        let failed = |error| self.failed("removing a layer", error);
-        let (parent, name) = (
-            folder.parent().unwrap_or(Path::new("/")),
-            folder.file_name().unwrap_or_default(),
-        );
-        let parent = File::open(parent).map_err(failed)?;
-        layer::remove_folder(std::os::fd::AsFd::as_fd(&parent), Path::new(name)).map_err(failed)
-    }
-
-    /// A file of the store, if it is there. One that cannot be understood is as good as absent: all can be made again.
-    fn load<T: for<'de> Deserialize<'de>>(&self, file: &Path) -> Result<Option<T>, ImageError> {
-        match fs::read(file) {
-            Ok(bytes) => {
-                let found = serde_json::from_slice::<Versioned<T>>(&bytes).ok();
-                Ok(found.filter(|found| found.version == VERSION).map(|found| found.value))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(self.failed("reading a file of it", error)),
-        }
-    }
-
-    fn save<T: Serialize>(&self, file: &Path, value: &T) -> Result<(), ImageError> {
-        let failed = |error| self.failed("writing a file of it", error);
-        let folder = file.parent().unwrap_or(&self.folder);
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o755)
-            .create(folder)
-            .map_err(failed)?;
-        let mut tmp = tempfile::NamedTempFile::new_in(folder).map_err(failed)?;
-        let json = serde_json::to_vec(&Versioned {
-            version: VERSION,
-            value,
-        })
-        .expect("plain values become JSON");
-        tmp.write_all(&json)
-            .and_then(|()| tmp.as_file().sync_data())
-            .map_err(failed)?;
-        tmp.persist(file).map_err(|error| failed(error.error))?;
-        Ok(())
-    }
-
-    fn failed(&self, doing: &'static str, source: io::Error) -> ImageError {
-        ImageError::Store {
-            path: self.folder.clone(),
-            doing,
-            source,
-        }
-    }
-}
-
-/// Every file of the store says which version of the format it is in.
-#[derive(Serialize, Deserialize)]
-struct Versioned<T> {
-    version: u32,
-    #[serde(flatten)]
-    value: T,
-}
-
-/// A stream by what it begins with: media types are the image's word, the magic is the decompressor's.
-enum Plain<R: BufRead> {
-    Tar(R),
-    Gzip(Box<flate2::bufread::MultiGzDecoder<R>>),
-    Zstd(Box<zstd::stream::read::Decoder<'static, R>>),
-}
-
-fn decompressed<R: BufRead>(mut stream: R) -> io::Result<Plain<R>> {
-    let magic = stream.fill_buf()?;
-    if magic.starts_with(&[0x1f, 0x8b]) {
-        return Ok(Plain::Gzip(Box::new(flate2::bufread::MultiGzDecoder::new(stream))));
-    }
-    if magic.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
-        let mut decoder = zstd::stream::read::Decoder::with_buffer(stream)?;
-        // 2^27 bytes, what the zstd tool itself accepts: a larger window is memory that the archive's maker asks of us.
-        decoder.window_log_max(27)?;
-        return Ok(Plain::Zstd(Box::new(decoder)));
-    }
-    Ok(Plain::Tar(stream))
-}
-
-impl<R: BufRead> Read for Plain<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Plain::Tar(stream) => stream.read(buffer),
-            Plain::Gzip(stream) => stream.read(buffer),
-            Plain::Zstd(stream) => stream.read(buffer),
-        }
-    }
-}
-
-/// Who hears how far one layer is.
-struct Heard<'h> {
-    fetching: &'h dyn Fn(u64),
-    unpacking: &'h dyn Fn(u64),
-}
-
-/// Tells how much was read.
-struct Told<'h, R> {
-    stream: R,
-    heard: &'h dyn Fn(u64),
-    done: u64,
-}
-
-impl<R: Read> Read for Told<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.stream.read(buffer)?;
-        self.done += read as u64;
-        (self.heard)(self.done);
-        Ok(read)
     }
 }
 

@@ -109,6 +109,17 @@ impl<'a> Facts<'a> {
     }
 }
 
+/// Puts what a backend gives less of in the place of what belljar's own launcher would give.
+pub fn weaken(controls: &mut [Control], less: Vec<Control>) {
+    for one in less {
+        // What is not among them is a limit that nobody asked for; and the machine may give less still.
+        let mut given = controls.iter_mut().filter(|given| given.control == one.control);
+        if let Some(given) = given.next().filter(|given| given.enforced < one.enforced) {
+            *given = one;
+        }
+    }
+}
+
 /// What a task asks of its limits: those that it has at all.
 pub fn has_limit(task: &Task, guarantee: Guarantee) -> bool {
     match guarantee {
@@ -181,6 +192,25 @@ mod tests {
         assert_eq!(
             describe(of(&controls, "limit.cpus")),
             "limit.cpus can be enforced not at all here: read-only (needed: root, or a delegated cgroup v2)"
+        );
+    }
+
+    #[test]
+    fn a_backend_makes_a_guarantee_weaker_and_never_stronger() {
+        let control = |name: &str, enforced| Control {
+            control: name.to_owned(),
+            enforced,
+            reason: None,
+        };
+        let mut controls = vec![control("mounts", Enforced::Full), control("limit.pids", Enforced::None)];
+        let less = ["mounts", "limit.pids", "limit.cpus"].map(|name| control(name, Enforced::Partial));
+        weaken(&mut controls, less.to_vec());
+        assert_eq!(
+            controls,
+            [
+                control("mounts", Enforced::Partial),
+                control("limit.pids", Enforced::None)
+            ]
         );
     }
 

@@ -87,20 +87,23 @@ pub fn carry(runtime: &str) -> Carry {
 
 /// What a runtime gives less of than belljar's own launcher.
 pub fn shortfalls(runtime: &str) -> Vec<Control> {
+    let partial = |control: &str, reason: &str| Control {
+        control: control.to_owned(),
+        enforced: Enforced::Partial,
+        reason: Some(reason.to_owned()),
+    };
     match carry(runtime) {
         Carry::Descriptors => Vec::new(),
-        Carry::Stream => vec![limit_of_pids()],
-    }
-}
-
-fn limit_of_pids() -> Control {
-    Control {
-        control: "limit.pids".to_owned(),
-        enforced: Enforced::Partial,
-        reason: Some(
-            "gVisor's kernel has processes of its own: the limit bounds the host's threads by which it runs them"
-                .to_owned(),
-        ),
+        Carry::Stream => vec![
+            partial(
+                "exec_isolation",
+                "gVisor's kernel has no Landlock, so commands of one task can read each other's environment",
+            ),
+            partial(
+                "limit.pids",
+                "gVisor's kernel has processes of its own: the limit bounds the host's threads by which it runs them",
+            ),
+        ],
     }
 }
 
@@ -172,6 +175,9 @@ fn steps(
     if !plan.root.layers.is_empty() {
         setup::add_agent(root.as_fd()).step("add the agent to /etc/passwd")?;
     }
+    if carry == Carry::Stream {
+        fill_tmp(&root).step("put something into /tmp")?;
+    }
     attach_binds(plan, &work, &mut sources)?;
     let at = |name: &str| Path::new(bundle::WORK).join(name);
     std::fs::write(at(bundle::BUNDLE).join("config.json"), config).step("write the bundle")?;
@@ -195,6 +201,14 @@ fn steps(
     rustix::process::chdir("/").step("change to /")?;
     process::keep_only(null, report, control).step("arrange descriptors")?;
     Err(process::exec_path(&argv[0], &argv, &env)).step(format!("start {}", program.display()))
+}
+
+/// Over an empty /tmp gVisor mounts a file system of its own, which no limit of the disposable layer bounds.
+fn fill_tmp(root: &OwnedFd) -> io::Result<()> {
+    let tmp = setup::make_folders(root.as_fd(), "tmp")?;
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    rustix::fs::openat(&tmp, ".belljar", flags, Mode::from_raw_mode(0o444))?;
+    Ok(())
 }
 
 /// A socket that whoever sees it may connect to; only the sandbox will.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::engines::Engines;
 use super::live_policy::LivePolicy;
@@ -28,15 +28,21 @@ use crate::image::{Image, ImageKind};
 use crate::path::HostPath;
 use crate::policy::Policy;
 use crate::sandbox::contained;
+use crate::sandbox::docker::Engine;
 use crate::sandbox::enforcement::{self, Facts};
 use crate::sandbox::launcher::{LaunchError, Launcher};
 use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::outside;
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
 use crate::sandbox::protect::{Guard, ProtectError};
+use crate::secret::ExposeSecret as _;
 use crate::sys::cgroup::Cgroups;
 use crate::sys::process;
 use crate::task::{Backend, Runtime, Task};
+
+/// What belljar takes a CPU for at a time, and its guests with it: less than any step of an exec needs, so that a neighbour that takes
+/// all it can get is never waited for (the shortest that the kernel grants).
+const TURN: Duration = Duration::from_micros(100);
 
 /// Why nothing can be supervised.
 #[derive(Debug, thiserror::Error)]
@@ -99,6 +105,7 @@ impl Supervisor {
     ) -> Result<Supervisor, SupervisorError> {
         // A task holds some fifteen descriptors, and a login gives 1024.
         process::raise_open_files();
+        process::take_short_turns(TURN);
         let launcher = Launcher::start(program)?;
         let cgroups = Arc::new(Cgroups::detect());
         make_private_folder(&recovery::tasks_folder(state)).map_err(|source| SupervisorError::State {
@@ -188,6 +195,9 @@ impl Supervisor {
             traceparent: self.traceparent.clone(),
         };
         let started = async {
+            for value in way_out::secret_values(&task).await {
+                self.journal.hide(value.expose_secret());
+            }
             self.journal.append(entry(admitted)).await?;
             let inside = way_out::prepare(&task, &self.way_out).await?;
             let guard = {
@@ -200,8 +210,11 @@ impl Supervisor {
                 })??
             };
             crash::point("task: protected names are held");
-            let mut controls = enforced(&task, &self.cgroups, &guard.protected.gaps);
-            weaken(&mut controls, self.shortfalls(&task).await?);
+            let engine = match task.backend {
+                Backend::Docker => Some(self.engines.engine().await.map_err(SandboxError::from)?),
+                Backend::Oci => None,
+            };
+            let controls = enforced(&task, &self.cgroups, &guard.protected.gaps, engine);
             let lacking: Vec<Control> = enforcement::lacking(&controls, &task).into_iter().cloned().collect();
             if !lacking.is_empty() {
                 return Err(StartError::NotEnforced { lacking });
@@ -312,6 +325,7 @@ impl Supervisor {
             image_digest: image.digest.clone(),
             plan_digest,
             requirements_digest: self.requirements_digest.clone(),
+            roots: task.roots.clone(),
         };
         crash::point("task: started");
         let live = Live::new(task, context, policy, image, refused, self.agent_events);
@@ -343,23 +357,19 @@ impl Supervisor {
         self.engines = Engines::new(&self.state, Some(socket));
         self
     }
-
-    /// What the task's backend gives less of than belljar's own launcher.
-    async fn shortfalls(&self, task: &Task) -> Result<Vec<Control>, StartError> {
-        match (task.backend, &task.runtime) {
-            (Backend::Docker, runtime) => {
-                let engine = self.engines.engine().await.map_err(SandboxError::from)?;
-                Ok(engine.shortfalls(runtime))
-            }
-            (Backend::Oci, Runtime::Outside(runtime)) => Ok(outside::shortfalls(runtime)),
-            (Backend::Oci, Runtime::Builtin) => Ok(Vec::new()),
-        }
-    }
 }
 
-/// How far each guarantee is kept for a task on this machine. `gaps` are what the look at its roots found.
-pub fn enforced(task: &Task, cgroups: &Cgroups, gaps: &[String]) -> Vec<Control> {
-    Facts::of_machine(cgroups, gaps).controls(|guarantee| enforcement::has_limit(task, guarantee))
+/// How far each guarantee is kept for a task on this machine. `gaps` are what the look at its roots found, `engine` the one that would
+/// make its container.
+pub fn enforced(task: &Task, cgroups: &Cgroups, gaps: &[String], engine: Option<&Engine>) -> Vec<Control> {
+    let mut controls = Facts::of_machine(cgroups, gaps).controls(|guarantee| enforcement::has_limit(task, guarantee));
+    let less = match (engine, &task.runtime) {
+        (Some(engine), runtime) => engine.shortfalls(runtime),
+        (None, Runtime::Outside(runtime)) => outside::shortfalls(runtime),
+        (None, Runtime::Builtin) => Vec::new(),
+    };
+    enforcement::weaken(&mut controls, less);
+    controls
 }
 
 /// Why a task is refused, control by control, and how to go on.
@@ -409,14 +419,4 @@ fn make_task_folder(folder: &Path, task: &Task) -> io::Result<fs::File> {
     fs::write(new.join("task.json"), about.to_string())?;
     fs::rename(&new, folder)?;
     Ok(lock)
-}
-
-/// Puts what a backend gives less of in the place of what belljar's own launcher would give.
-fn weaken(controls: &mut Vec<Control>, less: Vec<Control>) {
-    for one in less {
-        match controls.iter_mut().find(|control| control.control == one.control) {
-            Some(control) => *control = one,
-            None => controls.push(one),
-        }
-    }
 }

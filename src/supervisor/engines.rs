@@ -86,6 +86,11 @@ impl Engines {
     }
 }
 
+/// The engine that a task of this process would be at.
+pub async fn own_engine() -> Result<Engine, DockerError> {
+    Engine::connect(&own_socket()?).await
+}
+
 fn own_socket() -> Result<PathBuf, DockerError> {
     let variable = |name: &str| std::env::var(name).ok();
     docker::socket(

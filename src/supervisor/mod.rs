@@ -34,6 +34,7 @@ use crate::task::{ImageRef, Runtime};
 
 pub use crate::exec::stream::ExecEvents;
 pub use driver::{StartError, Supervisor, SupervisorError, enforced, plan};
+pub use engines::own_engine;
 pub use live_policy::{LivePolicy, NextPolicy};
 
 /// A live task. Cheap to clone; dropping all handles does not end the task.

@@ -33,7 +33,8 @@ use crate::policy::rules::Protocol as RuleProtocol;
 use crate::policy::{Answer, ApproverKind, Decision, InForce, Policy, RuleMatch};
 use crate::sandbox::oci::Sandbox;
 use crate::sandbox::plan::{DNS_PORT, HTTP_PROXY_PORT, Made, SOCKS_PORT, What};
-use crate::task::{Network, NetworkMode, Task};
+use crate::secret::{self, SecretString};
+use crate::task::{Network, NetworkMode, SecretPlace, Task};
 
 /// Where the bundle of certificates stands that a sandbox trusts, if its TLS is looked into.
 const TRUST_BUNDLE: &str = "/run/belljar/ca-certificates.pem";
@@ -118,6 +119,23 @@ fn reaching(task: &Task) -> BTreeMap<String, String> {
         env.extend(trust_env(&trust_bundle()));
     }
     env
+}
+
+/// The values of a task's secrets, as they are now, for the journal to take them out of whatever somebody else put them into.
+/// One that cannot be read is told by [`prepare`].
+pub async fn secret_values(task: &Task) -> Vec<SecretString> {
+    let given: Vec<_> = task.secrets.values().cloned().collect();
+    let read = move || {
+        let sources = given.iter().flat_map(|secret| {
+            let session = match &secret.place {
+                SecretPlace::Aws { session, .. } => session.as_ref(),
+                _ => None,
+            };
+            [Some(&secret.source), session].into_iter().flatten()
+        });
+        sources.filter_map(|source| secret::read(source).ok()).collect()
+    };
+    tokio::task::spawn_blocking(read).await.unwrap_or_default()
 }
 
 /// Makes what the inside needs: the key of the task's authority is made here, and is nowhere else; values of secrets are read, for
@@ -308,6 +326,7 @@ impl Asker for ToDesk {
             facts,
             reason,
             rules,
+            files: Vec::new(),
             digest: self.desk.digest_of_host(&host, port, word),
             offer: rule_protocol(protocol).map(|protocol| Amendment {
                 about: About::Host {

@@ -211,6 +211,12 @@ async fn a_harness_answers_questions_where_its_yes_counts() {
         (&json!("asked"), &json!("question"))
     );
     let id = &asked["params"]["approval"]["id"];
+    // The exec's own event names the question too.
+    let told = harness.until(|message| message["params"]["type"] == "asked").await;
+    assert_eq!(
+        (&told["method"], &told["params"]["approval"]),
+        (&json!("exec.event"), id)
+    );
     let odd =
         json!({"id": 2, "method": "approval.answer", "params": {"approval": id, "decision": "approve", "sure": true}});
     harness.send(&odd).await;

@@ -293,6 +293,53 @@ fn a_yes_as_a_rule_holds_at_once_and_for_later_tasks() {
     );
 }
 
+/// Probe APR-002 of the corpus: a yes is to the script that was there when the question was put.
+#[test]
+fn a_script_that_changes_while_somebody_is_asked_does_not_run() {
+    let (state, work) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let script = work.path().join("x.sh");
+    std::fs::write(&script, "echo good\n").unwrap();
+    let root = format!("{}:/workspace", work.path().display());
+    let mut task = Waiting::start(state.path(), &["--unmatched", "ask", "--write", &root]);
+    let mut answered = |changed: bool| {
+        let run = exec(state.path(), &["sh", "/workspace/x.sh"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let question = task.asking.question();
+        let fact = question["facts"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|fact| fact["name"] == "file");
+        let file = fact.unwrap()["value"].as_str().unwrap().to_owned();
+        if changed {
+            std::fs::write(&script, "echo evil\n").unwrap();
+        }
+        let (code, _, err) = person(
+            state.path(),
+            &["approvals", "approve", question["id"].as_str().unwrap()],
+        );
+        assert_eq!(code, 0, "{err}");
+        assert_eq!(task.asking.change()["type"], "answered");
+        (file, told(run.wait_with_output().unwrap()))
+    };
+    let (file, (code, out, err)) = answered(false);
+    assert_eq!((code, out.as_str()), (0, "good\n"), "{err}");
+    assert!(file.starts_with("/workspace/x.sh sha256:"), "{file}");
+    let (_, (code, out, err)) = answered(true);
+    assert_eq!((code, out.as_str()), (120, ""));
+    assert!(
+        err.contains("/workspace/x.sh was changed while somebody was asked about it"),
+        "{err}"
+    );
+    let (_, records, _) = call(state.path(), &["audit", "ls", "--kind", "approval.asked", "--json"]);
+    let asked: Value = serde_json::from_str(records.lines().next().unwrap()).unwrap();
+    assert_eq!(asked["named_files"], serde_json::json!([file]));
+    task.end(state.path());
+}
+
 #[test]
 fn an_unknown_host_is_asked_about_at_the_same_desk() {
     let state = tempfile::tempdir().unwrap();
@@ -310,12 +357,10 @@ fn an_unknown_host_is_asked_about_at_the_same_desk() {
     let first = fetch("http://nowhere.test/").spawn().unwrap();
     let question = task.asking.question();
     assert_eq!(question["about"], "network access to nowhere.test:80 (http)");
-    // Where the kernel tells whose socket it is.
-    if question["exec"].is_string() {
-        let facts = question["facts"].as_array().unwrap();
-        let wanted = facts.iter().find(|fact| fact["name"] == "wanted by").unwrap();
-        assert_eq!(wanted["value"], "curl -s http://nowhere.test/");
-    }
+    assert!(question["exec"].is_string(), "{question}");
+    let facts = question["facts"].as_array().unwrap();
+    let wanted = facts.iter().find(|fact| fact["name"] == "wanted by").unwrap();
+    assert_eq!(wanted["value"], "curl -s http://nowhere.test/");
     let id = question["id"].as_str().unwrap();
     let (code, _, err) = person(state.path(), &["approvals", "deny", id]);
     assert_eq!(code, 0, "{err}");

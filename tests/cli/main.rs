@@ -1,6 +1,7 @@
 //! The command line as a person and a program see it: what is printed where, and with which exit code.
 
 mod approvals;
+mod bundle;
 mod help;
 mod image;
 mod rules;

@@ -1,6 +1,5 @@
 //! Engines of the tests' own: started with folders and a socket of theirs, and ended by their process ids.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -33,6 +32,36 @@ impl Daemon {
             .arg("--pidfile")
             .arg(at("pid"))
             .arg(format!("--host=unix://{}", at("socket").display()));
+        Some(Daemon::start(command, folder))
+    }
+
+    /// The same for Podman's service, which is Docker's API too.
+    pub fn podman() -> Option<Daemon> {
+        let program = installed("podman")?;
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let mut command = Command::new(program);
+        command
+            .arg("--root")
+            .arg(at("root"))
+            .arg("--runroot")
+            .arg(at("run"))
+            .arg("--tmpdir")
+            .arg(at("tmp"))
+            // crun 1.8 of Debian 12 does not take every machine's cgroups.
+            .args([
+                "--runtime",
+                "runc",
+                "--cgroup-manager",
+                "cgroupfs",
+                "--storage-driver",
+                "overlay",
+            ])
+            .args(["--events-backend", "file", "system", "service", "--time", "0"])
+            .arg(format!("unix://{}", at("socket").display()))
+            // Where it looks for its own settings, and writes some.
+            .env("HOME", folder.path())
+            .env("XDG_CONFIG_HOME", folder.path());
         Some(Daemon::start(command, folder))
     }
 
@@ -89,47 +118,6 @@ impl Drop for Daemon {
             let _ = rustix::mount::unmount(point, rustix::mount::UnmountFlags::DETACH);
         }
     }
-}
-
-/// What a belljar that was killed left at an engine is gone when the next one has started a task.
-pub fn a_killed_belljar_is_cleared_up_after(daemon: &Daemon) {
-    let state = tempfile::tempdir().unwrap();
-    let host = format!("unix://{}", daemon.socket().display());
-    let belljar = || {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_belljar"));
-        command
-            .args(["run", "--quiet", "--backend", "docker", "--network", "none"])
-            .args(["--accept-partial", "mounts", "--accept-partial", "namespaces"])
-            .env("BELLJAR_STATE", state.path())
-            .env("DOCKER_HOST", &host)
-            .stdin(Stdio::null());
-        command
-    };
-    let left = |what: &[&str]| {
-        let output = Command::new("docker").args(["-H", &host]).args(what).output().unwrap();
-        assert!(output.status.success(), "{output:?}");
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let containers = ["ps", "-aq", "--filter", "label=belljar.task"];
-    let images = ["images", "-q", "--filter", "label=belljar.image"];
-
-    let mut killed = belljar()
-        .args(["--", "sh", "-c", "echo ready; exec sleep 600"])
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut line = [0; 5];
-    killed.stdout.take().unwrap().read_exact(&mut line).unwrap();
-    assert_eq!(&line, b"ready");
-    killed.kill().unwrap();
-    killed.wait().unwrap();
-    assert_ne!(left(&containers), "", "there is something to clear up");
-    assert_ne!(left(&images), "");
-
-    let next = belljar().args(["--", "true"]).output().unwrap();
-    assert!(next.status.success(), "{next:?}");
-    assert_eq!(left(&containers), "");
-    assert_eq!(left(&images), "");
 }
 
 fn installed(name: &str) -> Option<PathBuf> {

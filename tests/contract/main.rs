@@ -3,6 +3,7 @@
 //! A runtime that is not installed is skipped with a message; where `CI` is `true` that is a failure.
 
 mod engines;
+mod killed;
 mod live;
 mod promises;
 mod relay;
@@ -51,6 +52,7 @@ macro_rules! promises {
         promised_by!(runc, Runtime::Runc, $($promise),*);
         promised_by!(runsc, Runtime::Runsc, $($promise),*);
         promised_by_engine!(docker_keeps_every_promise, engines::Daemon::docker(), $($promise),*);
+        promised_by_engine!(podman_keeps_every_promise, engines::Daemon::podman(), $($promise),*);
     };
 }
 
@@ -83,7 +85,7 @@ promises!(
 #[test]
 fn a_killed_belljar_leaves_nothing_at_its_engine() {
     if let Some(daemon) = engines::Daemon::docker() {
-        engines::a_killed_belljar_is_cleared_up_after(&daemon);
+        killed::a_killed_belljar_is_cleared_up_after(&daemon);
     }
 }
 

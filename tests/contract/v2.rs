@@ -8,20 +8,22 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use belljar::audit::record::UsageSource;
+use belljar::audit::journal::Reader;
+use belljar::audit::record::{Usage, UsageSource};
 use belljar::sandbox::outside::find;
 use serde_json::json;
 
 use crate::live::{Live, Runtime};
 
 /// What runs there, for each user.
-const PROMISES: [&str; 6] = [
+const PROMISES: [&str; 7] = [
     "builtin::a_killed_sandbox_leaves_nothing_running",
     "builtin::counters_come_from_the_kernel",
     "builtin::memory_beyond_the_limit_is_told_apart",
     "builtin::nothing_is_left_behind",
     "builtin::what_a_command_leaves_running_ends_with_it",
     "v2::the_kernel_counts_an_exec_by_itself",
+    "v2::the_kernel_counts_a_task_as_a_whole",
 ];
 
 /// What the promises and the machine's first process call.
@@ -185,4 +187,29 @@ async fn the_kernel_counts_an_exec_by_itself() {
     let running = live.sh("cat /proc/[0-9]*/comm").await;
     assert!(!running.text().contains("sleep"), "{}", running.text());
     live.task.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "is for a machine with control groups of version 2, and run there by the test above"]
+async fn the_kernel_counts_a_task_as_a_whole() {
+    let live = Live::with(Runtime::Builtin, |args| args.cpus = Some("0.2".to_owned())).await;
+    let busy = live.sh("i=0; while [ $i -lt 60000 ]; do i=$((i+1)); done").await;
+    live.task.stop().await;
+    let journal = Reader::open(&live.state.path().join("journal")).unwrap();
+    let records = journal.after(0, 100).unwrap();
+    let finished = records.iter().find(|record| record.kind == "task.finished").unwrap();
+    let usage: Usage = serde_json::from_value(finished.value()["usage"].clone()).unwrap();
+    assert_eq!(usage.source, UsageSource::CgroupV2, "{usage:?}");
+    assert!(usage.cpu_throttled_seconds.unwrap() > 0.0, "{usage:?}");
+    assert!(usage.cpu_user_seconds >= busy.end.usage.cpu_user_seconds, "{usage:?}");
+    assert!(usage.memory_peak_bytes >= busy.end.usage.memory_peak_bytes, "{usage:?}");
+    assert!(usage.pids_peak.unwrap() >= 2, "{usage:?}");
+    assert_eq!(
+        (usage.memory_limit_hits, usage.oom_kills),
+        (Some(0), Some(0)),
+        "{usage:?}"
+    );
+    // Whoever has such counters sees them, and a kernel without them is told apart from one where nothing waited.
+    let counts_pressure = Path::new("/sys/fs/cgroup/cpu.pressure").exists();
+    assert_eq!(usage.pressure.is_some(), counts_pressure, "{usage:?}");
 }

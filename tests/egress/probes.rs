@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::jail::{Caller, callers};
+use crate::jail::{Caller, available};
 use crate::world::{ALLOWED, DENIED, World};
 
 fn probes() -> Vec<Value> {
@@ -74,8 +74,10 @@ fn try_all(caller: Caller) {
 
 #[test]
 fn every_probe_of_the_proxy_is_blocked() {
-    for caller in callers() {
-        try_all(caller);
+    for caller in [Caller::Root, Caller::Ordinary, Caller::Runc] {
+        if let Some(caller) = available(caller) {
+            try_all(caller);
+        }
     }
 }
 

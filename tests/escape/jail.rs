@@ -19,6 +19,10 @@ pub enum Caller {
     Ordinary,
     /// Root, with an outside runtime.
     Runc,
+    /// Likewise gVisor, which has a kernel of its own.
+    Runsc,
+    /// Root, at the engine that listens here.
+    Docker(&'static Path),
 }
 
 impl Caller {
@@ -27,35 +31,62 @@ impl Caller {
             Caller::Root => "oci/builtin, root",
             Caller::Ordinary => "oci/builtin, user",
             Caller::Runc => "oci/runc, root",
+            Caller::Runsc => "oci/runsc, root",
+            Caller::Docker(_) => "docker, root",
         }
     }
-}
 
-impl Caller {
-    pub fn runtime(self) -> &'static str {
+    /// The words that choose the backend.
+    pub fn choice(self) -> &'static [&'static str] {
         match self {
-            Caller::Root | Caller::Ordinary => "builtin",
-            Caller::Runc => "runc",
+            Caller::Root | Caller::Ordinary => &[],
+            Caller::Runc => &["--runtime", "runc"],
+            Caller::Runsc => &["--runtime", "runsc"],
+            Caller::Docker(_) => &["--backend", "docker"],
+        }
+    }
+
+    /// The guarantees that the backend keeps on no machine in full: without accepting them no task starts.
+    pub fn lacks(self) -> &'static [&'static str] {
+        match self {
+            Caller::Root | Caller::Ordinary | Caller::Runc => &[],
+            // That one is accepted by default.
+            Caller::Runsc => &[],
+            Caller::Docker(_) => &["namespaces"],
+        }
+    }
+
+    /// Whether commands of one task are kept apart.
+    pub fn isolates_execs(self) -> bool {
+        self != Caller::Runsc
+    }
+
+    /// Words for a task that starts.
+    pub fn flags(self) -> Vec<&'static str> {
+        let accepted = self.lacks().iter().flat_map(|control| ["--accept-partial", control]);
+        self.choice().iter().copied().chain(accepted).collect()
+    }
+
+    fn needs(self) -> Option<&'static str> {
+        match self {
+            Caller::Root | Caller::Ordinary | Caller::Docker(_) => None,
+            Caller::Runc => Some("runc"),
+            Caller::Runsc => Some("runsc"),
         }
     }
 }
 
-/// The callers that this machine lets us be; in CI all of them must be there.
-pub fn callers() -> Vec<Caller> {
-    if rustix::process::geteuid().is_root() {
-        let mut callers = vec![Caller::Root, Caller::Ordinary];
-        match Path::new("/usr/sbin/runc").exists() {
-            true => callers.push(Caller::Runc),
-            false => assert!(std::env::var_os("CI").is_none(), "in CI runc is there (package: runc)"),
-        }
-        return callers;
-    }
-    assert!(
-        std::env::var_os("CI").is_none(),
-        "in CI these tests run as root, so that they can be both root and an ordinary user"
-    );
-    eprintln!("skipped for root: this test does not run as root");
-    vec![Caller::Ordinary]
+/// The caller, if this machine lets us be it; in CI it must be there.
+pub fn available(caller: Caller) -> Option<Caller> {
+    let is_root = rustix::process::geteuid().is_root();
+    let why = match caller.needs().map(belljar::sandbox::outside::find) {
+        Some(Err(error)) => error.to_string(),
+        _ if !is_root && caller != Caller::Ordinary => "this test does not run as root".to_owned(),
+        _ => return Some(caller),
+    };
+    assert!(std::env::var_os("CI").is_none(), "{}: {why}", caller.backend());
+    eprintln!("skipped for {}: {why}", caller.backend());
+    None
 }
 
 /// A folder of the test's own that both callers can work in.
@@ -137,6 +168,9 @@ impl Place {
             .env("HOME", self.path().join("home"))
             .env("BELLJAR_STATE", self.path().join("state"))
             .current_dir(self.path());
+        if let Caller::Docker(socket) = self.caller {
+            command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
+        }
         command
     }
 
@@ -180,15 +214,12 @@ impl Place {
 
     pub fn start_spec(&self, text: &str) -> Jail {
         let file = self.path().join("task.toml");
-        let mut text = text.to_owned();
-        if self.caller == Caller::Runc {
-            text = text.replacen("version = 1\n", "version = 1\nruntime = \"runc\"\n", 1);
-        }
         std::fs::write(&file, text).unwrap();
         let mut command = self.command(&self.program());
         command
             .arg("run")
             .arg(&file)
+            .args(self.caller.flags())
             .args(["--stdio", "--quiet"])
             .env("ACC_CANARY", "ACC_CANARY_VALUE")
             .env("SECRET_TOKEN", "ACC_CANARY_VALUE");

@@ -1,4 +1,5 @@
-//! Attacks on the box, each tried in real sandboxes through the built program, as root, as an ordinary user, and with runc.
+//! Attacks on the box, each tried in real sandboxes through the built program: as root, as an ordinary user, with runc, with runsc and
+//! at an engine of Docker's.
 //!
 //! | threat | defence | tests |
 //! |---|---|---|
@@ -18,17 +19,152 @@
 //! | a promise that this machine cannot keep | each guarantee is looked at before the start; the task is refused | `enforced` |
 //! | the host's environment and sockets | nothing is inherited or mounted | `probes`: ENV, SOC |
 //!
-//! What is no boundary: processes of one task see each other's names and arguments and may signal one another, for they are one
-//! user's, as on a host; only memory, environment and descriptors are closed between execs.
+//! What is mounted, swapped and shared is tried in `mounts`.
+//!
+//! The faults of others that concern runtimes, mounts, images and processes, each with the test that tries it here:
+//!
+//! | fault | test |
+//! |---|---|
+//! | CVE-2019-5736 | `cves::the_programs_that_watch_cannot_be_changed` |
+//! | CVE-2024-21626 | `cves::no_descriptor_of_the_host_is_a_way_out`; of an image: `image::config` |
+//! | CVE-2025-31133, CVE-2025-52565, CVE-2025-52881, CVE-2025-62161, CVE-2025-62596 | `mounts`: roots, and what names lie in, swapped by a neighbour; `probes` PRC-040 |
+//! | CVE-2026-41579 | `images::links_of_an_image_lead_nowhere_outside` |
+//! | CVE-2026-53488 | `image::config`: labels are not read; CVE-2026-53492, CVE-2026-95837 are of checkpoints, which there are none of |
+//! | CVE-2024-41110, CVE-2026-34040, CVE-2026-33997 | no socket of an engine is inside: `probes` SOC; none can be a root: `config` |
+//! | CVE-2026-96812 | no device is inside: `probes` DEV, `contract` `the_box_is_sealed`; none can be a root: `config` |
+//! | CVE-2026-46695, CVE-2026-47243 | `mounts::a_readable_root_stays_so` |
+//! | CVE-2026-46703 | `image::layer`: nothing is written through a link |
+//! | CVE-2026-77179, CVE-2026-50549 | `mounts::a_root_that_is_swapped_for_a_link_is_mounted_or_refused_and_never_followed` |
+//! | CVE-2026-31431, CVE-2026-43284, CVE-2026-43500, CVE-2026-46300, CVE-2026-31635, CVE-2026-46243 | `cves::exotic_sockets_and_calls_do_not_exist` |
+//! | CVE-2025-32463 | no set-id program gives anything: `probes` IDN |
+//! | CVE-2026-109569 | `cves::an_exec_is_in_every_namespace_of_its_sandbox` |
+//! | CVE-2026-65093 | helpers have an environment of their own: `sandbox::launcher`, and a runtime is found in absolute folders only: `sandbox::outside` |
+//! | CVE-2026-65083, CVE-2025-66479 | lists are of what is allowed: `config` |
+//! | CVE-2026-65086, CVE-2026-65091 | `cves::what_an_exec_is_made_of_is_no_script` |
+//! | CVE-2025-59532, CVE-2026-50548 | `cves::a_folder_of_work_opens_nothing` |
+//! | CVE-2026-25725, CVE-2026-26268, CVE-2026-48124, CVE-2026-39861 | `protected`, `left` |
+//! | CVE-2017-5226, CVE-2019-10063, CVE-2023-28100 | `cves::nobody_types_into_the_terminal` |
+//!
+//! What is no boundary: tasks that share a writable folder. They hand each other files there, and by a socket in it descriptors too; so
+//! each can do for the other what it may do itself, and they count as one. And within one task processes see each other's names and
+//! arguments and may signal one another, for they are one user's, as on a host; only memory, environment and descriptors are closed
+//! between execs.
 //!
 //! `make escape` prints a row an attack, `| attack | backend | result |`.
 
 mod cves;
 mod enforced;
+#[path = "../contract/engines.rs"]
+#[allow(dead_code, reason = "one kind of engine stands for all")]
+mod engines;
 mod images;
 mod jail;
 mod left;
 mod lifecycle;
+mod mounts;
 mod neighbours;
 mod probes;
 mod protected;
+
+use jail::{Caller, available};
+
+macro_rules! tried_by {
+    ($backend:ident, $caller:expr, $($module:ident::$attack:ident),*) => {
+        mod $backend {
+            use super::*;
+
+            $(
+                #[test]
+                fn $attack() {
+                    if let Some(caller) = available($caller) {
+                        $module::$attack(caller);
+                    }
+                }
+            )*
+        }
+    };
+}
+
+/// One engine stands all attacks, one after the other; each that it does not withstand is named.
+macro_rules! tried_at_an_engine {
+    ($test:ident, $daemon:expr, $($module:ident::$attack:ident),*) => {
+        #[test]
+        fn $test() {
+            let Some(daemon) = $daemon else { return };
+            let caller = Caller::Docker(daemon.socket());
+            let mut broken: Vec<&str> = Vec::new();
+            $(
+                if std::panic::catch_unwind(|| $module::$attack(caller)).is_err() {
+                    broken.push(stringify!($module::$attack));
+                }
+            )*
+            assert!(broken.is_empty(), "broken: {broken:#?}");
+        }
+    };
+}
+
+macro_rules! attacks {
+    ($($module:ident::$attack:ident),* $(,)?) => {
+        tried_by!(root, Caller::Root, $($module::$attack),*);
+        tried_by!(ordinary, Caller::Ordinary, $($module::$attack),*);
+        tried_by!(runc, Caller::Runc, $($module::$attack),*);
+        tried_by!(runsc, Caller::Runsc, $($module::$attack),*);
+        tried_at_an_engine!(docker_withstands_every_attack, engines::Daemon::docker(), $($module::$attack),*);
+    };
+}
+
+attacks!(
+    probes::every_probe_from_inside_is_blocked,
+    cves::no_descriptor_of_the_host_is_a_way_out,
+    cves::nobody_types_into_the_terminal,
+    cves::the_programs_that_watch_cannot_be_changed,
+    cves::exotic_sockets_and_calls_do_not_exist,
+    cves::a_folder_of_work_opens_nothing,
+    cves::an_exec_is_in_every_namespace_of_its_sandbox,
+    cves::what_an_exec_is_made_of_is_no_script,
+    mounts::a_readable_root_stays_so,
+    mounts::a_root_that_is_swapped_for_a_link_is_mounted_or_refused_and_never_followed,
+    mounts::names_that_a_neighbour_swaps_while_a_task_starts_lead_nowhere,
+    mounts::what_the_host_mounts_later_does_not_show_inside,
+    neighbours::no_exec_looks_into_another_one,
+    neighbours::an_exec_still_looks_into_its_own_children,
+    neighbours::files_move_between_folders_as_ever,
+    neighbours::a_command_that_kills_its_watcher_dies_with_it_and_that_is_told,
+    neighbours::pid_1_cannot_be_killed_from_inside,
+    neighbours::no_descriptor_crosses_from_task_to_task,
+    images::links_of_an_image_lead_nowhere_outside,
+    lifecycle::a_sparse_file_takes_no_room_on_the_host,
+    lifecycle::names_of_files_write_neither_to_the_terminal_nor_into_records,
+    lifecycle::shared_memory_ends_with_its_task,
+    lifecycle::a_flood_of_output_is_cut_off_and_costs_no_memory,
+    lifecycle::death_by_a_signal_is_told_as_such,
+    lifecycle::fifty_execs_at_once_have_streams_of_their_own,
+    lifecycle::a_fork_bomb_stays_small_whoever_runs_it,
+    left::special_files_that_come_back_are_in_the_record,
+    left::a_task_that_leaves_only_files_has_nothing_to_tell,
+    left::a_repository_made_inside_runs_nothing_outside,
+    left::a_plain_repository_made_inside_stays,
+    left::a_repository_that_was_there_keeps_its_own_hooks_however_deep_it_lies,
+    left::git_writes_through_no_link_that_a_task_left,
+    left::what_a_repositorys_settings_lead_to_is_protected,
+    left::a_rebase_that_was_left_half_way_runs_nothing_outside,
+    left::what_goes_on_after_a_conflict_merges_with_no_program_of_the_agents,
+    protected::what_git_and_other_tools_obey_cannot_be_changed,
+    protected::ordinary_work_with_git_goes_on,
+    protected::a_submodule_can_be_worked_in,
+    protected::a_worktree_can_be_worked_in_when_its_repository_is_a_root_too,
+    protected::git_status_on_the_host_runs_nothing_of_the_agents,
+    protected::a_root_without_a_repository_gets_none,
+    protected::an_open_repository_is_the_agents_and_a_read_only_one_stays_as_it_is,
+    protected::names_of_the_task_itself_are_protected_too,
+    protected::names_that_are_links_are_held_with_what_they_name,
+    protected::placeholders_are_shared_and_go_with_the_last_task_of_a_root,
+    protected::after_a_kill_the_next_start_removes_placeholders,
+    protected::placeholders_do_not_show_in_git_status,
+    protected::a_protected_file_is_held_by_all_its_names,
+    protected::protected_names_are_held_however_they_are_written,
+    enforced::every_guarantee_is_in_the_record_as_the_doctor_tells_it,
+    enforced::a_named_limit_that_cannot_be_kept_refuses_the_task_and_a_default_one_is_reported,
+    enforced::names_that_cannot_be_protected_refuse_the_task_unless_that_is_accepted,
+    enforced::what_a_backend_cannot_keep_refuses_the_task_unless_it_is_accepted,
+);

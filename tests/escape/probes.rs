@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use crate::jail::{Caller, Jail, Place, Ran, callers, row};
+use crate::jail::{Caller, Jail, Place, Ran, row};
 
 #[derive(Debug, Deserialize)]
 struct Probe {
@@ -36,20 +36,35 @@ fn furnish(place: &Place) {
     );
 }
 
-fn start(place: &Place) -> Jail {
+fn start(place: &Place, caller: Caller) -> Jail {
     let nogit = place.work().join("nogit");
     let work = place.work();
+    // gVisor's own threads count too, and it does not begin with less.
+    let pids = if caller == Caller::Runsc { 1024 } else { 128 };
     place.start_spec(&format!(
         "version = 1\nname = \"escape\"\nworkdir = \"/workspace\"\n\
          accept_partial = [\"exec_isolation\", \"limit.memory\", \"limit.pids\"]\n\
-         [limits]\ndisk = \"256MiB\"\npids = 128\nmemory = \"1GiB\"\n\
+         [limits]\ndisk = \"256MiB\"\npids = {pids}\nmemory = \"1GiB\"\n\
          [[writable_roots]]\nhost = {work:?}\npath = \"/workspace\"\n\
          [[writable_roots]]\nhost = {nogit:?}\npath = \"/workspace/nogit\"\n"
     ))
 }
 
+/// Probes whose answer in gVisor is about a kernel of the sandbox's own, and why it is no way out.
+const OF_GVISOR: [(&str, &str); 3] = [
+    (
+        "KRN-061",
+        "its /proc has no line of ambient capabilities; `contract` looks at the others",
+    ),
+    (
+        "KRN-064",
+        "it takes the number for its own architecture's call, which is access(2)",
+    ),
+    ("RES-009", "a priority in it is none of the host's"),
+];
+
 /// Whether the answer is the good one; the text says what was wanted.
-fn judge(probe: &Probe, ran: &Ran) -> Result<(), String> {
+fn judge(probe: &Probe, ran: &Ran, caller: Caller) -> Result<(), String> {
     // A call of another architecture may as well end the process: SIGSYS.
     if ran.end["signal"] == 31 && probe.category == "kernel-syscall" {
         return Ok(());
@@ -80,6 +95,13 @@ fn judge(probe: &Probe, ran: &Ran) -> Result<(), String> {
     if how.contains("starts with WORKS") {
         return starts(&["WORKS"]);
     }
+    if how == "list must equal the documented set" && matches!(caller, Caller::Runsc | Caller::Docker(_)) {
+        // The guest's own, to which it connected before anything else ran; it takes nobody any more (see `neighbours`).
+        return match line {
+            "INFO ['/run/belljar/channel']" => Ok(()),
+            _ => starts(&["BLOCKED"]),
+        };
+    }
     // Figures for whoever compares them; that the command was held is enough here, and what it used is in its record.
     if how.starts_with("INFO") || how.starts_with("host: port not reachable") {
         return starts(&["INFO", "BLOCKED"]);
@@ -96,11 +118,11 @@ pub fn command_of(id: &str) -> String {
     all.find(|probe| probe.id == id).unwrap().command
 }
 
-fn run_all(caller: Caller) {
+pub fn every_probe_from_inside_is_blocked(caller: Caller) {
     let place = Place::new(caller);
     furnish(&place);
     let before = place.on_host(WITNESS);
-    let mut jail = start(&place);
+    let mut jail = start(&place, caller);
     let mut faults = Vec::new();
     for probe in probes("exec") {
         let needs: Vec<_> = probe.needs.iter().filter(|need| *need != "python3").collect();
@@ -110,7 +132,17 @@ fn run_all(caller: Caller) {
             _ => jail.sh(&probe.command),
         };
         let attack = format!("{} {}", probe.id, probe.title);
-        match judge(&probe, &ran) {
+        // gVisor's kernel is a process of the host's within the task's limits, and goes down at them with all that is in it.
+        if caller == Caller::Runsc && probe.category == "resources" && ran.end["outcome"] == "lost" {
+            row(&attack, caller, "its sandbox ends");
+            jail = start(&place, caller);
+            continue;
+        }
+        if let (Caller::Runsc, Some((_, why))) = (caller, OF_GVISOR.iter().find(|(id, _)| *id == probe.id)) {
+            row(&attack, caller, &format!("harmless: {why}"));
+            continue;
+        }
+        match judge(&probe, &ran, caller) {
             Ok(()) if ran.last_line().is_empty() => row(&attack, caller, "BLOCKED"),
             Ok(()) if ran.last_line() == "EXPOSED" => row(&attack, caller, "disposable"),
             Ok(()) => row(&attack, caller, ran.last_line().split(' ').next().unwrap_or("")),
@@ -127,11 +159,4 @@ fn run_all(caller: Caller) {
         faults.push(format!("the host's folder changed:\n{before}\n{after}"));
     }
     assert!(faults.is_empty(), "{caller:?}:\n{}", faults.join("\n"));
-}
-
-#[test]
-fn every_probe_from_inside_is_blocked() {
-    for caller in callers() {
-        run_all(caller);
-    }
 }

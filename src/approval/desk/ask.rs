@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::watch::Watching;
 use super::{Claim, Desk, lock};
-use crate::approval::reviewer::{Case, Failed, Failure, PATIENCE, Reviewed, Ruling};
+use crate::approval::reviewer::{Case, Failed, Failure, Reviewed, Ruling};
 use crate::approval::{Asked, Reply, nobody};
 use crate::audit::journal::JournalError;
 use crate::audit::record::Opinion;
@@ -80,10 +80,10 @@ impl Desk {
             return Err("there is no reviewer".to_owned());
         };
         let reviewed = match self.case(asked).await {
-            Ok(case) => match tokio::time::timeout(PATIENCE, reviewer.review(&case)).await {
+            Ok(case) => match tokio::time::timeout(self.approvers.review_time, reviewer.review(&case)).await {
                 Ok(reviewed) => reviewed.held_to_the_bounds(),
                 Err(_) => {
-                    let detail = format!("no opinion within {} s", PATIENCE.as_secs());
+                    let detail = format!("no opinion within {:?}", self.approvers.review_time);
                     Reviewed::failed(Failed::new(Failure::TimedOut, detail))
                 }
             },

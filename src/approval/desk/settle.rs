@@ -1,7 +1,9 @@
 //! What an answer comes to: its record, the rule that it adds, and how long it is remembered.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use jiff::Timestamp;
 
 use super::{Claim, Desk, Ended, GRANTS_MAX, lock};
 use crate::approval::fatigue::Denied;
@@ -144,12 +146,12 @@ impl Desk {
             (Scope::Once, None, _) | (Scope::Rule, ..) => None,
             (Scope::Once, Some(said), _) => {
                 let denied = Denied {
-                    at: Instant::now(),
+                    digest: asked.digest.to_string(),
+                    at: Timestamp::now(),
                     by: by.clone(),
                     reason: said.to_owned(),
                 };
-                let bounds = &self.approvers.bounds;
-                lock(&self.state).fatigue.note_denied(bounds, asked.digest, denied);
+                self.with_limits(move |limits| limits.note_denied(denied)).await;
                 None
             }
             (Scope::Task, ..) | (Scope::Session, _, None) => {

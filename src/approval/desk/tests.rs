@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::approval::reviewer::{Authorization, Case, Opinion as Thought, Outcome, Review, Reviewed, Risk};
-use crate::approval::{Nobody, RuleBookError, Session, Subject};
+use crate::approval::{Bounds, Nobody, RuleBookError, Session, Subject};
 use crate::audit::journal::JournalOptions;
 use crate::audit::query::{self, Filter, Take};
 use crate::config::{Caller, Config, admit};
@@ -114,6 +114,7 @@ fn asked(desk: &Desk, word: &str) -> Asked {
         facts: Vec::new(),
         reason: "no rule allows it".to_owned(),
         rules: Vec::new(),
+        files: Vec::new(),
         digest: desk.digest_of_command(&command),
         offer: Some(Amendment {
             about: About::Commands(command.argv.clone()),
@@ -436,7 +437,7 @@ async fn a_person_is_not_asked_more_than_they_can_bear() {
         fixture.put(asked(&fixture.desk, "a")),
         fixture.put(asked(&fixture.desk, "b")),
     ];
-    while fixture.desk.open().len() < 2 {
+    while fixture.records("approval.asked").len() < 2 {
         tokio::task::yield_now().await;
     }
     let (answer, approver) = fixture.desk.put(asked(&fixture.desk, "c")).await.unwrap();
@@ -446,6 +447,85 @@ async fn a_person_is_not_asked_more_than_they_can_bear() {
     for put in held {
         put.await.unwrap().unwrap();
     }
+}
+
+#[tokio::test]
+async fn what_one_task_asks_and_hears_counts_for_the_next_one_of_the_same_person() {
+    let fixture = Fixture::new(waiting());
+    let bounds = Bounds {
+        asked: 2,
+        ..Bounds::default()
+    };
+    let limited = || {
+        fixture.again(Approvers {
+            bounds,
+            state: Some(fixture.state.path().to_owned()),
+            ..waiting()
+        })
+    };
+    let answered = async |desk: Arc<Desk>, word: &'static str, reply| {
+        let mut waiting = desk.enter(asked(&desk, word));
+        let id = waiting.asked().await.unwrap();
+        desk.answer(id, reply, ada()).await.unwrap();
+        waiting.end().await.unwrap()
+    };
+    answered(limited(), "test", Reply::deny("use make check")).await;
+    let (answer, approver) = limited().put(asked(&limited(), "test")).await.unwrap();
+    assert!(matches!(answer, Answer::Deny(reason) if reason.contains("use make check (")));
+    assert_eq!(approver.via, "denied a moment ago");
+    answered(limited(), "deploy", YES).await;
+    let (answer, approver) = limited().put(asked(&limited(), "clean")).await.unwrap();
+    let reason = "this needs an approval, and 2 questions were asked within 600 s already".to_owned();
+    assert_eq!((answer, approver.kind), (Answer::Deny(reason), ApproverKind::Nobody));
+    assert_eq!(fixture.records("approval.asked").len(), 2);
+}
+
+#[tokio::test]
+async fn whoever_waits_hears_which_question_it_is_also_where_another_asked_before() {
+    let fixture = Fixture::new(waiting());
+    let (mut one, mut other) = (
+        fixture.desk.enter(asked(&fixture.desk, "test")),
+        fixture.desk.enter(asked(&fixture.desk, "test")),
+    );
+    let id = one.asked().await;
+    assert_eq!((other.asked().await, id), (id, Some(fixture.question().await.asked.id)));
+    let task = Reply::Approve(Scope::Task);
+    fixture.desk.answer(id.unwrap(), task, ada()).await.unwrap();
+    one.end().await.unwrap();
+    other.end().await.unwrap();
+    // Nobody is asked what is known.
+    let mut again = fixture.desk.enter(asked(&fixture.desk, "test"));
+    assert_eq!(again.asked().await, None);
+    assert!(matches!(again.end().await.unwrap().0, Answer::Approve(_)));
+}
+
+/// Never comes to an end.
+struct Broods;
+
+impl Review for Broods {
+    fn approver(&self) -> Approver {
+        by(ApproverKind::Reviewer, "model")
+    }
+
+    fn review<'a>(&'a self, _: &'a Case) -> BoxFuture<'a, Reviewed> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test]
+async fn a_review_ends_when_its_time_is_over_whatever_the_reviewer_does() {
+    assert_eq!(nobody_there().review_time, Duration::from_secs(90));
+    let fixture = Fixture::new(Approvers {
+        reviewer: Some(Arc::new(Broods)),
+        review_time: Duration::from_millis(20),
+        ..nobody_there()
+    });
+    let (answer, _) = fixture.desk.put(asked(&fixture.desk, "test")).await.unwrap();
+    assert_eq!(answer, Answer::Deny("the review failed (timed_out)".to_owned()));
+    assert_eq!(
+        fixture.records("approval.answered")[0]["opinion"]["failure"],
+        "timed_out"
+    );
 }
 
 #[tokio::test]

@@ -80,10 +80,11 @@ pub(super) fn document(case: &Case) -> Result<String, Failed> {
         let detail = format!("the request has {size} bytes, and more than {REQUEST_LIMIT} are not reviewed");
         return Err(Failed::new(Failure::TooLarge, detail));
     }
+    let clean = |text: &str, limit| cut(&redactor.text(text), limit);
     let whole = json!({
         "task": {
-            "name": cut(&case.task_name, TEXT_LIMIT),
-            "purpose_in_the_users_words": case.purpose.as_deref().map(|purpose| cut(purpose, PURPOSE_LIMIT)),
+            "name": clean(&case.task_name, TEXT_LIMIT),
+            "purpose_in_the_users_words": case.purpose.as_deref().map(|purpose| clean(purpose, PURPOSE_LIMIT)),
         },
         "recent_records": records(&case.records),
         "request": request,
@@ -203,9 +204,11 @@ mod tests {
     }
 
     #[test]
-    fn secrets_in_the_request_are_not_sent() {
+    fn secrets_in_the_request_and_its_purpose_are_not_sent() {
         let secret = "ghp_0123456789abcdefghijABCDEFGHIJ012345";
-        let input = input(&case(&["curl", "-H", &format!("Authorization: token {secret}")]));
+        let mut case = case(&["curl", "-H", &format!("Authorization: token {secret}")]);
+        case.purpose = Some(format!("try {secret} there"));
+        let input = input(&case);
         assert!(!input.contains(secret), "{input}");
     }
 }

@@ -60,6 +60,14 @@ impl Settings {
         }
     }
 
+    /// Adds to what a model that reviews is told; programs and classes have a policy of their own.
+    pub fn add_policy(&mut self, text: &str) {
+        if let By::Model(model) = &mut self.by {
+            let own = model.policy.take().map_or(String::new(), |own| format!("{own}\n\n"));
+            model.policy = Some(format!("{own}{text}"));
+        }
+    }
+
     /// Makes the reviewer; nothing is asked or read yet.
     pub fn start(&self) -> Result<Arc<dyn Review>, SettingsError> {
         Ok(match &self.by {

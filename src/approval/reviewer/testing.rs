@@ -21,6 +21,7 @@ pub(super) fn of(subject: Subject) -> Case {
             facts: Vec::new(),
             reason: "no rule allows it".to_owned(),
             rules: Vec::new(),
+            files: Vec::new(),
             digest: Digest::of_bytes(b"x"),
             offer: None,
             subject,

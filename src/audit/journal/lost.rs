@@ -25,11 +25,11 @@ impl Journal {
     ///
     /// Cheap when there is nothing to do. Several processes may call it at once; each start is closed by one of them.
     pub fn close_lost(&self, is_alive: &dyn Fn(TaskId) -> bool) -> Result<u64, JournalError> {
-        close_lost(&self.folder().join(FILE), is_alive)
+        close_lost(&self.folder().join(FILE), &self.inner.place, is_alive)
     }
 }
 
-fn close_lost(path: &Path, is_alive: &dyn Fn(TaskId) -> bool) -> Result<u64, JournalError> {
+fn close_lost(path: &Path, place: &Place, is_alive: &dyn Fn(TaskId) -> bool) -> Result<u64, JournalError> {
     // Synced at its commit: the sync thread belongs to the writer, and this is no writer's group.
     let mut db = connect_write(path, Sync::Each)?;
     let error = |source: rusqlite::Error| JournalError::Write {
@@ -73,7 +73,7 @@ fn close_lost(path: &Path, is_alive: &dyn Fn(TaskId) -> bool) -> Result<u64, Jou
             )?);
         }
     }
-    store::append(&step, &drafts, &Place::here()).map_err(error)?;
+    store::append(&step, &drafts, place).map_err(error)?;
     step.commit().map_err(error)?;
     Ok(drafts.len() as u64)
 }

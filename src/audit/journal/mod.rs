@@ -54,6 +54,8 @@ pub struct JournalOptions {
     pub sync: Sync,
     /// What is taken out of a record before it is written.
     pub redactor: Redactor,
+    /// Who runs this belljar; stands in every record that it writes.
+    pub user: Option<String>,
     /// Signs checkpoints: while records are written, when one is asked for, and at the end. Without it there are none.
     pub key: Option<SigningKey>,
 }
@@ -159,6 +161,7 @@ pub struct Journal {
 
 struct Inner {
     folder: PathBuf,
+    place: store::Place,
     redactor: Redactor,
     writer: writer::Writer,
 }
@@ -168,7 +171,8 @@ impl Journal {
     ///
     /// The folder gets mode 0700, the database 0600.
     pub fn open(folder: &Path, options: JournalOptions) -> Result<Self, JournalError> {
-        let store = store::Store::open(folder, options.sync, options.key)?;
+        let place = store::Place::here(options.user.as_deref());
+        let store = store::Store::open(folder, options.sync, options.key, place.clone())?;
         let opened = Event::JournalOpened {
             journal: store.journal_id().to_owned(),
             program_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -179,6 +183,7 @@ impl Journal {
         let journal = Self {
             inner: Arc::new(Inner {
                 folder: folder.to_owned(),
+                place,
                 redactor: options.redactor,
                 writer: writer::Writer::start(store, options.sync)?,
             }),
@@ -220,6 +225,11 @@ impl Journal {
     /// together are committed together. The receipt tells when it is committed; dropping the receipt does not take the record back.
     pub fn submit(&self, entry: Entry) -> Receipt {
         self.push([entry], WrittenBy::Writer)
+    }
+
+    /// Takes this very value out of all records from now on; see [`Redactor::hide`].
+    pub fn hide(&self, value: &str) {
+        self.inner.redactor.hide(value);
     }
 
     fn push<const N: usize>(&self, mut entries: [Entry; N], by: WrittenBy) -> Receipt {

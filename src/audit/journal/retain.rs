@@ -13,8 +13,9 @@ use jiff::Timestamp;
 use rusqlite::{Connection, TransactionBehavior, params};
 
 use super::index;
-use super::store::{self, Draft, Place, nanoseconds};
+use super::store::{self, Draft, nanoseconds};
 use super::{FILE, Journal, JournalError, Seq, Sync, connect_write};
+use crate::audit::otlp::Signal;
 use crate::audit::record::{Entry, Event};
 use crate::audit::verify::hex;
 use crate::policy::Digest;
@@ -31,8 +32,8 @@ pub struct Retention {
     pub age: Option<Duration>,
     /// How long the compressed files beside the journal, which have them then, are kept; none: for ever.
     pub keep: Option<Duration>,
-    /// The endpoints that records are sent to: what one of them has not taken stays.
-    pub collectors: Vec<String>,
+    /// The endpoints that records are sent to, a pair for each signal: what one of them has not taken stays, be it for one signal.
+    pub collectors: Vec<(String, Signal)>,
 }
 
 impl Journal {
@@ -49,7 +50,7 @@ impl Journal {
         // What is written from here on, such as that records were taken out, stays until the next time.
         let newest = newest(&db).map_err(|source| write_error(&path, source))?;
         while let Some(piece) = piece(&db, retention, newest).map_err(|source| write_error(&path, source))? {
-            gone += take_out(&mut db, self.folder(), &path, &piece)?;
+            gone += take_out(&mut db, self, &path, &piece)?;
         }
         if gone > 0 {
             let first = first(&db).map_err(|source| write_error(&path, source))?;
@@ -57,7 +58,7 @@ impl Journal {
             let _ = index::prune(self.folder(), first);
         }
         if let Some(keep) = retention.keep {
-            remove_archives(&mut db, self.folder(), &path, keep)?;
+            remove_archives(&mut db, self, &path, keep)?;
         }
         Ok(gone)
     }
@@ -137,10 +138,10 @@ fn may_go(db: &Connection, retention: &Retention, newest: Seq) -> rusqlite::Resu
     if let Some(open) = open {
         last = last.min(seq(open).saturating_sub(1));
     }
-    for endpoint in &retention.collectors {
+    for (endpoint, signal) in &retention.collectors {
         let delivered: i64 = db.query_row(
-            "SELECT CASE WHEN count(*) = 0 THEN 0 ELSE min(seq) END FROM cursors WHERE endpoint = ?1",
-            [endpoint.trim_end_matches('/')],
+            "SELECT coalesce(max(seq), 0) FROM cursors WHERE endpoint = ?1 AND signal = ?2",
+            [endpoint.trim_end_matches('/'), signal.as_str()],
             |row| row.get(0),
         )?;
         last = last.min(seq(delivered));
@@ -160,7 +161,8 @@ fn beyond_size(db: &Connection, bytes: u64, first: Seq, newest: Seq) -> rusqlite
     Ok(newest.saturating_sub(kept))
 }
 
-fn take_out(db: &mut Connection, folder: &Path, path: &Path, piece: &Piece) -> Result<u64, JournalError> {
+fn take_out(db: &mut Connection, journal: &Journal, path: &Path, piece: &Piece) -> Result<u64, JournalError> {
+    let (folder, place) = (journal.folder(), &journal.inner.place);
     let error = |source| write_error(path, source);
     let (archive, archive_digest) = archive(db, folder, path, piece)?;
     let step = db
@@ -190,7 +192,7 @@ fn take_out(db: &mut Connection, folder: &Path, path: &Path, piece: &Piece) -> R
             archive_digest: Some(archive_digest),
         },
     };
-    store::append(&step, &[Draft::new(&pruned, Timestamp::now())?], &Place::here()).map_err(error)?;
+    store::append(&step, &[Draft::new(&pruned, Timestamp::now())?], place).map_err(error)?;
     let gone = step
         .execute("DELETE FROM records WHERE seq <= ?1", params![piece.last as i64])
         .map_err(error)?;
@@ -242,7 +244,8 @@ fn archive(db: &Connection, folder: &Path, path: &Path, piece: &Piece) -> Result
 
 /// Removes archives that were made longer ago than `keep`. First the record says so, then the file goes: one that a crash in between
 /// leaves goes the next time.
-fn remove_archives(db: &mut Connection, folder: &Path, path: &Path, keep: Duration) -> Result<(), JournalError> {
+fn remove_archives(db: &mut Connection, journal: &Journal, path: &Path, keep: Duration) -> Result<(), JournalError> {
+    let (folder, place) = (journal.folder(), &journal.inner.place);
     let failed = |path: &Path, source| JournalError::Archive {
         path: path.to_owned(),
         source: Arc::new(source),
@@ -282,7 +285,7 @@ fn remove_archives(db: &mut Connection, folder: &Path, path: &Path, keep: Durati
         let step = db
             .transaction_with_behavior(TransactionBehavior::Immediate)
             .map_err(error)?;
-        store::append(&step, &[Draft::new(&removed, Timestamp::now())?], &Place::here()).map_err(error)?;
+        store::append(&step, &[Draft::new(&removed, Timestamp::now())?], place).map_err(error)?;
         step.commit().map_err(error)?;
         std::fs::remove_file(&file).map_err(|source| failed(&file, source))?;
     }

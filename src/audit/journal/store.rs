@@ -143,23 +143,27 @@ pub(super) enum Sign {
     WhenDue,
 }
 
-/// Where records are written: the part of the envelope that is the same in all of them.
+/// Where and by whom records are written: the part of the envelope that is the same in all of them.
+#[derive(Clone)]
 pub(super) struct Place {
     host: String,
     boot: String,
+    /// As JSON, with its quotes.
+    user: Option<String>,
 }
 
 impl Place {
-    pub fn here() -> Self {
+    pub fn here(user: Option<&str>) -> Self {
         Self {
             host: host_name(),
             boot: boot_id(),
+            user: user.map(|user| serde_json::Value::from(user).to_string()),
         }
     }
 }
 
 impl Store {
-    pub fn open(folder: &Path, sync: Sync, key: Option<SigningKey>) -> Result<Self, JournalError> {
+    pub fn open(folder: &Path, sync: Sync, key: Option<SigningKey>, place: Place) -> Result<Self, JournalError> {
         make_folder(folder)?;
         let path = folder.join(FILE);
         let mut db = connect_write(&path, sync)?;
@@ -186,7 +190,7 @@ impl Store {
             path,
             db,
             journal_id,
-            place: Place::here(),
+            place,
             file,
             key,
             waits,
@@ -528,14 +532,19 @@ fn write_json(json: &mut Vec<u8>, seq: i64, draft: &Draft, place: &Place) {
     use std::io::Write;
     json.clear();
     let version = crate::audit::record::VERSION;
-    let Place { host, boot } = place;
-    // They were made to need no escaping.
+    let Place { host, boot, user } = place;
+    // They were made to need no escaping, or are escaped.
     write!(
         json,
         r#"{{"version":{version},"seq":{seq},"time":"{time:.9}","host":"{host}","boot":"{boot}","#,
         time = draft.time
     )
     .expect("a Vec takes all that is written");
+    if let Some(user) = user {
+        json.extend_from_slice(b"\"user\":");
+        json.extend_from_slice(user.as_bytes());
+        json.push(b',');
+    }
     json.extend_from_slice(&draft.tail[1..]);
 }
 

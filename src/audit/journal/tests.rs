@@ -5,6 +5,7 @@ use std::process::{Command, Stdio};
 use rusqlite::Connection;
 
 use super::*;
+use crate::audit::otlp::Signal;
 use crate::audit::record::{ExecFinished, ExecOutcome, TaskOutcome, Usage};
 use crate::audit::{Known, Verified, VerifyError};
 use crate::id::{ExecId, TaskId};
@@ -124,6 +125,31 @@ fn records_come_back_in_order_with_their_envelope() {
 }
 
 #[test]
+fn whoever_runs_belljar_stands_in_every_record_it_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |user: &str| {
+        let options = JournalOptions {
+            user: Some(user.to_owned()),
+            ..JournalOptions::default()
+        };
+        Journal::open(folder.path(), options).unwrap()
+    };
+    let odd = "ada \"the\u{7} first\"\\";
+    let journal = open(odd);
+    journal
+        .append_blocking(exec_started(TaskId::new(), ExecId::new()))
+        .unwrap();
+    drop(journal);
+    // Another one closes what the first left.
+    let journal = open("bob");
+    assert_eq!(journal.close_lost(&|_| false).unwrap(), 1);
+    let records = journal.reader().unwrap().after(0, 10).unwrap();
+    let users: Vec<_> = records.iter().map(|record| record.value()["user"].clone()).collect();
+    assert_eq!(users, [odd, odd, "bob", "bob"]);
+    verify(folder.path()).unwrap();
+}
+
+#[test]
 fn what_was_submitted_together_is_written_in_that_order() {
     let folder = tempfile::tempdir().unwrap();
     let journal = open(folder.path());
@@ -207,7 +233,7 @@ fn secrets_do_not_reach_the_database() {
     let options = JournalOptions {
         sync: Sync::Each,
         redactor,
-        key: None,
+        ..JournalOptions::default()
     };
     let journal = Journal::open(folder.path(), options).unwrap();
     let mut entry = exec_started(TaskId::new(), ExecId::new());
@@ -284,7 +310,7 @@ fn starts_without_an_end_are_closed_once_as_lost() {
 #[test]
 fn clocks_that_jump_do_not_disturb_the_order() {
     let folder = tempfile::tempdir().unwrap();
-    let mut store = store::Store::open(folder.path(), Sync::Batch, None).unwrap();
+    let mut store = store::Store::open(folder.path(), Sync::Batch, None, store::Place::here(None)).unwrap();
     let at = |seconds| store::Draft::new(&note("x"), jiff::Timestamp::from_second(seconds).unwrap()).unwrap();
     let mut write = |group: &[store::Draft]| {
         let written = store.write(group, store::Sign::WhenDue, store::Patience::ForOthers);
@@ -623,16 +649,22 @@ fn old_records_are_archived_and_the_chain_says_so() {
     let before = journal.reader().unwrap().after(0, 1000).unwrap();
     let everything = Retention {
         age: Some(std::time::Duration::ZERO),
-        collectors: vec!["http://collector:4317".into()],
+        collectors: [Signal::Logs, Signal::Traces]
+            .map(|signal| ("http://collector:4317".to_owned(), signal))
+            .into(),
         ..Retention::default()
     };
     // The collector has taken nothing, so nothing goes.
     assert_eq!(journal.retain(&everything).unwrap(), 0);
     let db = Connection::open(folder.path().join(FILE)).unwrap();
-    for (signal, seq) in [("logs", 60), ("traces", 40)] {
+    let delivered = |signal: &str, seq: u64| {
         let sql = "INSERT INTO cursors (endpoint, signal, seq, state) VALUES ('http://collector:4317', ?1, ?2, '')";
-        db.execute(sql, rusqlite::params![signal, seq]).unwrap();
-    }
+        db.execute(sql, rusqlite::params![signal, seq as i64]).unwrap();
+    };
+    // Nor when it has taken the logs, and no span yet.
+    delivered("logs", 60);
+    assert_eq!(journal.retain(&everything).unwrap(), 0);
+    delivered("traces", 40);
     assert_eq!(journal.retain(&everything).unwrap(), 40);
     let verified = verify(folder.path()).unwrap();
     assert_eq!((verified.first_seq, verified.records), (41, 62));

@@ -1,15 +1,22 @@
-//! Where to send what; a plain struct, filled by the configuration or by the variables that OpenTelemetry programs share.
+//! Where to send what; a plain struct, filled by the configuration or by the variables that OpenTelemetry programs share
+//! ([`variables`]).
+
+mod variables;
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use tonic::transport::Uri;
 
 /// One collector.
 #[derive(Clone, PartialEq, Eq)]
 pub struct OtlpConfig {
-    /// `http://host:port`, or `https://…` for TLS; with [`Protocol::HttpProtobuf`] a path may follow, to which `/v1/logs` and its kin are added.
+    /// `http://host:port`, or `https://…` for TLS; with [`Protocol::HttpProtobuf`] a path may follow, to which `/v1/logs` and its kin
+    /// are added, unless [`OtlpConfig::whole_path`].
     pub endpoint: String,
+    /// The endpoint is of one signal, and its path is taken as it is.
+    pub whole_path: bool,
     pub protocol: Protocol,
     /// Sent with every request; their values are secrets and are never printed.
     pub headers: Vec<(String, String)>,
@@ -20,7 +27,12 @@ pub struct OtlpConfig {
     pub ca: Option<PathBuf>,
     pub client_certificate: Option<PathBuf>,
     pub client_key: Option<PathBuf>,
+    /// How long one request may take, connecting included.
+    pub time: Duration,
 }
+
+/// The specification's own.
+const TIME: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Protocol {
@@ -72,7 +84,7 @@ pub enum ConfigError {
     Header { name: String },
     #[error("{variable} is \"{value}\" (expected {expected})")]
     Variable {
-        variable: &'static str,
+        variable: String,
         value: String,
         expected: &'static str,
     },
@@ -83,6 +95,7 @@ impl OtlpConfig {
     pub fn new(endpoint: impl Into<String>) -> Self {
         Self {
             endpoint: endpoint.into(),
+            whole_path: false,
             protocol: Protocol::default(),
             headers: Vec::new(),
             compression: Compression::default(),
@@ -90,63 +103,8 @@ impl OtlpConfig {
             ca: None,
             client_certificate: None,
             client_key: None,
+            time: TIME,
         }
-    }
-
-    /// What `OTEL_EXPORTER_OTLP_ENDPOINT` and its kin (`_HEADERS`, `_PROTOCOL`, `_COMPRESSION`, `_CERTIFICATE`,
-    /// `_CLIENT_CERTIFICATE`, `_CLIENT_KEY`) say; `None` when there is no endpoint.
-    /// `variable` looks one up.
-    ///
-    /// Source: the OpenTelemetry specification, "OpenTelemetry Protocol Exporter", except that the protocol is gRPC
-    /// unless said otherwise.
-    pub fn from_variables(variable: impl Fn(&str) -> Option<String>) -> Result<Option<Self>, ConfigError> {
-        let set = |name: &'static str| variable(name).filter(|value| !value.trim().is_empty());
-        let Some(endpoint) = set("OTEL_EXPORTER_OTLP_ENDPOINT") else {
-            return Ok(None);
-        };
-        let mut config = Self::new(endpoint.trim());
-        let name = "OTEL_EXPORTER_OTLP_PROTOCOL";
-        config.protocol = match set(name).as_deref() {
-            None | Some("grpc") => Protocol::Grpc,
-            Some("http/protobuf") => Protocol::HttpProtobuf,
-            Some(value) => {
-                return Err(ConfigError::Variable {
-                    variable: name,
-                    value: value.to_owned(),
-                    expected: "grpc or http/protobuf",
-                });
-            }
-        };
-        let name = "OTEL_EXPORTER_OTLP_COMPRESSION";
-        config.compression = match set(name).as_deref() {
-            None | Some("none") => Compression::None,
-            Some("gzip") => Compression::Gzip,
-            Some(value) => {
-                return Err(ConfigError::Variable {
-                    variable: name,
-                    value: value.to_owned(),
-                    expected: "none or gzip",
-                });
-            }
-        };
-        for pair in set("OTEL_EXPORTER_OTLP_HEADERS").unwrap_or_default().split(',') {
-            if pair.trim().is_empty() {
-                continue;
-            }
-            // The whole text may be a secret that lost its name: it is not shown.
-            let (name, value) = pair.split_once('=').ok_or(ConfigError::Header {
-                name: "OTEL_EXPORTER_OTLP_HEADERS".to_owned(),
-            })?;
-            config
-                .headers
-                .push((name.trim().to_owned(), percent_decoded(value.trim())));
-        }
-        let file = |name| set(name).map(PathBuf::from);
-        config.ca = file("OTEL_EXPORTER_OTLP_CERTIFICATE");
-        config.client_certificate = file("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE");
-        config.client_key = file("OTEL_EXPORTER_OTLP_CLIENT_KEY");
-        config.uri()?;
-        Ok(Some(config))
     }
 
     /// The endpoint, parsed.
@@ -177,59 +135,12 @@ impl fmt::Debug for OtlpConfig {
     }
 }
 
-fn percent_decoded(text: &str) -> String {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        let code = tail.get(..2).and_then(|two| std::str::from_utf8(two).ok());
-        match code.and_then(|two| u8::from_str_radix(two, 16).ok()) {
-            Some(byte) if *first == b'%' => {
-                bytes.push(byte);
-                rest = &tail[2..];
-            }
-            Some(_) | None => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn from(pairs: &[(&str, &str)]) -> Result<Option<OtlpConfig>, ConfigError> {
-        OtlpConfig::from_variables(|name| {
-            let found = pairs.iter().find(|(key, _)| *key == name);
-            found.map(|(_, value)| (*value).to_owned())
-        })
-    }
-
     #[test]
-    fn the_variables_of_opentelemetry_are_read() {
-        assert_eq!(from(&[]), Ok(None));
-        let config = from(&[
-            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318"),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "x-key=a%20b, x-other=c=d"),
-            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
-        ])
-        .unwrap()
-        .unwrap();
-        assert_eq!(config.protocol, Protocol::HttpProtobuf);
-        assert_eq!(config.compression, Compression::Gzip);
-        let headers = [("x-key", "a b"), ("x-other", "c=d")].map(|(name, value)| (name.to_owned(), value.to_owned()));
-        assert_eq!(config.headers, headers);
-    }
-
-    #[test]
-    fn nonsense_is_refused_and_header_values_are_not_shown() {
-        let endpoint = |endpoint| from(&[("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)]).unwrap_err();
-        assert!(matches!(endpoint("127.0.0.1:4317"), ConfigError::Endpoint { .. }));
-        assert!(matches!(endpoint("http://"), ConfigError::Endpoint { .. }));
-        assert!(matches!(endpoint("ftp://h:4317"), ConfigError::Endpoint { .. }));
+    fn header_values_are_not_shown() {
         let mut config = OtlpConfig::new("http://h:1");
         config.headers.push(("authorization".into(), "Bearer s3cret".into()));
         assert!(!format!("{config:?}").contains("s3cret"));

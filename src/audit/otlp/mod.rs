@@ -12,12 +12,14 @@
 //!                                     └── woken by flush, or looks every 500 ms
 //! ```
 
+mod batch;
 mod config;
 mod convert;
 mod cursor;
 mod dial;
 mod metrics;
 pub mod names;
+mod resend;
 mod send;
 
 use std::cell::{Cell, RefCell};
@@ -30,12 +32,6 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
-use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
-use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceRequest;
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
-use opentelemetry_proto::tonic::logs::v1::{ResourceLogs, ScopeLogs};
-use opentelemetry_proto::tonic::metrics::v1::{ResourceMetrics, ScopeMetrics};
-use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, ScopeSpans};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -45,6 +41,7 @@ use cursor::{Cursor, Cursors};
 use send::{Batch, SendError, Transport};
 
 pub use config::{Compression, ConfigError, OtlpConfig, Protocol, Signal};
+pub use resend::{ResendError, resend};
 
 /// How often the journal is looked at for new records when nobody says that there are any.
 const LOOK: Duration = Duration::from_millis(500);
@@ -434,63 +431,14 @@ impl Lane {
 
     /// The request for these records; `None` when none of them says anything to this signal.
     fn batch(&mut self, records: &[Stored], cursor: &mut Cursor, hub: &Hub) -> Result<Option<Batch>, JournalError> {
-        let resource = Some(self.converter.resource());
-        let scope = Some(convert::scope());
-        let schema_url = names::SCHEMA_URL.to_owned();
-        match self.signal {
-            Signal::Logs => {
-                let mut log_records = Vec::with_capacity(records.len());
-                for record in records {
-                    log_records.push(self.converter.log(&self.reader, record)?);
-                }
-                Ok(Some(Batch::Logs(ExportLogsServiceRequest {
-                    resource_logs: vec![ResourceLogs {
-                        resource,
-                        scope_logs: vec![ScopeLogs {
-                            scope,
-                            log_records,
-                            schema_url: schema_url.clone(),
-                        }],
-                        schema_url,
-                    }],
-                })))
-            }
-            Signal::Traces => {
-                let mut spans = Vec::new();
-                for record in records {
-                    spans.extend(self.converter.span(&self.reader, record)?);
-                }
-                if spans.is_empty() {
-                    return Ok(None);
-                }
-                Ok(Some(Batch::Traces(ExportTraceServiceRequest {
-                    resource_spans: vec![ResourceSpans {
-                        resource,
-                        scope_spans: vec![ScopeSpans {
-                            scope,
-                            spans,
-                            schema_url: schema_url.clone(),
-                        }],
-                        schema_url,
-                    }],
-                })))
-            }
+        Ok(match self.signal {
+            Signal::Logs => Some(self.converter.logs(&self.reader, records)?),
+            Signal::Traces => self.converter.spans(&self.reader, records)?,
             Signal::Metrics => {
                 records.iter().for_each(|record| cursor.totals.add(record));
-                let now = self.now(hub)?;
-                Ok(Some(Batch::Metrics(ExportMetricsServiceRequest {
-                    resource_metrics: vec![ResourceMetrics {
-                        resource,
-                        scope_metrics: vec![ScopeMetrics {
-                            scope,
-                            metrics: cursor.totals.metrics(&now),
-                            schema_url: schema_url.clone(),
-                        }],
-                        schema_url,
-                    }],
-                })))
+                Some(self.converter.metrics(cursor.totals.metrics(&self.now(hub)?)))
             }
-        }
+        })
     }
 
     fn now(&self, hub: &Hub) -> Result<metrics::Now, JournalError> {

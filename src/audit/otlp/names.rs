@@ -48,7 +48,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("image_digest", "oci.manifest.digest"),
     ("runtime", "container.runtime.name"),
     ("identity.uid", "user.id"),
-    ("identity.user", "user.name"),
+    ("user", "user.name"),
     ("server_address", "server.address"),
     ("server_port", "server.port"),
     ("address", "network.peer.address"),

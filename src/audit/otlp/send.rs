@@ -20,9 +20,6 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use super::dial::Dial;
 use super::{Compression, ConfigError, OtlpConfig, Protocol, whole};
 
-/// How long one request may take, connecting included.
-const DEADLINE: Duration = Duration::from_secs(10);
-
 /// An answer says little; whatever talks more is no collector.
 const ANSWER_LIMIT: usize = 1 << 20;
 
@@ -43,12 +40,18 @@ pub(super) enum SendError {
     Answer { code: String, message: String },
     #[error("the collector cannot be reached: {0}")]
     Connect(String),
-    #[error("the collector did not answer within {} s", DEADLINE.as_secs())]
-    Late,
+    #[error("the collector did not answer within {time:?}")]
+    Late { time: Duration },
 }
 
 /// One collector. Connects when there is something to send, and anew when a connection was lost.
-pub(super) enum Transport {
+pub(super) struct Transport {
+    /// How long one request may take, connecting included.
+    time: Duration,
+    way: Way,
+}
+
+enum Way {
     Grpc {
         channel: Channel,
         headers: Vec<(MetadataKey<Ascii>, MetadataValue<Ascii>)>,
@@ -58,6 +61,8 @@ pub(super) enum Transport {
         dial: Dial,
         authority: String,
         path: String,
+        /// Whether the path is that of the signal already.
+        whole_path: bool,
         headers: Vec<(hyper::header::HeaderName, hyper::header::HeaderValue)>,
         compression: Compression,
     },
@@ -68,11 +73,11 @@ impl Transport {
     pub fn new(config: &OtlpConfig) -> Result<Self, ConfigError> {
         let uri = config.uri()?;
         let dial = Dial::new(config, &uri)?;
-        match config.protocol {
-            Protocol::Grpc => Ok(Self::Grpc {
+        let way = match config.protocol {
+            Protocol::Grpc => Way::Grpc {
                 channel: Endpoint::from(without_tls(&uri))
                     .origin(uri)
-                    .connect_timeout(DEADLINE)
+                    .connect_timeout(config.time)
                     .connect_with_connector_lazy(dial),
                 headers: config
                     .headers
@@ -84,14 +89,18 @@ impl Transport {
                     })
                     .collect::<Result<_, ConfigError>>()?,
                 compression: config.compression,
-            }),
-            Protocol::HttpProtobuf => Ok(Self::Http {
+            },
+            Protocol::HttpProtobuf => Way::Http {
                 dial,
                 authority: uri
                     .authority()
                     .map(|authority| authority.to_string())
                     .unwrap_or_default(),
-                path: uri.path().trim_end_matches('/').to_owned(),
+                path: match config.whole_path {
+                    true => uri.path().to_owned(),
+                    false => uri.path().trim_end_matches('/').to_owned(),
+                },
+                whole_path: config.whole_path,
                 headers: config
                     .headers
                     .iter()
@@ -102,15 +111,17 @@ impl Transport {
                     })
                     .collect::<Result<_, ConfigError>>()?,
                 compression: config.compression,
-            }),
-        }
+            },
+        };
+        Ok(Self { time: config.time, way })
     }
 
     /// Sends one batch; Ok means that the collector took every item of it.
     pub async fn send(&self, batch: Batch) -> Result<(), SendError> {
-        let (rejected, message) = tokio::time::timeout(DEADLINE, self.exchange(batch))
+        let time = self.time;
+        let (rejected, message) = tokio::time::timeout(time, self.exchange(batch))
             .await
-            .map_err(|_| SendError::Late)??;
+            .map_err(|_| SendError::Late { time })??;
         if rejected != 0 {
             return Err(SendError::Rejected { rejected, message });
         }
@@ -119,8 +130,8 @@ impl Transport {
 
     /// The number of items that the collector says it did not take, and its words.
     async fn exchange(&self, batch: Batch) -> Result<(i64, String), SendError> {
-        match self {
-            Transport::Grpc {
+        match &self.way {
+            Way::Grpc {
                 channel,
                 headers,
                 compression,
@@ -149,7 +160,7 @@ impl Transport {
                 };
                 Ok(partial.unwrap_or_default())
             }
-            Transport::Http { .. } => {
+            Way::Http { .. } => {
                 macro_rules! export {
                     ($path:literal, $request:expr, $answer:ty, $rejected:ident) => {{
                         let answer = self.post($path, $request.encode_to_vec()).await?;
@@ -184,13 +195,14 @@ impl Transport {
     }
 
     async fn post(&self, signal: &str, body: Vec<u8>) -> Result<Bytes, SendError> {
-        let Transport::Http {
+        let Way::Http {
             dial,
             authority,
             path,
+            whole_path,
             headers,
             compression,
-        } = self
+        } = &self.way
         else {
             return Err(SendError::Connect("no HTTP endpoint".to_owned()));
         };
@@ -199,6 +211,7 @@ impl Transport {
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| connect(&error))?;
+        let signal = if *whole_path { "" } else { signal };
         let mut request = hyper::Request::post(format!("{path}{signal}"))
             .header("host", authority)
             .header("content-type", "application/x-protobuf")

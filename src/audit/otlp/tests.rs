@@ -6,14 +6,19 @@ mod tls;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
-use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsPartialSuccess, ExportLogsServiceResponse};
-use opentelemetry_proto::tonic::collector::metrics::v1::ExportMetricsServiceResponse;
+use opentelemetry_proto::tonic::collector::logs::v1::{
+    ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
+};
 use opentelemetry_proto::tonic::collector::metrics::v1::metrics_service_server::{
     MetricsService, MetricsServiceServer,
 };
-use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
+use opentelemetry_proto::tonic::collector::metrics::v1::{ExportMetricsServiceRequest, ExportMetricsServiceResponse};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
+use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
@@ -24,6 +29,7 @@ use tonic::{Request, Response, Status};
 
 use super::*;
 use crate::audit::journal::{Journal, JournalOptions};
+use crate::audit::query::Filter;
 use crate::audit::record::{Entry, Event, ExecFinished, ExecOutcome, Identity, TaskOutcome, Usage, UsageSource};
 use crate::id::{ExecId, TaskId};
 use crate::policy::{Decision, RuleMatch};
@@ -49,6 +55,8 @@ struct Taken {
     spans: Vec<Span>,
     metrics: Vec<Metric>,
     headers: Vec<String>,
+    /// Of requests by HTTP.
+    paths: Vec<String>,
 }
 
 /// A collector in this process.
@@ -87,6 +95,35 @@ impl Collector {
             .iter()
             .map(|log| whole_number(&log.attributes, "belljar.seq"))
             .collect()
+    }
+}
+
+impl Collector {
+    /// Speaks HTTP on one connection, until it ends.
+    async fn speak_http(self, stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin) {
+        let take =
+            hyper::service::service_fn(|request| async { Ok::<_, std::convert::Infallible>(self.take(request).await) });
+        let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), take);
+        let _ = served.await;
+    }
+
+    async fn take(&self, request: hyper::Request<Incoming>) -> hyper::Response<Full<bytes::Bytes>> {
+        use prost::Message;
+        let path = request.uri().path().to_owned();
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let mut taken = self.0.lock().unwrap();
+        // Spans and metrics have fields of other types where logs have theirs.
+        if path.contains("logs")
+            && let Ok(request) = ExportLogsServiceRequest::decode(body)
+        {
+            let scopes = request
+                .resource_logs
+                .into_iter()
+                .flat_map(|resource| resource.scope_logs);
+            taken.logs.extend(scopes.flat_map(|scope| scope.log_records));
+        }
+        taken.paths.push(path);
+        hyper::Response::new(Full::default())
     }
 }
 
@@ -536,6 +573,88 @@ async fn only_one_exporter_sends_and_all_see_what_is_delivered() {
     one_task(&journal, None, 0);
     assert_eq!(second.flush(PATIENCE).await.records, 0);
     assert_eq!(collector.seqs(), (1..=15).collect::<Vec<i64>>());
+}
+
+#[tokio::test]
+async fn the_path_of_an_endpoint_is_completed_unless_it_is_that_of_one_signal() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path());
+    one_task(&journal, None, 0);
+    let collector = Collector::default();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let serving = collector.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            tokio::spawn(serving.clone().speak_http(stream));
+        }
+    });
+    let base = OtlpConfig {
+        protocol: Protocol::HttpProtobuf,
+        signals: vec![Signal::Logs],
+        ..OtlpConfig::new(format!("http://{address}/base/"))
+    };
+    let own = OtlpConfig {
+        whole_path: true,
+        endpoint: format!("http://{address}/my/logs"),
+        ..base.clone()
+    };
+    let exporter = Exporter::start(folder.path(), vec![base, own]).unwrap();
+    assert_eq!(exporter.flush(PATIENCE).await.records, 0);
+    let mut paths = collector.0.lock().unwrap().paths.clone();
+    paths.sort();
+    paths.dedup();
+    assert_eq!(paths, ["/base/v1/logs", "/my/logs"]);
+}
+
+#[tokio::test]
+async fn a_collector_has_the_time_that_it_was_given() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path());
+    one_task(&journal, None, 0);
+    // Takes connections, and never says a word.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    for protocol in [Protocol::Grpc, Protocol::HttpProtobuf] {
+        let config = OtlpConfig {
+            protocol,
+            signals: vec![Signal::Logs],
+            time: Duration::from_millis(30),
+            ..config(listener.local_addr().unwrap())
+        };
+        let exporter = Exporter::start(folder.path(), vec![config]).unwrap();
+        let lag = lag_becomes(&exporter, |lag| lag.signals[0].error.is_some()).await;
+        let error = lag.signals[0].error.as_deref().unwrap();
+        assert!(error.contains("did not answer within 30ms"), "{protocol:?}: {error}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_collector_lost_is_sent_to_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path());
+    let (first, _) = one_task(&journal, None, 0);
+    one_task(&journal, None, 0);
+    let collector = Collector::default();
+    let config = config(collector.start().await);
+    let exporter = Exporter::start(folder.path(), vec![config.clone()]).unwrap();
+    assert_eq!(exporter.flush(PATIENCE).await.records, 0);
+    exporter.shutdown();
+    *collector.0.lock().unwrap() = Taken::default();
+    let filter = Filter {
+        task: Some(first),
+        ..Filter::default()
+    };
+    let sent = resend(folder.path(), &config, filter.clone(), PATIENCE).await.unwrap();
+    assert_eq!((sent, collector.seqs()), (7, (2..=8).collect()));
+    assert_eq!(collector.0.lock().unwrap().spans.len(), 2);
+    // The cursor stands where it stood: nothing else is sent anew.
+    assert_eq!(lag(folder.path(), std::slice::from_ref(&config)).unwrap().records, 0);
+    collector.set(Mood::Refuses);
+    let refused = resend(folder.path(), &config, filter, Duration::ZERO)
+        .await
+        .unwrap_err();
+    assert!(refused.to_string().starts_with("0 records were sent"), "{refused}");
 }
 
 #[tokio::test]

@@ -34,7 +34,15 @@ pub(super) fn areas(
     let most = lines.iter().flat_map(|line| line.values).copied().fold(0.0, f64::max);
     write!(page, "<figure><figcaption>{name}<small>")?;
     for line in lines.iter().filter(|line| !line.name.is_empty()) {
-        write!(page, " <i class=\"key {}\"></i>{}", line.class, line.name)?;
+        // One that is small beside the other is hardly seen.
+        let most = line.values.iter().copied().fold(0.0, f64::max);
+        write!(
+            page,
+            " <i class=\"key {}\"></i>{}, at most {}",
+            line.class,
+            line.name,
+            shown(most)
+        )?;
     }
     writeln!(page, "</small></figcaption>")?;
     if most <= 0.0 {
@@ -161,6 +169,16 @@ pub(super) fn time_line(page: &mut String, report: &Report) -> std::fmt::Result 
     writeln!(page, "</svg></figure>")
 }
 
+/// A part of a span, in the units that suit the whole: `2.5 s`, `1:31` or `2:05 h`.
+fn since_begin(span: f64, part: f64) -> String {
+    let seconds = (span * part).round() as u64;
+    match span {
+        short if short < 120.0 => duration(span * part),
+        some if some < 7200.0 => format!("{}:{:02}", seconds / 60, seconds % 60),
+        _ => format!("{}:{:02} h", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
 fn at(report: &Report, time: f64) -> f64 {
     let span = (report.to - report.from).max(1e-3);
     LEFT + ((time - report.from) / span).clamp(0.0, 1.0) * (WIDTH - LEFT)
@@ -205,7 +223,7 @@ fn axis(page: &mut String, report: &Report, height: f64) -> std::fmt::Result {
             "<text x=\"{:.1}\" y=\"{:.0}\" text-anchor=\"{anchor}\">{}</text>",
             LEFT + (WIDTH - LEFT) * part,
             height + 15.0,
-            duration((report.to - report.from) * part)
+            since_begin(report.to - report.from, part)
         )?;
     }
     Ok(())

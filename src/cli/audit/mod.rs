@@ -8,6 +8,7 @@ mod second;
 mod status;
 mod text;
 
+use std::collections::BTreeMap;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,7 +20,7 @@ use jiff::{SignedDuration, Timestamp};
 use crate::audit::journal::{Reader, Seq, Stored};
 use crate::audit::key::SigningKey;
 use crate::audit::ocsf;
-use crate::audit::otlp::{Exporter, OtlpConfig, Protocol};
+use crate::audit::otlp::{Exporter, OtlpConfig, Protocol, resend};
 use crate::audit::query::{self, Filter, Take};
 use crate::audit::schema::schemas;
 use crate::audit::{Known, VerifyError, verify};
@@ -33,6 +34,20 @@ pub const FOLDER: &str = "journal";
 
 /// The key that signs checkpoints, in belljar's state.
 pub const KEY: &str = "audit.key";
+
+/// How execs and tasks end.
+const OUTCOMES: [&str; 10] = [
+    "exited",
+    "signaled",
+    "timed_out",
+    "oom_killed",
+    "output_limit",
+    "canceled",
+    "lost",
+    "finished",
+    "stopped",
+    "failed",
+];
 
 /// How often `--follow` looks for new records.
 const LOOK: Duration = Duration::from_millis(200);
@@ -108,7 +123,7 @@ struct LsArgs {
     json: bool,
 }
 
-#[derive(Debug, Default, Args)]
+#[derive(Debug, Default, PartialEq, Eq, Args)]
 struct FilterArgs {
     /// A task's id, or the end of it
     #[arg(long)]
@@ -159,7 +174,7 @@ struct ExportArgs {
     /// An event of the Open Cybersecurity Schema Framework a line on stdout
     #[arg(long, conflicts_with = "otlp")]
     ocsf: bool,
-    /// Everything that the collector does not have yet
+    /// To a collector: everything that it does not have yet or, with a filter (--since, --task, …), those records again
     #[arg(long)]
     otlp: bool,
     /// The collector; else those of the configuration and of OTEL_EXPORTER_OTLP_ENDPOINT
@@ -311,15 +326,21 @@ fn schema(kind: Option<&str>, out: &mut dyn Write) -> anyhow::Result<u8> {
     match kind {
         None => serde_json::to_writer_pretty(&mut *out, &schemas)?,
         Some(kind) => {
-            let kinds = || schemas.keys().cloned().collect::<Vec<_>>().join(", ");
-            let schema = schemas
-                .get(kind)
-                .ok_or_else(|| anyhow!("no record is of kind \"{}\"; there are {}", text::shown(kind), kinds()))?;
+            let schema = schemas.get(kind).ok_or_else(|| anyhow!(no_such_kind(kind, &schemas)))?;
             serde_json::to_writer_pretty(&mut *out, schema)?;
         }
     }
     writeln!(out)?;
     Ok(0)
+}
+
+fn no_such_kind(kind: &str, schemas: &BTreeMap<String, serde_json::Value>) -> String {
+    let kinds: Vec<&str> = schemas.keys().map(String::as_str).collect();
+    format!(
+        "no record is of kind \"{}\"; there are {}",
+        text::shown(kind),
+        kinds.join(", ")
+    )
 }
 
 fn prove(args: &VerifyArgs, folder: &Path, out: &mut dyn Write) -> anyhow::Result<u8> {
@@ -393,6 +414,16 @@ fn export_otlp(args: &ExportArgs, folder: &Path, out: &mut dyn Write) -> anyhow:
         bail!("no collector is named: give --endpoint, configure [[otlp]], or set OTEL_EXPORTER_OTLP_ENDPOINT");
     }
     let deadline = parse_time(&args.timeout).context("--timeout")?;
+    if !args.filter.is_empty() {
+        let filter = args.filter.parse(&Reader::open(folder)?)?;
+        for collector in &collectors {
+            let sent = blocking(resend(folder, collector, filter.clone(), deadline))??;
+            writeln!(out, "{} {sent} records sent again", text::shown(&collector.endpoint))?;
+        }
+        if !args.follow {
+            return Ok(0);
+        }
+    }
     let exporter = Exporter::start(folder, collectors)?;
     loop {
         let lag = blocking(exporter.flush(deadline))?;
@@ -457,6 +488,10 @@ impl VerifyArgs {
 }
 
 impl FilterArgs {
+    fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// Says everything that is wrong with it at once.
     fn parse(&self, reader: &Reader) -> anyhow::Result<Filter> {
         let mut faults = Vec::new();
@@ -468,6 +503,22 @@ impl FilterArgs {
             person: self.person.clone(),
             ..Filter::default()
         };
+        let kinds = schemas();
+        for kind in &self.kind {
+            let is_family = |known: &String| known.split_once('.').is_some_and(|(family, _)| family == kind);
+            if !kinds.contains_key(kind) && !kinds.keys().any(is_family) {
+                faults.push(format!("--kind: {}", no_such_kind(kind, &kinds)));
+            }
+        }
+        if let Some(outcome) = &self.outcome
+            && !OUTCOMES.contains(&outcome.as_str())
+        {
+            let outcome = text::shown(outcome);
+            faults.push(format!(
+                "--outcome: nothing ends as \"{outcome}\"; there are {}",
+                OUTCOMES.join(", ")
+            ));
+        }
         let now = Timestamp::now();
         keep(&mut filter.task, &self.task, &mut faults, "--task", |id| {
             find_id(reader, "task", id)
@@ -521,9 +572,6 @@ fn find_id<T: std::str::FromStr>(reader: &Reader, column: &'static str, text: &s
 where
     T::Err: std::error::Error + Send + Sync + 'static,
 {
-    if let Ok(id) = text.parse() {
-        return Ok(id);
-    }
     let mut found = query::ids_ending_in(reader, column, text)?;
     match (found.pop(), found.len()) {
         (Some(id), 0) => Ok(id.to_string().parse()?),

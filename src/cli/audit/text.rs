@@ -105,7 +105,10 @@ pub fn summary(kind: &str, value: &Value) -> String {
         "agent.event" => spaced(&[&word("/name"), &word("/call_id")]),
         "secret.used" => spaced(&[&word("/name"), &format!("for {}", word("/server_address"))]),
         "rule.added" => spaced(&[&word("/rule"), &format!("to {}", word("/file")), &by(value)]),
-        "config.loaded" => list(value.get("files"), " "),
+        "config.loaded" => match list(value.get("files"), " ") {
+            none if none.is_empty() => "what is built in".to_owned(),
+            files => files,
+        },
         "journal.opened" => spaced(&[
             &format!("belljar {}", word("/program_version")),
             &format!("process {}", number("/pid")),
@@ -158,7 +161,7 @@ fn page(record: &Value, out: &mut dyn Write) -> std::io::Result<()> {
     };
     for (name, value) in fields {
         match name.as_str() {
-            "version" | "seq" | "time" | "host" | "boot" | "task" | "exec" | "kind" => {}
+            "version" | "seq" | "time" | "host" | "boot" | "user" | "task" | "exec" | "kind" => {}
             "argv" => writeln!(out, "  command: {}", command(record))?,
             "rules" => rules_page(value, out)?,
             _ => leaves(name, value, out)?,

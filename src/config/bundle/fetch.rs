@@ -24,13 +24,17 @@ pub enum FetchError {
 
 /// Fetches on a thread of its own, for the caller may be within a runtime. Blocking, up to [`PATIENCE`].
 pub(in crate::config) fn fetch(url: &str) -> Result<Vec<u8>, FetchError> {
+    fetch_within(url, PATIENCE)
+}
+
+pub(super) fn fetch_within(url: &str, patience: Duration) -> Result<Vec<u8>, FetchError> {
     std::thread::scope(|scope| {
         let fetching = scope.spawn(|| {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .map_err(FetchError::Start)?;
-            runtime.block_on(request(url))
+            runtime.block_on(request(url, patience))
         });
         fetching.join().unwrap_or_else(|_| {
             Err(FetchError::Request {
@@ -41,7 +45,7 @@ pub(in crate::config) fn fetch(url: &str) -> Result<Vec<u8>, FetchError> {
     })
 }
 
-async fn request(url: &str) -> Result<Vec<u8>, FetchError> {
+async fn request(url: &str, patience: Duration) -> Result<Vec<u8>, FetchError> {
     // Whoever was first has chosen the same one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let failed = |error: reqwest::Error| FetchError::Request {
@@ -49,7 +53,7 @@ async fn request(url: &str) -> Result<Vec<u8>, FetchError> {
         what: chain(&error),
     };
     let client = reqwest::Client::builder()
-        .timeout(PATIENCE)
+        .timeout(patience)
         // The address is pinned by the admin: nobody else says where demands come from.
         .redirect(reqwest::redirect::Policy::none());
     let client = match url.starts_with("http:") {

@@ -38,6 +38,14 @@ pub struct Demand {
     pub least_serial: u64,
 }
 
+/// The bundle that holds now.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub bundle: Bundle,
+    /// Why it is the copy, though it is old enough to be asked for again.
+    pub stale: Option<String>,
+}
+
 /// Why there is no bundle that holds.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum BundleError {
@@ -60,16 +68,16 @@ pub(super) type Fetch<'f> = &'f dyn Fn(&str) -> Result<Vec<u8>, fetch::FetchErro
 
 /// The bundle that holds now: the copy, if it is fresh, else what the URL gives, else the copy as long as it has not expired.
 /// Blocking: a fetch takes up to [`fetch::PATIENCE`].
-pub(super) fn load(demand: &Demand, folder: &Path, now: SystemTime, fetch: Fetch<'_>) -> Result<Bundle, BundleError> {
+pub(super) fn load(demand: &Demand, folder: &Path, now: SystemTime, fetch: Fetch<'_>) -> Result<Held, BundleError> {
     let cache = cache::Cache::of(folder, demand);
-    let kept = cache.read(demand, now);
-    if let Ok(bundle) = &kept
-        && cache.is_fresh(demand.refresh, now)
-    {
-        return Ok(bundle.clone());
-    }
+    let held = |bundle, stale| Held { bundle, stale };
+    let kept = match cache.read(demand, now) {
+        Ok(bundle) if cache.is_fresh(demand.refresh, now) => return Ok(held(bundle, None)),
+        kept => kept,
+    };
     if !cache.may_ask_again(now) {
-        return kept;
+        let why = "its URL is asked once a minute, and gave no newer one a moment ago";
+        return kept.map(|bundle| held(bundle, Some(why.to_owned())));
     }
     cache.note_attempt();
     let fetched = fetch(&demand.url.value).map_err(BundleError::from).and_then(|bytes| {
@@ -82,12 +90,9 @@ pub(super) fn load(demand: &Demand, folder: &Path, now: SystemTime, fetch: Fetch
         Ok(bundle)
     });
     match (fetched, kept) {
-        (Ok(bundle), _) => Ok(bundle),
+        (Ok(bundle), _) => Ok(held(bundle, None)),
         // The URL is away, or gives what does not count: what was signed before holds until it expires.
-        (Err(error), Ok(bundle)) => {
-            tracing::warn!(%error, serial = bundle.serial, "the bundle of requirements was not renewed");
-            Ok(bundle)
-        }
+        (Err(error), Ok(bundle)) => Ok(held(bundle, Some(error.to_string()))),
         (Err(error), Err(_)) => Err(error),
     }
 }

@@ -52,7 +52,7 @@ fn serial(demand: &Demand, folder: &Path, seconds: u64, answer: &[u8]) -> Result
     let fetch = |_: &str| Ok(answer.to_vec());
     let now = SystemTime::now() + Duration::from_secs(seconds);
     match load(demand, folder, now, &fetch) {
-        Ok(bundle) => Ok(bundle.serial),
+        Ok(held) => Ok(held.bundle.serial),
         Err(error) => Err(error.to_string()),
     }
 }
@@ -132,8 +132,9 @@ fn a_fresh_copy_is_not_asked_for_and_a_stale_one_is_renewed() {
     };
     let now = SystemTime::now();
     for (seconds, fetches) in [(0, 1), (1, 1), (800, 1), (1000, 2)] {
-        let bundle = load(&demand, folder.path(), now + Duration::from_secs(seconds), &fetch).unwrap();
-        assert_eq!((bundle.serial, asked.get()), (3, fetches), "after {seconds} s");
+        let held = load(&demand, folder.path(), now + Duration::from_secs(seconds), &fetch).unwrap();
+        assert_eq!((held.bundle.serial, asked.get()), (3, fetches), "after {seconds} s");
+        assert_eq!(held.stale, None);
     }
 }
 
@@ -179,12 +180,16 @@ fn an_expired_or_missing_bundle_is_none() {
         serial(&demand, folder.path(), 100, &signed(&key, 3, "version = 1\n")),
         Ok(3)
     );
-    assert_eq!(
-        load(&demand, folder.path(), now + Duration::from_secs(3000), &away)
-            .unwrap()
-            .serial,
-        3
-    );
+    // Whoever runs under an old copy hears of it, also while the URL is not asked.
+    let hasty = Demand {
+        refresh: Duration::ZERO,
+        ..demand.clone()
+    };
+    for (demand, seconds, why) in [(&demand, 3000, "answered 503"), (&hasty, 1, "asked once a minute")] {
+        let held = load(demand, folder.path(), now + Duration::from_secs(seconds), &away).unwrap();
+        assert_eq!(held.bundle.serial, 3);
+        assert!(held.stale.as_deref().is_some_and(|text| text.contains(why)), "{held:?}");
+    }
     let error = load(&demand, folder.path(), now + Duration::from_secs(4000), &away).unwrap_err();
     assert!(matches!(error, BundleError::Fetch(_)), "{error}");
     let expired = sign(&key, 4, later(-1), file("version = 1\n")).unwrap();
@@ -232,6 +237,18 @@ async fn a_bundle_is_fetched_within_a_runtime_too() {
     let (url, server) = serve(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello".to_vec());
     assert_eq!(fetch(&url).unwrap(), b"hello");
     server.join().unwrap();
+}
+
+#[test]
+fn an_answer_that_ends_too_early_or_never_is_no_bundle() {
+    let (url, server) = serve(b"HTTP/1.1 200 OK\r\ncontent-length: 50\r\n\r\nhello".to_vec());
+    assert!(matches!(fetch(&url), Err(FetchError::Request { .. })));
+    server.join().unwrap();
+    // Somebody who takes the connection and says nothing.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/bundle.json", listener.local_addr().unwrap());
+    let error = super::fetch::fetch_within(&url, Duration::from_millis(50)).unwrap_err();
+    assert!(error.to_string().contains("timed out"), "{error}");
 }
 
 #[test]

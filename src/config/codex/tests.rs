@@ -33,8 +33,7 @@ fn allowed_sets_are_those_of_codex() {
         let allowed = match case["field"].as_str().unwrap() {
             "sandbox_mode" => names(&codex.sandbox_modes),
             "approval_policy" => names(&codex.approval_policies),
-            // belljar searches no web: the key is known and read over.
-            "web_search_mode" => continue,
+            "web_search_mode" => names(&codex.web_search_modes),
             field => panic!("{field}"),
         };
         let expected: Vec<&str> = case["expected"]["allowed_set"]
@@ -54,7 +53,7 @@ fn allowed_sets_are_those_of_codex() {
         );
         held += 1;
     }
-    assert_eq!(held, 5);
+    assert_eq!(held, 9);
 }
 
 #[test]
@@ -157,8 +156,7 @@ fn what_codex_holds_to_belljar_holds_to() {
         let id = case["id"].as_str().unwrap();
         let read = read(&case);
         if case["expected"]["startup_error"].is_string() {
-            // A regex for MCP servers, which belljar does not have.
-            assert!(read.is_err() || id == "req-0172", "{id}");
+            assert!(read.is_err(), "{id}");
             compared += 1;
             continue;
         }
@@ -249,9 +247,21 @@ fn a_rule_keeps_that_its_name_is_compared_without_case() {
 
 #[test]
 fn folders_that_nobody_may_read_are_denied_as_roots() {
-    let text = "[permissions.filesystem]\ndeny_read = [\"/srv/secrets/**\", \"/etc/keys\", \"**/*.env\", \"~/.ssh\"]\n[permissions.mine]\nextends = \":workspace\"\n";
-    let demands = Codex::from_toml(text, "f", "h").unwrap().demands();
-    assert_eq!(demands.denied.unwrap().value, ["/srv/secrets", "/etc/keys"]);
+    let text = "[permissions.filesystem]\ndeny_read = [\"/srv/secrets/**\", \"/etc/keys\", \"**/*.env\", \"~/.ssh\", \"./private/*.txt\"]\n[permissions.mine]\nextends = \":workspace\"\n";
+    let demands = Codex::from_toml(text, "/etc/codex/f", "h").unwrap().demands();
+    let patterns: Vec<&str> = demands.denied_patterns.iter().map(|path| path.value.as_str()).collect();
+    assert_eq!(
+        patterns,
+        [
+            "/srv/secrets/**",
+            "/etc/keys",
+            "/**/*.env",
+            "~/.ssh",
+            "/etc/codex/private/*.txt"
+        ]
+    );
+    let odd = "[permissions.filesystem]\nextends = \":read-only\"\n";
+    assert!(Codex::from_toml(odd, "f", "h").is_err());
 }
 
 #[test]
@@ -262,4 +272,84 @@ fn a_policy_that_never_asks_lets_nobody_be_asked() {
     assert_eq!(never.unknown.unwrap().value, [Unknown::Deny]);
     let either = demands("allowed_approval_policies = [\"never\", \"on-request\"]\n");
     assert!(either.never_ask.is_none() && either.unknown.is_none());
+}
+
+#[test]
+fn what_may_be_searched_is_what_a_task_may_reach() {
+    let modes = |text: &str| {
+        Codex::from_toml(text, "f", "h")
+            .unwrap()
+            .demands()
+            .modes
+            .map(|modes| modes.value)
+    };
+    assert_eq!(modes("allowed_web_search_modes = []\n"), Some(vec![NetworkMode::None]));
+    assert_eq!(
+        modes("allowed_web_search_modes = [\"cached\"]\n"),
+        Some(vec![NetworkMode::None, NetworkMode::Cached])
+    );
+    assert_eq!(
+        modes("allowed_web_search_modes = [\"live\"]\n"),
+        Some(vec![NetworkMode::None, NetworkMode::Cached, NetworkMode::Proxy])
+    );
+    // Commands with a network of their own are another matter than the model's searches.
+    let networked = "allowed_web_search_modes = [\"cached\"]\n[experimental_network]\nenabled = true\n";
+    assert_eq!(modes(networked), None);
+    assert!(Codex::from_toml("allowed_web_search_modes = [\"all\"]\n", "f", "h").is_err());
+}
+
+#[test]
+fn profiles_of_which_none_writes_leave_nothing_to_write_to() {
+    let writable = |text: &str| Codex::from_toml(text, "f", "h").unwrap().demands().writable;
+    let only = "default_permissions = \":read-only\"\n[allowed_permission_profiles]\n\":read-only\" = true\n\":workspace\" = false\n";
+    assert_eq!(writable(only).unwrap().value, [""; 0]);
+    let own = "default_permissions = \"mine\"\n[allowed_permission_profiles]\nmine = true\n[permissions.mine]\n";
+    assert!(writable(&format!("{own}extends = \":read-only\"\n")).is_some());
+    assert!(writable(&format!("{own}extends = \":workspace\"\n")).is_none());
+    let both = "[allowed_permission_profiles]\n\":read-only\" = true\n\":workspace\" = true\n";
+    assert!(writable(both).is_none());
+}
+
+#[test]
+fn keys_that_demand_nothing_here_are_named() {
+    let text =
+        "allow_appshots = false\n[auto_review]\nrequired_on_models = [\"x\"]\n[experimental_network]\nhttp_port = 1\n";
+    let demands = Codex::from_toml(text, "f", "h").unwrap().demands();
+    let named: Vec<&str> = demands.unheeded.iter().map(|key| key.value.as_str()).collect();
+    assert_eq!(
+        named,
+        ["allow_appshots", "auto_review", "experimental_network.http_port"]
+    );
+}
+
+#[test]
+fn hosts_that_the_admin_allows_are_allowed_for_every_way_out() {
+    let text = "[experimental_network]\nenabled = true\ndomains = { \"api.example\" = \"allow\" }\n";
+    let demands = Codex::from_toml(text, "f", "h").unwrap().demands();
+    assert_eq!(demands.always[0].value, "api.example");
+    assert!(demands.allow.is_none() && demands.unknown.is_none());
+}
+
+#[test]
+fn a_part_of_a_pattern_that_is_none_is_refused_in_the_words_of_codex() {
+    for (part, what) in [
+        ("{ token = \" \" }", "index 0: token cannot be empty"),
+        (
+            "{ any_of = [\"a\", \"\"] }",
+            "index 0: any_of cannot include empty tokens",
+        ),
+        (
+            "{ token = \"a\", any_of = [\"b\"] }",
+            "index 0: set either token or any_of, not both",
+        ),
+        ("{ token = \"a\" }, {}", "index 1: set either token or any_of"),
+        (
+            "{ token = \"a\", tokn = \"b\" }",
+            "unknown key (did you mean \"token\"?)",
+        ),
+    ] {
+        let text = format!("[rules]\nprefix_rules = [{{ pattern = [{part}], decision = \"prompt\" }}]\n");
+        let faults = Codex::from_toml(&text, "f", "h").unwrap_err().to_string();
+        assert!(faults.contains(what), "{part}: {faults}");
+    }
 }

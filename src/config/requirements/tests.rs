@@ -65,7 +65,10 @@ fn the_example_is_a_right_file_with_a_reason_for_each_key() {
         assert!(line.contains(" # "), "no reason: {line}");
     }
     // Every field that a file can set is set by the example, so no key can be missing from it.
-    let shown = format!("{demands:?}").replace("identity_workspaces: None", "");
+    // But for what only a file of Codex's says.
+    let shown = format!("{demands:?}")
+        .replace("identity_workspaces: None", "")
+        .replace("no_upstream: None", "");
     assert!(!shown.contains(": None,"), "{shown}");
 }
 
@@ -694,4 +697,93 @@ fn who_approves_and_how_far_is_held_to_the_demands() {
         "/home/.config/belljar/config.toml:2:6: reviewer.endpoint: \"https://elsewhere/v1\" is not allowed, \
          only \"https://llm.example/v1\" (/etc/requirements.toml:5:22)"
     );
+}
+
+#[test]
+fn what_codex_lets_nobody_read_lies_in_no_root() {
+    let place = Place::new();
+    place.write("work/a/b/.env", "");
+    place.write("work/c/plain", "");
+    place.write("home/.ssh/id", "");
+    let codex = place.write(
+        "etc/codex.toml",
+        "[permissions.filesystem]\ndeny_read = [\"**/*.env\", \"~/.ssh\", \"keys/**\", \"/x/[ab]/y\"]\n",
+    );
+    place.write(
+        "etc/requirements.toml",
+        &format!("version = 1\ncodex = {{ requirements = {codex:?} }}\n"),
+    );
+    let read = |host: &str| format!("readable_roots = [{{ host = {host:?}, path = \"/r\" }}]");
+    assert!(place.admit(&read("c")).is_ok());
+    assert_eq!(
+        violations(&place, &read("a")),
+        "task.toml:2:28: readable_roots[0].host: \"/work/a\" would open \"/work/a/b/.env\", which /etc/codex.toml:2:14 denies by a pattern"
+    );
+    assert_eq!(
+        violations(&place, &read("../home")),
+        "task.toml:2:28: readable_roots[0].host: \"/home\" would open \"/home/.ssh\", which /etc/codex.toml:2:26 denies"
+    );
+    place.write("etc/keys/k", "");
+    assert!(violations(&place, &read("../etc/keys")).contains("which /etc/codex.toml:2:36 denies"));
+}
+
+#[test]
+fn a_login_counts_for_the_demands_of_every_file() {
+    let place = Place::new();
+    let codex = place.write(
+        "etc/codex.toml",
+        "allowed_login_methods = [\"chatgpt\"]\nallowed_chatgpt_workspaces = [\"one\"]\n",
+    );
+    place.write(
+        "etc/requirements.toml",
+        &format!("version = 1\ncodex = {{ requirements = {codex:?} }}\n"),
+    );
+    let found = violations(&place, "");
+    assert!(
+        found.contains("/etc/codex.toml:1:25: identity.methods: a login by token is demanded"),
+        "{found}"
+    );
+    assert!(found.contains("/etc/codex.toml:2:30: identity.workspaces"), "{found}");
+}
+
+#[test]
+fn where_codex_allows_no_proxy_none_may_be_configured() {
+    let place = Place::new();
+    let codex = place.write(
+        "etc/codex.toml",
+        "[experimental_network]\nallow_upstream_proxy = false\n",
+    );
+    place.write(
+        "etc/requirements.toml",
+        &format!("version = 1\ncodex = {{ requirements = {codex:?} }}\n"),
+    );
+    assert!(place.admit("").is_ok());
+    place.write(
+        "home/.config/belljar/config.toml",
+        "[egress]\nupstream = \"http://proxy.example:3128\"\n",
+    );
+    let found = violations(&place, "");
+    assert!(
+        found.contains("egress.upstream") && found.contains("/etc/codex.toml:2:24 allows no proxy"),
+        "{found}"
+    );
+}
+
+#[test]
+fn a_model_that_reviews_is_told_what_codex_tells_its_own() {
+    let place = Place::new();
+    let codex = place.write("etc/codex.toml", "guardian_policy_config = \"never touch prod\"\n");
+    place.write(
+        "etc/requirements.toml",
+        &format!("version = 1\ncodex = {{ requirements = {codex:?} }}\n"),
+    );
+    place.write(
+        "home/.config/belljar/config.toml",
+        "[reviewer]\nby = \"model\"\nendpoint = \"http://127.0.0.1:1/v1\"\nmodel = \"m\"\npolicy = \"own words\"\n",
+    );
+    let reviewer = place.config().reviewer.unwrap().value;
+    let crate::approval::reviewer::By::Model(model) = reviewer.by else {
+        panic!("a model was configured");
+    };
+    assert_eq!(model.policy.as_deref(), Some("own words\n\nnever touch prod"));
 }

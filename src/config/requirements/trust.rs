@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use super::Requirements;
-use crate::config::bundle::{self, Bundle, Fetch};
+use crate::config::bundle::{self, Bundle, Fetch, Held};
 use crate::config::codex;
 use crate::config::identity::Keys;
 use crate::document::{Fault, Faults, Origin};
@@ -47,9 +47,28 @@ pub struct BundleSeen {
     pub url: String,
     pub serial: Option<u64>,
     pub expires: Option<String>,
+    /// Why it was not renewed, though it is time for that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stale: Option<String>,
     /// Why there is none, where the requirements say that it may be missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub missing: Option<String>,
+}
+
+impl BundleSeen {
+    /// What is to be said of it, if it is not as it should be.
+    pub fn complaint(&self) -> Option<String> {
+        let url = &self.url;
+        match (&self.stale, &self.missing) {
+            (Some(why), _) => Some(format!(
+                "{url}: the copy of serial {} holds until {}, for the bundle was not renewed ({why})",
+                self.serial.unwrap_or_default(),
+                self.expires.as_deref().unwrap_or_default()
+            )),
+            (None, Some(why)) => Some(format!("{url}: no bundle, and none is required ({why})")),
+            (None, None) => None,
+        }
+    }
 }
 
 /// Reads `requirements.toml`, then `requirements.d/*.toml` by name, and the bundles that they name.
@@ -147,12 +166,13 @@ impl Reading<'_> {
         let Some(demand) = &demands.bundle else { return };
         let url = demand.url.value.clone();
         match bundle::load(demand, self.sources.state, SystemTime::now(), self.sources.fetch) {
-            Ok(bundle) => {
+            Ok(Held { bundle, stale }) => {
                 self.bundled(&bundle, &url);
                 self.loaded.bundles.push(BundleSeen {
                     url,
                     serial: Some(bundle.serial),
                     expires: Some(bundle.expires.to_string()),
+                    stale,
                     missing: None,
                 });
             }
@@ -164,6 +184,7 @@ impl Reading<'_> {
                 url,
                 serial: None,
                 expires: None,
+                stale: None,
                 missing: Some(error.to_string()),
             }),
         }

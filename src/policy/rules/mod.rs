@@ -20,7 +20,7 @@ use std::fmt;
 use std::sync::Arc;
 
 pub use network::{NetworkRule, Protocol};
-pub use path::Pattern;
+pub use path::{Pattern, Written};
 pub use prefix::{ManagedRule, PrefixRule, Token};
 
 pub(in crate::policy) use prefix::Place;

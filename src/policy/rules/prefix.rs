@@ -140,6 +140,7 @@ impl PrefixRule {
             let written = match &word.unknown {
                 None if word.text == "--" => break,
                 None => word.text.as_str(),
+                Some(_) if word.is_home() => continue,
                 Some(unknown) if unknown.prefix.is_empty() => {
                     fit = Fit::Maybe;
                     continue;

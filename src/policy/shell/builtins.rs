@@ -39,18 +39,13 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
         "set" => set(walk, args),
         "shopt" => {
             // Others change how words are read, or bring aliases in.
-            const HARMLESS: &[&str] = &[
-                "nullglob",
-                "dotglob",
-                "failglob",
-                "nocaseglob",
-                "globstar",
-                "huponexit",
-                "lastpipe",
-            ];
+            const HARMLESS: &[&str] = &["dotglob", "failglob", "nocaseglob", "globstar", "huponexit", "lastpipe"];
+            // With this one a glob may become nothing, if the script was seen to say so before it was read.
+            let knows = walk.nullglob;
             let harmless = |word: &Word| {
-                word.value()
-                    .is_some_and(|word| word.starts_with('-') || HARMLESS.contains(&word))
+                word.value().is_some_and(|word| {
+                    word.starts_with('-') || HARMLESS.contains(&word) || (knows && word == "nullglob")
+                })
             };
             if !args.iter().all(harmless) {
                 walk.opaque("an option that changes how the shell reads");
@@ -81,10 +76,11 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
         "mapfile" | "readarray" => {
             if let Some(at) = args.iter().position(|word| has_letter(word, 'C')) {
                 match args.get(at).and_then(Word::value) {
-                    Some("-C") if args.get(at + 1).and_then(Word::value).is_some() => {
-                        let callback = args[at + 1].clone();
-                        walk.script(&callback, Dialect::Bash);
-                    }
+                    Some("-C") => match args.get(at + 1).and_then(Word::value) {
+                        // bash adds two words: the index and the line.
+                        Some(callback) => walk.nested(&format!("{callback} \"$1\" \"$2\""), Dialect::Bash),
+                        None => walk.opaque("a callback that is not known"),
+                    },
                     _ => walk.opaque("a callback that is not known"),
                 }
             }
@@ -101,11 +97,14 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
             }
         }
         "printf" => {
-            if args.first().is_some_and(|word| word.starts_with("-v") != Fit::No) {
-                match args.first().and_then(Word::value) {
-                    Some("-v") => names(walk, args.get(1..2).unwrap_or(&[]), "", ""),
+            let mut at = 0;
+            // The last one counts, and each is looked at.
+            while args.get(at).is_some_and(|word| word.starts_with("-v") != Fit::No) {
+                match args[at].value() {
+                    Some("-v") => names(walk, args.get(at + 1..at + 2).unwrap_or(&[]), "", ""),
                     _ => walk.opaque("a variable whose name is not known"),
                 }
+                at += 2;
             }
         }
         "test" | "[" => test(walk, args),
@@ -116,6 +115,15 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
             if !queue {
                 return Some(from_input(walk, command, Dialect::Posix));
             }
+        }
+        "history" => {
+            let file = args
+                .windows(2)
+                .find(|pair| ['a', 'w'].iter().any(|letter| has_letter(&pair[0], *letter)));
+            return Some(Found {
+                role: Role::Runs,
+                writes: file.map(|pair| pair[1].clone()).into_iter().collect(),
+            });
         }
         "jobs" => {
             if let Some(at) = args.iter().position(|word| has_letter(word, 'x')) {
@@ -166,7 +174,24 @@ fn command_builtin(walk: &mut Walk, args: &[Word], command: &SimpleCommand) -> F
 
 fn exec(walk: &mut Walk, args: &[Word], command: &SimpleCommand) -> Found {
     match skip_options(args, "cl", "a", &[]) {
-        Some(at) => carry(walk, &args[at..], command),
+        Some(at) => {
+            // The name that the program sees itself called by.
+            let named = args[..at].iter().rposition(|word| has_letter(word, 'a'));
+            let login = args[..at].iter().any(|word| has_letter(word, 'l'));
+            if let Some(called) = named.and_then(|named| args[..at].get(named + 1)).or(args.get(at))
+                && (named.is_some() || login)
+                && at < args.len()
+            {
+                let name = format!("{}{}", if login { "-" } else { "" }, called.text);
+                let mut argv = vec![Word {
+                    text: name,
+                    ..called.clone()
+                }];
+                argv.extend_from_slice(&args[at + 1..]);
+                walk.shadow(argv);
+            }
+            carry(walk, &args[at..], command)
+        }
         None => {
             walk.opaque("a wrapper whose options are not known");
             Found::role(Role::Carries)

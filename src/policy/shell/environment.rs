@@ -5,6 +5,7 @@ use super::{Dialect, Walk, Word};
 
 /// Programs run the value of these as a command, and of all names that end so.
 const COMMANDS: &[&str] = &[
+    "FZF_DEFAULT_COMMAND",
     "GIT_EXTERNAL_DIFF",
     "GIT_PROXY_COMMAND",
     "GIT_SSH_COMMAND",
@@ -16,6 +17,14 @@ const COMMANDS: &[&str] = &[
     "VISUAL",
 ];
 const COMMAND_ENDS: &[&str] = &["ASKPASS", "BROWSER", "EDITOR", "PAGER", "_RSH", "_SSH"];
+/// Settings of Cargo's that name a program: `CARGO_TARGET_X_RUNNER`.
+const CARGO_ENDS: &[&str] = &[
+    "_LINKER",
+    "_RUNNER",
+    "_RUSTC",
+    "_RUSTC_WRAPPER",
+    "_RUSTC_WORKSPACE_WRAPPER",
+];
 
 /// These load code into what runs, or change what a name means.
 const LOADERS: &[&str] = &[
@@ -25,6 +34,7 @@ const LOADERS: &[&str] = &[
     "BASH_COMPAT",
     "BASH_ENV",
     "BASH_LOADABLES_PATH",
+    "DOTNET_STARTUP_HOOKS",
     "DYLD_INSERT_LIBRARIES",
     "ENV",
     "EXECIGNORE",
@@ -41,12 +51,20 @@ const LOADERS: &[&str] = &[
     "GIT_EXEC_PATH",
     "GIT_TEMPLATE_DIR",
     "HOME",
+    "INPUTRC",
     "JAVA_TOOL_OPTIONS",
+    "JDK_JAVA_OPTIONS",
     "LD_AUDIT",
     "LD_LIBRARY_PATH",
     "LD_PRELOAD",
+    "LOCPATH",
+    "MAKEFILES",
+    "MANOPT",
+    "NLSPATH",
     "NODE_OPTIONS",
     "OPENSSL_CONF",
+    "OPENSSL_ENGINES",
+    "OPENSSL_MODULES",
     "PARALLEL",
     "PERL5DB",
     "PERL5LIB",
@@ -54,15 +72,41 @@ const LOADERS: &[&str] = &[
     "POSIXLY_CORRECT",
     "PYTHONHOME",
     "PYTHONSTARTUP",
+    "RIPGREP_CONFIG_PATH",
     "RUBYOPT",
     "SHELL",
     "SHELLOPTS",
     "TAR_OPTIONS",
+    // Where `$"…"` gets its translation from, which bash expands, substitutions and all.
+    "TEXTDOMAIN",
+    "TEXTDOMAINDIR",
     "VIMINIT",
     "XDG_CONFIG_HOME",
     "ZDOTDIR",
+    "ZIPOPT",
     "_JAVA_OPTIONS",
 ];
+
+/// bash evaluates what is put into these as arithmetic.
+const INTEGERS: &[&str] = &[
+    "BASHPID",
+    "BASH_SUBSHELL",
+    "EPOCHREALTIME",
+    "EPOCHSECONDS",
+    "EUID",
+    "HISTCMD",
+    "LINENO",
+    "OPTERR",
+    "OPTIND",
+    "PPID",
+    "RANDOM",
+    "SECONDS",
+    "SRANDOM",
+    "UID",
+];
+
+/// Options for a program; some of them name what it runs.
+const OPTIONS: &[&str] = &["GNUMAKEFLAGS", "GOFLAGS", "MAKEFLAGS", "MFLAGS"];
 
 /// bash expands these as it goes, substitutions and all.
 const PROMPTS: &[&str] = &["PS0", "PS1", "PS2", "PS3", "PS4"];
@@ -89,18 +133,23 @@ pub(super) fn weigh(walk: &mut Walk, name: &str, value: Option<&Word>) {
         }
         return;
     }
+    if INTEGERS.contains(&name) && !value.is_some_and(super::is_number) {
+        walk.opaque("a variable that is evaluated when it is set");
+    }
     if name == "PATH" {
         if !value.is_some_and(is_plain_path) {
             walk.opaque("a search path that may change what a name means");
         }
-    } else if LOADERS.contains(&name) || name.starts_with("BASH_FUNC_") || name.starts_with("LD_") {
+    } else if is_loader(name) {
         walk.opaque("an environment variable that changes what a command does");
-    } else if COMMANDS.contains(&name) || COMMAND_ENDS.iter().any(|end| name.ends_with(end)) {
+    } else if holds_command(name) {
         match value {
             Some(word) if word.value() == Some("") => {}
             Some(word) => walk.script(word, Dialect::Posix),
             None => walk.opaque("an environment variable that holds an unknown command"),
         }
+    } else if OPTIONS.contains(&name) && !value.and_then(Word::value).is_some_and(is_harmless_options) {
+        walk.opaque("an environment variable whose options may run commands");
     } else if PROMPTS.contains(&name)
         && value
             .and_then(Word::value)
@@ -110,10 +159,25 @@ pub(super) fn weigh(walk: &mut Walk, name: &str, value: Option<&Word>) {
     }
 }
 
+fn is_loader(name: &str) -> bool {
+    const STARTS: &[&str] = &["BASH_FUNC_", "LD_", "LUA_INIT"];
+    LOADERS.contains(&name) || STARTS.iter().any(|start| name.starts_with(start))
+}
+
+fn holds_command(name: &str) -> bool {
+    let ends = |ends: &[&str]| ends.iter().any(|end| name.ends_with(end));
+    COMMANDS.contains(&name) || ends(COMMAND_ENDS) || (name.starts_with("CARGO_") && ends(CARGO_ENDS))
+}
+
+fn is_harmless_options(text: &str) -> bool {
+    const HARMFUL: &[&str] = &["eval", "SHELL", "exec", "$(", "${", "-f", "-I", "-C"];
+    !HARMFUL.iter().any(|word| text.contains(word))
+}
+
 /// Whether declaring `name` anew, without a value, changes what runs: bash looks for programs in the current folder where
 /// there is no search path.
 pub(super) fn matters(name: &str) -> bool {
-    name == "PATH" || LOADERS.contains(&name)
+    name == "PATH" || is_loader(name)
 }
 
 /// Whether a search path adds folders of the image only, or others behind the old ones.

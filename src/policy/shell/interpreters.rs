@@ -2,6 +2,7 @@
 //! command in another world (`uv run`, `docker exec`). What is plainly seen there is listed as a shadow, for the rules
 //! against it. More than that is the program's own affair, as with a file.
 
+use super::word::Fit;
 use super::{Dialect, Fd, Redirect, SimpleCommand, Walk, Word};
 
 /// Calls that take a command.
@@ -31,24 +32,28 @@ const CALLS: &[&str] = &[
 /// Lists what is seen; the answer is the files that the code writes.
 pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand) -> Vec<Word> {
     let args = &command.argv[1..];
-    let (options, bare): (&[&str], bool) =
-        match name.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '.') {
-            "python" | "pypy" => (&["-c"], false),
-            "perl" | "ruby" => (&["-e", "-E", "-ne", "-pe", "-lane", "-nle", "-le", "-lne", "-i"], false),
-            "node" | "nodejs" | "bun" => (&["-e", "--eval", "-p", "--print"], false),
-            "deno" => (&["eval"], false),
-            "php" => (&["-r"], false),
-            "lua" | "Rscript" | "julia" | "osascript" => (&["-e"], false),
-            "awk" | "gawk" | "mawk" | "nawk" => (&[], true),
-            _ => {
-                runner(walk, name, args);
-                return Vec::new();
-            }
-        };
+    let language = name.trim_end_matches(|letter: char| letter.is_ascii_digit() || letter == '.');
+    let (options, bare): (&[&str], bool) = match language {
+        "python" | "pypy" => (&["-c"], false),
+        "perl" | "ruby" => (&["-e", "-E"], false),
+        "node" | "nodejs" | "bun" => (&["-e", "--eval", "-p", "--print"], false),
+        "deno" => (&["eval"], false),
+        "php" => (&["-r"], false),
+        "lua" | "luajit" | "Rscript" | "R" | "julia" | "osascript" | "elixir" | "gnuplot" | "ghc" => (&["-e"], false),
+        "emacs" | "octave" | "sbcl" => (&["--eval", "-eval", "--execute"], false),
+        "erl" => (&["-eval"], false),
+        "guile" => (&["-c"], false),
+        "swipl" => (&["-g"], false),
+        "awk" | "gawk" | "mawk" | "nawk" => (&[], true),
+        _ => {
+            runner(walk, name, args);
+            return Vec::new();
+        }
+    };
     let mut writes = Vec::new();
     let mut coded = false;
     for (at, word) in args.iter().enumerate() {
-        let code = at > 0 && options.iter().any(|option| args[at - 1].value() == Some(option));
+        let code = at > 0 && args[at - 1].value().is_some_and(|before| takes_code(options, before));
         coded |= code;
         let Some(text) = word.value() else {
             // `python -c "$x"` is as `bash -c "$x"`; with a part that is known it is what it says it is.
@@ -71,6 +76,11 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
         }
     }
     let from_input = !bare && !coded && args.iter().all(|word| word.value() == Some("-"));
+    let script = args.iter().find(|word| word.starts_with("-") != Fit::Yes);
+    let made = |word: &Word| word.text.starts_with("<(");
+    if !coded && !bare && script.is_some_and(made) {
+        walk.opaque("code from a substitution");
+    }
     let input = command.redirects.iter().rev().find(|redirect| redirect.fd == Fd::Input);
     match input {
         Some(Redirect { body: Some(slot), .. }) if from_input => walk.codes.push(*slot),
@@ -79,9 +89,26 @@ pub(super) fn look_through(walk: &mut Walk, name: &str, command: &SimpleCommand)
                 calls(walk, text);
             }
         }
+        Some(redirect) if from_input && made(&redirect.target) => walk.opaque("code from a substitution"),
+        // As with a shell: what comes down the pipe has nobody read.
+        None if from_input && walk.piped && !matches!(language, "emacs" | "gnuplot") => {
+            walk.opaque("an interpreter that reads its code from a stream");
+        }
         _ => {}
     }
     writes
+}
+
+/// Whether the word behind this option is code: `-c`, and as the last letter of a cluster, `-uc`, `-lane`.
+fn takes_code(options: &[&str], option: &str) -> bool {
+    options.contains(&option)
+        || option.starts_with('-')
+            && !option.starts_with("--")
+            && option[1..].bytes().all(|letter| letter.is_ascii_alphanumeric())
+            && option
+                .chars()
+                .last()
+                .is_some_and(|last| options.iter().any(|known| known.len() == 2 && known.ends_with(last)))
 }
 
 /// awk's own ways: `print | "cmd"`, `"cmd" | getline` and `print > "file"`.
@@ -112,38 +139,96 @@ fn awk(walk: &mut Walk, code: &str, writes: &mut Vec<Word>) {
 
 /// Programs that run the command behind this word of theirs; none where the command follows the name itself.
 const RUNNERS: &[(&str, &[&str])] = &[
+    ("alacritty", &["-e", "--command"]),
+    ("asdf", &["exec"]),
+    ("aws-vault", &["exec"]),
     ("bundle", &["exec"]),
+    ("bunx", &[]),
     ("bwrap", &[]),
+    ("capsh", &["--"]),
+    ("catchsegv", &[]),
+    ("cgexec", &[]),
+    ("chpst", &[]),
+    ("chronic", &[]),
     ("chrt", &[]),
+    ("cmake", &["-E"]),
     ("conda", &["run"]),
+    ("cpulimit", &[]),
+    ("cross-env", &[]),
+    ("daemonize", &[]),
     ("dbus-launch", &[]),
     ("direnv", &["exec"]),
     ("docker", &["exec", "run"]),
+    ("docker-compose", &["exec", "run"]),
+    ("doppler", &["run"]),
+    ("dotenv", &[]),
+    ("dotenvx", &["run"]),
+    ("eatmydata", &[]),
+    ("fakechroot", &[]),
+    ("faketime", &[]),
     ("firejail", &[]),
+    ("gnome-terminal", &["--", "-e", "-x"]),
+    ("gosu", &[]),
     ("hatch", &["run"]),
+    ("ifne", &[]),
+    ("ip", &["exec"]),
+    ("konsole", &["-e"]),
     ("kubectl", &["exec"]),
+    ("linux32", &[]),
+    ("linux64", &[]),
     ("mamba", &["run"]),
+    ("mise", &["exec", "x"]),
+    ("nerdctl", &["exec", "run"]),
+    ("nodemon", &["--exec", "-x"]),
     ("npm", &["exec", "x"]),
     ("npx", &[]),
     ("nsenter", &[]),
     ("numactl", &[]),
+    ("op", &["run"]),
     ("pdm", &["run"]),
+    ("perf", &[]),
     ("pipenv", &["run"]),
+    ("pipx", &["run"]),
+    ("pixi", &["run"]),
+    ("pkexec", &[]),
     ("pnpm", &["exec", "dlx"]),
     ("podman", &["exec", "run"]),
     ("poetry", &["run"]),
     ("prlimit", &[]),
     ("proot", &[]),
+    ("proxychains", &[]),
+    ("proxychains4", &[]),
+    ("pyenv", &["exec"]),
+    ("rbenv", &["exec"]),
+    ("rlwrap", &[]),
+    ("rr", &["record"]),
+    ("run0", &[]),
+    ("runcon", &[]),
     ("rustup", &["run"]),
     ("rye", &["run"]),
+    ("schroot", &[]),
+    ("setarch", &[]),
     ("setpriv", &[]),
+    ("setuidgid", &[]),
+    ("softlimit", &[]),
     ("start-stop-daemon", &["--exec", "-x", "--startas", "-a"]),
+    ("su-exec", &[]),
+    ("systemd-nspawn", &[]),
     ("systemd-run", &[]),
+    ("torify", &[]),
+    ("torsocks", &[]),
+    ("trickle", &[]),
+    ("tsocks", &[]),
     ("unshare", &[]),
     ("uv", &["run"]),
     ("uvx", &[]),
     ("valgrind", &[]),
+    ("watchexec", &[]),
+    ("wine", &[]),
+    ("x-terminal-emulator", &["-e"]),
+    ("xterm", &["-e"]),
     ("xvfb-run", &[]),
+    ("yarn", &["exec", "dlx"]),
 ];
 
 /// Their options are many and change, so each word that may begin the command counts as one that does.
@@ -173,6 +258,13 @@ fn runner(walk: &mut Walk, name: &str, args: &[Word]) {
     };
     let starts = (from..args.len()).filter(|at| args[*at].value().is_some_and(|word| !word.starts_with('-')));
     walk.runners += 1;
+    // `npx -c 'rm x'`, `xterm -e 'rm x'`: a script in one word.
+    let scripts = (from..args.len()).filter_map(|at| args[at].value().filter(|word| word.contains(' ')));
+    for script in scripts.take(starts_looked_at) {
+        let opaque = walk.opaque;
+        shadow_tree(walk, |walk| walk.nested(script, Dialect::Posix));
+        walk.opaque = opaque;
+    }
     for at in starts.take(starts_looked_at) {
         // What cannot be read there makes nothing here unknown: the program itself is listed.
         let opaque = walk.opaque;
@@ -185,7 +277,7 @@ fn runner(walk: &mut Walk, name: &str, args: &[Word]) {
 /// Calls and strings in code that run what they are given: `system("x")`, `system "x"`, `` `x` ``.
 pub(super) fn calls(walk: &mut Walk, code: &str) {
     let mut rest = code;
-    for name in ["system", "exec"] {
+    for name in ["system", "exec", "shell-command"] {
         let found = code.match_indices(name).filter_map(|(at, _)| {
             let after = code[at + name.len()..].trim_start_matches(' ');
             after.starts_with(['"', '\'']).then(|| string(after)).flatten()
@@ -207,8 +299,9 @@ pub(super) fn calls(walk: &mut Walk, code: &str) {
             .rsplit(|letter: char| !(letter.is_ascii_alphanumeric() || letter == '_'))
             .next()
             .unwrap_or("");
+        let of_lua = rest[..at].trim_end().ends_with("os.execute");
         rest = &rest[at + 1..];
-        if !CALLS.contains(&name) {
+        if !CALLS.contains(&name) && !of_lua {
             continue;
         }
         let argument = rest.trim_start();

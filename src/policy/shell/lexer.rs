@@ -288,12 +288,13 @@ impl<'s, 'w> Reader<'s, 'w> {
                 // The pattern's characters are no characters of the names that it finds.
                 let head = source.find(['*', '?', '[']).unwrap_or(0);
                 let tail = source.rfind(['*', '?', ']']).map_or(source.len(), |at| at + 1);
-                let plain = bare && !source.contains('\\');
+                let plain = bare && !source.contains('\\') && !self.walk.nullglob;
                 draft = Draft::new();
                 if plain {
                     draft.extend(&source.as_bytes()[..head]);
                 }
-                draft.unknown(Fields::Some, false);
+                let fields = if self.walk.nullglob { Fields::Any } else { Fields::Some };
+                draft.unknown(fields, false);
                 if plain {
                     draft.extend(&source.as_bytes()[tail..]);
                 }

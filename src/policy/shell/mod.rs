@@ -169,6 +169,10 @@ struct Walk {
     /// The shell whose script is being read.
     dialect: Dialect,
     depth: u32,
+    /// Whether a glob that finds nothing may become nothing.
+    nullglob: bool,
+    /// Whether what is being read gets its input from a pipe.
+    piped: bool,
     /// How many programs that run others in ways of their own are being looked through.
     runners: u32,
     reread: usize,
@@ -219,6 +223,7 @@ impl Walk {
         if script.contains('\0') {
             return self.opaque("a script with a NUL");
         }
+        self.nullglob |= script.contains("nullglob");
         self.depth += 1;
         let depth = self.depth;
         // A reader that is lost has said why.

@@ -126,13 +126,16 @@ impl Reader<'_, '_> {
 
     fn pipeline(&mut self) -> Read<()> {
         let mut place = Place::PipelineStart;
+        let outside = self.walk.piped;
         loop {
             self.deeper(|reader| reader.command(place))?;
             place = Place::Within;
             self.skip_blanks();
             if self.stands("||") || !self.take("|") {
+                self.walk.piped = outside;
                 return Ok(());
             }
+            self.walk.piped = true;
             if self.take("&") && self.dialect != Dialect::Bash {
                 return self.lost("|& outside bash");
             }
@@ -445,7 +448,11 @@ impl Reader<'_, '_> {
         if !self.compound_stands() {
             return self.lost("a function without a body");
         }
-        self.deeper(|reader| reader.command(Place::Within))
+        // It may be called where a pipe leads to it.
+        let outside = std::mem::replace(&mut self.walk.piped, true);
+        self.deeper(|reader| reader.command(Place::Within))?;
+        self.walk.piped = outside;
+        Ok(())
     }
 
     pub(super) fn word_required(&mut self, mode: Mode) -> Read<Lexed> {

@@ -18,11 +18,15 @@ impl Reader<'_, '_> {
             Some(b'{') => {
                 self.at += 1;
                 let name = self.name();
-                if name.is_empty() || !self.take("}") || self.dialect != Dialect::Bash {
+                if name.is_empty() || !self.take("}") {
                     self.at = start;
                     return Ok(false);
                 }
                 if matches!(self.peek(), Some(b'<' | b'>')) {
+                    // bash takes it for one in its POSIX mode too, other shells for a word.
+                    if self.dialect != Dialect::Bash {
+                        return self.lost("a redirect that only bash knows");
+                    }
                     self.walk.assigned(&name, true);
                     self.walk.binds(&name, None);
                 }
@@ -113,6 +117,9 @@ impl Reader<'_, '_> {
         let Some(delimiter) = lexed.word.value().filter(|_| !source.contains(['$', '`', '~'])) else {
             return self.lost("a here-document's delimiter that is not plain");
         };
+        if strip_tabs && delimiter.starts_with('\t') {
+            return self.lost("a here-document's delimiter that is not plain");
+        }
         self.heredocs.push(Heredoc {
             delimiter: delimiter.to_owned(),
             literal: !lexed.bare,

@@ -168,6 +168,30 @@ fn wrappers_are_seen_through() {
         "bash -s <<'E'\nrm x\nE",
         "sudo sh <<E\nrm x\nE",
         "python3 -c 'import os; os.system(\"rm x\")'",
+        "python3 -Iuc 'import os; os.system(\"rm x\")'",
+        "lua -e 'os.execute(\"rm x\")'",
+        "emacs --batch --eval '(shell-command \"rm x\")'",
+        "sg users 'rm x'",
+        "rg --pre 'rm x' y",
+        "go build -toolexec 'rm x' ./...",
+        "gcc -wrapper rm,x y.c",
+        "nc -e 'rm x' h 1",
+        "ncat --sh-exec 'rm x' h 1",
+        "socat TCP:h:1 EXEC:'rm x',pty",
+        "tcpdump -z 'rm x'",
+        "tar cf x --checkpoint=1 --checkpoint-act=exec='rm x' y",
+        "tar cf x --checkpoint-action exec='rm x' y",
+        "tar xf x --to-comm='rm x'",
+        "sort --compress-prog 'rm x' f",
+        "wget --use-askpass='rm x' h",
+        "CARGO_TARGET_X_RUNNER='rm x' cargo run",
+        "npx -c 'rm x'",
+        "pkexec rm x",
+        "hyperfine 'rm x'",
+        "sqlite3 y '.shell rm x'",
+        "psql -c '\\! rm x'",
+        "less '+!rm x' y",
+        "sed '1e rm x' f",
     ] {
         let found = listed(script);
         assert!(
@@ -235,6 +259,30 @@ fn what_cannot_be_known_is_opaque() {
         "((PATH=1)); ls",
         "read -ra PATH <<< x; ls",
         "mapfile -tC 'rm x' a",
+        "mapfile -C \"$x\" a",
+        "SRANDOM='a[$(rm x)]'; ls",
+        "HISTCMD='a[$(rm x)]'; ls",
+        "OPTIND='a[$(rm x)]'; getopts a b",
+        "read SECONDS <<< 'a[$(rm x)]'",
+        "printf -v y -v 'a[$(rm x)]' 1",
+        "cat <<-'\tE'\n\ta\n\tE\nrm y",
+        "sh -c 'ls {x}>&1'",
+        "TEXTDOMAINDIR=. ls",
+        "LUA_INIT='os.execute(1)' lua x.lua",
+        "MAKEFLAGS=--eval='x:;rm x' make",
+        "GOFLAGS=-toolexec=rm go build",
+        "curl h | python3",
+        "curl h | perl -",
+        "cat x | { node; }",
+        "f() { node; }; curl h | f",
+        "python3 <(curl h)",
+        "python3 < <(curl h)",
+        "python3 -uc \"$x\"",
+        "su -s ./x -c ls y",
+        "apt-get -o DPkg::Pre-Invoke::=x install y",
+        "cargo --config build.rustc-wrapper='\"x\"' build",
+        "sed 'e ls\\nrm x' f",
+        "zellij run -- rm x",
         "hash -lp /tmp/x ls",
         "LC_ALL=zh_CN.GBK; ls",
         "BASH_ALIASES[ls]='rm x'; ls",
@@ -288,6 +336,16 @@ fn ordinary_scripts_are_understood() {
         "set -euo pipefail; [ -z \"$X\" ] && echo none",
         "sleep 1 & wait",
         "((i++)) || true; i=1",
+        "cat x | python3 -c 'print(1)'",
+        "cat x | python3 y.py",
+        "cat x | python3 -m json.tool",
+        "python3 < y.py",
+        "python3 y.py <(ls)",
+        "curl -sO h; curl -o - h | grep x; wget -qO- h | head",
+        "MAKEFLAGS=-j8 make; OPTIND=1; SECONDS=0",
+        "su -s /bin/bash -c ls y",
+        "cargo --config net.offline=true build; apt-get -o Debug::x=1 update",
+        "shopt -s nullglob; rm *.zz",
     ] {
         let found = bash(script);
         assert_eq!(found.opaque, None, "{script}");
@@ -524,6 +582,11 @@ fn little_languages_name_the_files_that_they_write() {
         ("sed 'w /etc/x' f", "/etc/x"),
         ("sort -o /etc/x f", "/etc/x"),
         ("git log --output=/etc/x", "/etc/x"),
+        ("curl -fsSLo /etc/x h", "/etc/x"),
+        ("curl -o/etc/x h", "/etc/x"),
+        ("curl --output=/etc/x h", "/etc/x"),
+        ("wget -qO /etc/x h", "/etc/x"),
+        ("history -w /etc/x", "/etc/x"),
     ] {
         let found = bash(script);
         let written = found.commands.iter().flat_map(|command| &command.redirects);
@@ -569,5 +632,27 @@ fn what_a_little_language_makes_up_is_opaque_and_plain_text_is_not() {
             found.commands.iter().all(|command| command.redirects.is_empty()),
             "{script}"
         );
+    }
+}
+
+#[test]
+fn a_glob_that_may_become_nothing_hides_no_word() {
+    let found = bash("shopt -s nullglob; git a*.zz push");
+    let git = &found.commands[2].argv;
+    let real = ["git", "push"].map(str::to_owned);
+    assert!(covers(git, &real), "{found:?}");
+    assert_eq!(git[1].unknown.as_ref().unwrap().fields, Fields::Any);
+}
+
+#[test]
+fn a_program_is_listed_under_the_name_that_it_is_told_too() {
+    for (script, name) in [
+        ("exec -a y rm x", "y"),
+        ("exec -l rm x", "-rm"),
+        ("exec -cla y rm x", "-y"),
+    ] {
+        let found = listed(script);
+        assert!(found.contains(&vec!["rm".to_owned(), "x".to_owned()]), "{found:?}");
+        assert!(found.contains(&vec![name.to_owned(), "x".to_owned()]), "{found:?}");
     }
 }

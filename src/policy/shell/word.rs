@@ -72,9 +72,13 @@ impl Word {
         }
     }
 
-    /// A home folder is a path or stays `~`: whatever it is, no option.
-    fn is_home(&self) -> bool {
-        self.unknown.is_some() && self.text.starts_with('~')
+    /// A home folder is a path or stays `~`: whatever it is, no option. A variable is one only where it stays one word; nothing may
+    /// set it unseen.
+    pub fn is_home(&self) -> bool {
+        let quoted = ["\"$HOME/", "\"${HOME}/"];
+        self.unknown.is_some()
+            && (self.text.starts_with('~')
+                || self.is_single() && quoted.iter().any(|start| self.text.starts_with(start)))
     }
 
     /// Whether the first argument that this word becomes is `text`.

@@ -256,12 +256,17 @@ fn mounts(plan: &Plan, made: &Made<'_>) -> Vec<EngineMount> {
     for mount in &plan.mounts {
         let read_only = mount.attributes.read_only;
         match &mount.source {
-            Source::Bind { host, .. } => {
-                mounts.push(bind(made.owned.path(host), mount.path.as_str(), read_only));
+            // With all that is held in it.
+            Source::Bind { .. } if made.owned.holds() => {
+                if let Some(place) = made.owned.path(&mount.path) {
+                    mounts.push(tree(place.to_owned(), mount.path.as_str(), read_only));
+                }
             }
+            Source::Itself { .. } | Source::Nothing { .. } if made.owned.holds() => {}
+            Source::Bind { host, .. } => mounts.push(bind(host.as_ref().to_owned(), mount.path.as_str(), read_only)),
             Source::Itself { within } => {
                 // What is not in a root is not there at all.
-                if let Some(source) = within_root(plan, made, within, &mount.path) {
+                if let Some(source) = within_root(plan, within, &mount.path) {
                     mounts.push(bind(source, mount.path.as_str(), read_only));
                 }
             }
@@ -279,13 +284,22 @@ fn mounts(plan: &Plan, made: &Made<'_>) -> Vec<EngineMount> {
 }
 
 /// What a path in a root is on the host.
-fn within_root(plan: &Plan, made: &Made<'_>, within: &SandboxPath, path: &SandboxPath) -> Option<PathBuf> {
+fn within_root(plan: &Plan, within: &SandboxPath, path: &SandboxPath) -> Option<PathBuf> {
     let root = plan.mounts.iter().find_map(|mount| match &mount.source {
-        Source::Bind { host, .. } if mount.path == *within => Some(made.owned.path(host)),
+        Source::Bind { host, .. } if mount.path == *within => Some(host.as_ref()),
         _ => None,
     })?;
     let name = path.relative().strip_prefix(within.relative())?;
-    Some(root.join(name.trim_start_matches('/')))
+    Some(Path::new(root).join(name.trim_start_matches('/')))
+}
+
+/// A mount with what is mounted in it.
+fn tree(source: PathBuf, target: &str, read_only: bool) -> EngineMount {
+    let mut mount = bind(source, target, read_only);
+    if let Some(options) = &mut mount.bind_options {
+        options.non_recursive = Some(false);
+    }
+    mount
 }
 
 fn bind(source: PathBuf, target: &str, read_only: bool) -> EngineMount {

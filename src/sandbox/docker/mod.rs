@@ -32,6 +32,7 @@ use super::launcher::{Carry, LaunchError, Launcher};
 use super::outside;
 use super::plan::{Ids, Plan};
 use crate::audit::record::{Control, Enforced};
+use crate::sys::process;
 use crate::task::Runtime;
 
 /// On all that belljar has an engine make: the task's id.
@@ -124,8 +125,24 @@ pub struct Facts {
     pub maps_ids: bool,
     /// The engine itself runs as an ordinary user.
     pub is_rootless: bool,
+    /// The ids outside that are 0 inside, where it maps them for a whole daemon.
+    pub remapped: Option<(u32, u32)>,
     pub runtimes: Vec<String>,
     pub default_runtime: String,
+}
+
+impl Facts {
+    /// A user and group of a container as the host numbers them.
+    fn outside(&self, uid: u32, gid: u32) -> (u32, u32) {
+        let (first_uid, first_gid) = self.remapped.unwrap_or_default();
+        (first_uid + uid, first_gid + gid)
+    }
+}
+
+/// Where a daemon with `--userns-remap` keeps its data: in a folder named after the first ids that it maps to.
+fn remapped(data: &str) -> Option<(u32, u32)> {
+    let (uid, gid) = data.rsplit('/').next()?.split_once('.')?;
+    Some((uid.parse().ok()?, gid.parse().ok()?))
 }
 
 impl Engine {
@@ -161,6 +178,10 @@ impl Engine {
                 is_podman,
                 maps_ids: is_rootless || has("name=userns"),
                 is_rootless,
+                remapped: match has("name=userns") && !is_rootless {
+                    true => info.docker_root_dir.as_deref().and_then(remapped),
+                    false => None,
+                },
                 runtimes,
                 default_runtime: info.default_runtime.unwrap_or_default(),
             },
@@ -174,10 +195,17 @@ impl Engine {
             enforced: Enforced::Partial,
             reason: Some(reason.to_owned()),
         };
-        let mut less = vec![partial(
-            "mounts",
-            "the engine opens roots by their paths: one that somebody swaps while the task starts is followed",
-        )];
+        let mut less = Vec::new();
+        if process::own_ids().0 != 0 {
+            less.push(partial(
+                "mounts",
+                "the engine opens roots by their paths: one that somebody swaps while the task starts is followed",
+            ));
+            less.push(partial(
+                "protected_names",
+                "the engine follows links where it mounts, so one that stands for a protected name can be replaced",
+            ));
+        }
         if !self.facts.maps_ids {
             less.push(partial(
                 "namespaces",
@@ -222,7 +250,8 @@ impl Engine {
         create::write_files(plan, place.folder, &self.facts).map_err(io("write the task's files"))?;
         let owned = {
             let (plan, mounts, launcher) = (plan.clone(), place.mounts.to_owned(), place.launcher.clone());
-            let made = tokio::task::spawn_blocking(move || owned::Owned::make(&plan, &mounts, &launcher));
+            let ids = self.facts.outside(plan.process.uid, plan.process.gid);
+            let made = tokio::task::spawn_blocking(move || owned::Owned::make(&plan, &mounts, &launcher, ids));
             made.await
                 .map_err(|error| io("mount the roots")(io::Error::other(error)))??
         };
@@ -392,6 +421,12 @@ async fn remove_image(docker: &Docker, name: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_remapped_daemons_ids_are_in_the_name_of_its_folder() {
+        assert_eq!(remapped("/var/lib/docker/100000.100001"), Some((100_000, 100_001)));
+        assert_eq!(remapped("/var/lib/docker"), None);
+    }
 
     #[test]
     fn the_engine_is_where_the_variable_says_and_nowhere_far_away() {

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use super::create::is_own;
 use super::{DockerError, IMAGE_LABEL, call, io as io_error};
 use crate::image::pack::{self, Extra, ExtraKind};
-use crate::sandbox::plan::{Made, Plan, What};
+use crate::sandbox::plan::{Made, Mount, Plan, Source, What};
 
 /// Pieces of the archive that wait for the engine.
 const PIECES: usize = 16;
@@ -91,7 +91,22 @@ fn extras(plan: &Plan) -> Vec<Extra> {
         let path = made.path.relative().into();
         Some(Extra { path, what, uid, gid })
     };
-    plan.root.made.iter().filter_map(extra).collect()
+    // An image's own link at the place of a root is none of the engine's to follow.
+    let place = |mount: &Mount| match &mount.source {
+        Source::Bind { host, .. } if host.as_path().is_dir() => Some(Extra {
+            path: mount.path.relative().into(),
+            what: ExtraKind::Folder { mode: 0o755 },
+            uid: 0,
+            gid: 0,
+        }),
+        _ => None,
+    };
+    let mut extras: Vec<Extra> = plan.root.made.iter().filter_map(extra).collect();
+    let places: Vec<Extra> = plan.mounts.iter().filter_map(place).collect();
+    let is_made = |place: &Extra| extras.iter().any(|made| made.path == place.path);
+    let places: Vec<Extra> = places.into_iter().filter(|place| !is_made(place)).collect();
+    extras.extend(places);
+    extras
 }
 
 /// Hands what is written to the engine's call.

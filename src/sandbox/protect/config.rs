@@ -52,7 +52,7 @@ const HARMLESS: [(&str, &[&str]); 12] = [
             "repositoryformatversion",
             "safecrlf",
             "symlinks",
-            // Where a submodule's work tree lies: nothing is run or read there that is not the folder's own.
+            // Where a submodule's work tree lies; see [`work_tree`].
             "worktree",
         ],
     ),
@@ -97,6 +97,15 @@ pub fn is_harmless(text: &str) -> bool {
             && !value.starts_with('-')
             && section.is_some_and(|keys| keys.contains(&key.as_str()))
     })
+}
+
+/// The work tree that a text of harmless settings names; the last one counts.
+pub fn work_tree(text: &str) -> Option<&str> {
+    let settings = text.lines().filter_map(|line| line.split_once('='));
+    settings
+        .filter(|(key, _)| key.trim().eq_ignore_ascii_case("worktree"))
+        .map(|(_, value)| value.trim())
+        .next_back()
 }
 
 #[cfg(test)]

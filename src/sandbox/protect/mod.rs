@@ -14,10 +14,12 @@
 //! empty read-only file covers it. In git's own folder, where git itself would trip over a socket, it is a file that says nothing.
 //!
 //! Not a boundary: what another process of the host does to the same names while the task runs. Replacing a mounted name from
-//! outside unmounts it inside (the kernel's rule since Linux 3.18).
+//! outside unmounts it inside (the kernel's rule since Linux 3.18). Nor what tools of the host make of a repository that the task is
+//! just making somewhere below: only the sweep at its end sees to that.
 
 mod config;
 mod git;
+mod links;
 mod place;
 mod sweep;
 mod walk;

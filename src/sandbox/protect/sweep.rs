@@ -1,6 +1,6 @@
 //! What a task left in a writable root that is more than files and folders, looked at when nothing inside runs any more.
 //!
-//! Devices, FIFOs, sockets and set-id bits are told. A repository made inside is the one thing that a mount cannot forbid and
+//! Devices, FIFOs and sockets are told; set-id bits are told and taken away. A repository made inside is the one thing that a mount cannot forbid and
 //! that the host's git would obey unasked (`git status` in the folder above enters it where the index names it): if it holds more
 //! than harmless settings, its HEAD gets another name, so that git no longer takes it for a repository until a person does.
 
@@ -11,9 +11,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, Dir, FileType, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 
 use super::config;
+use super::walk::within;
 use crate::sys::mount;
 use crate::task::GitMode;
 
@@ -25,6 +26,9 @@ const TOLD_MAX: usize = 200;
 
 /// Settings files are small; what is not is no settings file that git would have written.
 const TEXT_MAX: u64 = 1 << 16;
+
+/// Git's own strategies of merging (merge-strategies).
+const STRATEGIES: [&str; 6] = ["octopus", "ort", "ours", "recursive", "resolve", "subtree"];
 
 /// What is put behind a name that git must not find.
 const DISARMED: &str = ".disarmed";
@@ -102,10 +106,11 @@ impl Sweep<'_> {
             } else if self.is_new(&stat) && !self.before.ours.contains(&path.join(&name)) {
                 self.entry(path, &name, kind, stat.st_mode);
             }
-            names.insert(name);
+            // There are file systems on which case does not count.
+            names.insert(name.as_os_str().to_ascii_lowercase());
         }
-        let has = |name: &str| names.contains(Path::new(name));
-        let is_git = has("HEAD") && (has("commondir") || has("objects") && has("refs"));
+        let has = |name: &str| names.contains(std::ffi::OsStr::new(name));
+        let is_git = has("head") && (has("commondir") || has("objects") && has("refs"));
         if is_git && self.before.git != GitMode::Open && !self.is_held(path) {
             self.repository(&fd, path)?;
         }
@@ -118,7 +123,11 @@ impl Sweep<'_> {
             FileType::Fifo => "fifo",
             FileType::Socket => "socket",
             FileType::CharacterDevice | FileType::BlockDevice => "device",
-            FileType::RegularFile if mode & SET_ID != 0 => "set-id file",
+            // Outside it may belong to root, and be there for everybody.
+            FileType::RegularFile if mode & SET_ID != 0 => match self.take_set_id(folder, name, mode & !SET_ID) {
+                Ok(()) => "set-id file, disarmed",
+                Err(_) => "set-id file",
+            },
             // Git writes its index and other files through links, to wherever they lead.
             FileType::Symlink if self.before.git != GitMode::Open && self.is_in_git(folder) => {
                 match self.disarm(folder, name) {
@@ -126,8 +135,8 @@ impl Sweep<'_> {
                     Err(_) => "link in a repository's folder",
                 }
             }
-            // `git rebase --continue` outside would run what stands there.
-            FileType::RegularFile if self.before.git != GitMode::Open && self.is_armed_todo(folder, name) => {
+            // `git rebase --continue` and its kin outside would run what stands there.
+            FileType::RegularFile if self.before.git != GitMode::Open && self.is_armed_sequence(folder, name) => {
                 match self.disarm(folder, name) {
                     Ok(()) => "rebase that runs something, disarmed",
                     Err(_) => "rebase that runs something",
@@ -138,14 +147,39 @@ impl Sweep<'_> {
         self.tell(what, folder.join(name));
     }
 
-    /// git-rebase(1): a line `exec`, short `x`, is a command for the shell.
-    fn is_armed_todo(&self, folder: &Path, name: &Path) -> bool {
-        let is_todo = folder.ends_with("rebase-merge") && name == Path::new("git-rebase-todo");
-        is_todo
-            && text(self.top, folder.join(name)).is_none_or(|text| {
+    fn take_set_id(&self, folder: &Path, name: &Path, mode: u32) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+        let file = mount::open_beneath(self.top.as_fd(), &folder.join(name), flags)?;
+        if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        Ok(rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))?)
+    }
+
+    /// What a rebase, or a cherry-pick of several commits, goes on with. git-rebase(1): a line `exec`, short `x`, is a command for the
+    /// shell. A strategy of merging is the end of a program's name, and one with a slash in it is looked for in the work tree
+    /// (`git-merge-/x` in a folder `git-merge-`).
+    fn is_armed_sequence(&self, folder: &Path, name: &Path) -> bool {
+        let text = || text(self.top, folder.join(name));
+        match name.to_str() {
+            Some("git-rebase-todo") if folder.ends_with("rebase-merge") => text().is_none_or(|text| {
                 let mut words = text.lines().map(|line| line.split_whitespace().next());
                 words.any(|word| matches!(word, Some("exec" | "x")))
-            })
+            }),
+            Some("strategy") if folder.ends_with("rebase-merge") => {
+                text().is_none_or(|text| !STRATEGIES.contains(&text.trim()))
+            }
+            Some("opts") if folder.ends_with("sequencer") => text().is_none_or(|text| {
+                let mut strategies = text
+                    .lines()
+                    .filter(|line| line.to_ascii_lowercase().contains("strategy"));
+                strategies.any(|line| {
+                    let value = line.split_once('=').map(|(_, value)| value.trim());
+                    !value.is_some_and(|value| STRATEGIES.contains(&value))
+                })
+            }),
+            _ => false,
+        }
     }
 
     /// A repository whose settings nobody inside could change; where all of it was read-only, with those in it.
@@ -163,7 +197,7 @@ impl Sweep<'_> {
     /// A repository that is not held: made by the task, or lying deeper than names are looked for at the start. What made it
     /// dangerous before the task is its owner's; what is changed since then is not.
     fn repository(&mut self, fd: &OwnedFd, path: &Path) -> io::Result<()> {
-        if self.is_own_worktree(fd, path) || !self.is_armed(fd) {
+        if self.is_own_worktree(fd, path) || !self.is_armed(fd, path) {
             return Ok(());
         }
         let what = match self.disarm(path, Path::new("HEAD")) {
@@ -186,7 +220,7 @@ impl Sweep<'_> {
     }
 
     /// Whether the task put hooks there, settings that are not plain and harmless, or anything that leads elsewhere.
-    fn is_armed(&self, fd: &OwnedFd) -> bool {
+    fn is_armed(&self, fd: &OwnedFd, path: &Path) -> bool {
         let is_new = |folder: &OwnedFd, name: &Path| {
             rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(|stat| self.is_new(&stat))
         };
@@ -204,10 +238,13 @@ impl Sweep<'_> {
         };
         let settings = Path::new("config");
         has_new(fd, &|name| is_link(fd, name))
-            || ["commondir", "config.worktree"]
+            || ["commondir", "config.worktree", "objects/info/alternates"]
                 .iter()
                 .any(|name| is_new(fd, Path::new(name)))
-            || is_new(fd, settings) && !text(fd, settings).is_some_and(|text| config::is_harmless(&text))
+            || is_new(fd, settings)
+                && !text(fd, settings).is_some_and(|text| {
+                    config::is_harmless(&text) && config::work_tree(&text).is_none_or(|tree| self.is_inside(path, tree))
+                })
             || mount::open_beneath(fd.as_fd(), Path::new("hooks"), OFlags::RDONLY | OFlags::DIRECTORY).is_ok_and(
                 |hooks| {
                     let is_hook = |name: &Path| {
@@ -218,6 +255,13 @@ impl Sweep<'_> {
                     has_new(&hooks, &is_hook)
                 },
             )
+    }
+
+    /// Whether what settings in `folder` name is a folder of this root, and no link on the way to it: `git checkout` and
+    /// `git clean` there write and remove wherever it leads.
+    fn is_inside(&self, folder: &Path, name: &str) -> bool {
+        within(folder, Path::new(name))
+            .is_some_and(|tree| mount::open_beneath(self.top.as_fd(), &tree, OFlags::PATH | OFlags::DIRECTORY).is_ok())
     }
 
     fn disarm(&self, folder: &Path, name: &Path) -> io::Result<()> {

@@ -18,7 +18,7 @@ pub type Holds = BTreeMap<PathBuf, Hold>;
 
 /// Over how many entries names are looked for: more than the largest projects have beside what they fetch and build (Chromium has
 /// 400,000), and about a second at most. A task with more is refused unless it accepts that.
-const ENTRIES_MAX: usize = 1_000_000;
+pub const ENTRIES_MAX: usize = 1_000_000;
 
 /// Folders of things that were fetched or built, in which no tool looks for settings by itself.
 const SKIPPED: [&str; 5] = ["node_modules", "target", ".venv", "__pycache__", ".tox"];
@@ -76,6 +76,7 @@ pub fn look(root: &Root, others: &[PathBuf], is_stand: &dyn Fn(&Path) -> bool) -
     } else {
         walk.below()?;
     }
+    walk.other_names()?;
     Ok(walk.found)
 }
 
@@ -99,7 +100,7 @@ impl Walk<'_> {
         let git = Path::new(".git");
         match (self.git, self.kind(git)?) {
             (GitMode::Open, _) => Ok(()),
-            _ if self.others.iter().any(|other| other == git) => Ok(()),
+            _ if self.is_others(git) => Ok(()),
             // A repository made here would be the agent's own, settings and all, and the next tool outside would obey them.
             (GitMode::Safe | GitMode::ReadOnly, Kind::Absent) => self.fix(git, Stand::Folder),
             (GitMode::Safe | GitMode::ReadOnly, _) => self.git_entry(git),
@@ -130,10 +131,12 @@ impl Walk<'_> {
             }
             for (name, kind) in entries {
                 let path = folder.join(&name);
-                if self.found.holds.get(&path).is_some_and(|hold| *hold != Hold::Pin) || self.others.contains(&path) {
+                if self.found.holds.get(&path).is_some_and(|hold| *hold != Hold::Pin) || self.is_others(&path) {
                     continue;
                 }
-                let text = name.to_str().unwrap_or("");
+                // There are file systems on which case does not count.
+                let text = name.to_str().unwrap_or("").to_ascii_lowercase();
+                let text = text.as_str();
                 if text == ".git" {
                     // The one at the top was looked at with the other names there.
                     if !folder.as_os_str().is_empty() {
@@ -174,6 +177,11 @@ impl Walk<'_> {
         }
         entries.sort();
         Ok(Some(entries))
+    }
+
+    /// Whether a name is another root's.
+    pub fn is_others(&self, path: &Path) -> bool {
+        self.others.iter().any(|other| other == path)
     }
 
     pub fn open(&self, path: &Path, flags: OFlags) -> io::Result<OwnedFd> {
@@ -309,7 +317,7 @@ fn kind_at(folder: BorrowedFd<'_>, name: &Path) -> io::Result<Kind> {
 }
 
 /// Not there, not a folder, replaced by a link this moment, or closed to us.
-fn is_passing(error: &io::Error) -> bool {
+pub fn is_passing(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error().map(Errno::from_raw_os_error),
         Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS)

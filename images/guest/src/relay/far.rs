@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::Result;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use belljar_guest::{FromInit, FromSlot, ListenKind, ToInit, ToSlot, decode};
 
 use super::streams::{Streams, Ways};
 use super::wire::{Head, Wire, out_of_turn};
+use super::{readable, ready};
 use crate::kernel::{self, Wanted};
 use crate::link::Link;
 
@@ -72,11 +73,6 @@ pub fn run(init: OwnedFd, stream: OwnedFd) -> Result<()> {
 
 impl Far {
     fn wanted(&self) -> Vec<(Source, Wanted)> {
-        let readable = |fd: std::os::fd::BorrowedFd<'_>, readable| Wanted {
-            fd: fd.as_raw_fd(),
-            readable,
-            writable: false,
-        };
         let is_congested = self.wire.is_congested();
         let wire = Wanted {
             writable: self.wire.wants_to_write(),
@@ -97,12 +93,7 @@ impl Far {
 
     /// Waits once and does what can be done; `false` when a side is gone.
     fn turn(&mut self) -> Result<bool> {
-        let (sources, wanted): (Vec<_>, Vec<_>) = self.wanted().into_iter().unzip();
-        let found = kernel::wait_any(&wanted, -1)?;
-        for (source, found) in sources.into_iter().zip(found) {
-            if !found.readable && !found.writable {
-                continue;
-            }
+        for (source, found) in ready(self.wanted())? {
             let goes_on = match source {
                 Source::Wire => !found.readable || self.hear_host()?,
                 Source::Init => self.hear_init()?,

@@ -23,10 +23,11 @@ mod wire;
 
 use std::ffi::{CString, OsStr};
 use std::io::{Error, ErrorKind, Result};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 
 use crate::init;
-use crate::kernel::{self, Fork};
+use crate::kernel::{self, Fork, Found, Wanted};
 
 pub use near::run as near;
 
@@ -47,4 +48,20 @@ pub fn begin(socket: &OsStr) -> Result<()> {
             init::run(control, Some(relay))
         }
     }
+}
+
+/// That a descriptor is to be read from, or left alone.
+fn readable(fd: BorrowedFd<'_>, readable: bool) -> Wanted {
+    Wanted {
+        fd: fd.as_raw_fd(),
+        readable,
+        writable: false,
+    }
+}
+
+/// Waits until something is ready, and tells only that.
+fn ready<S>(wanted: Vec<(S, Wanted)>) -> Result<impl Iterator<Item = (S, Found)>> {
+    let (sources, wanted): (Vec<_>, Vec<_>) = wanted.into_iter().unzip();
+    let found = sources.into_iter().zip(kernel::wait_any(&wanted, -1)?);
+    Ok(found.filter(|(_, found)| found.readable || found.writable))
 }

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Result;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 use belljar_guest::{Failed, FromInit, FromSlot, ListenKind, ToInit, ToSlot, decode};
 
 use super::far::{DATAGRAM_MAX, OWN_STREAMS};
 use super::streams::{Streams, Ways};
 use super::wire::{Head, Wire, out_of_turn};
+use super::{readable, ready};
 use crate::init::errno;
 use crate::kernel::{self, Wanted};
 use crate::link::Link;
@@ -86,11 +87,6 @@ pub fn run(host: Link, stream: OwnedFd) -> Result<()> {
 
 impl Near {
     fn wanted(&self) -> Vec<(Source, Wanted)> {
-        let readable = |fd: BorrowedFd<'_>, readable| Wanted {
-            fd: fd.as_raw_fd(),
-            readable,
-            writable: false,
-        };
         let is_congested = self.wire.is_congested();
         let wire = Wanted {
             writable: self.wire.wants_to_write(),
@@ -112,12 +108,7 @@ impl Near {
 
     /// Waits once and does what can be done; `false` when a side is gone.
     fn turn(&mut self) -> Result<bool> {
-        let (sources, wanted): (Vec<_>, Vec<_>) = self.wanted().into_iter().unzip();
-        let found = kernel::wait_any(&wanted, -1)?;
-        for (source, found) in sources.into_iter().zip(found) {
-            if !found.readable && !found.writable {
-                continue;
-            }
+        for (source, found) in ready(self.wanted())? {
             let goes_on = match source {
                 Source::Wire => !found.readable || self.hear_far()?,
                 Source::Host => self.hear_host()?,

@@ -34,7 +34,11 @@ fn entries(table: &str, value: &str) -> Types {
 /// All that one entry of each kind gives, and its metrics.
 fn emitted() -> (Types, Types) {
     let folder = tempfile::tempdir().unwrap();
-    let journal = Journal::open(folder.path(), JournalOptions::default()).unwrap();
+    let options = JournalOptions {
+        user: Some("ada".to_owned()),
+        ..JournalOptions::default()
+    };
+    let journal = Journal::open(folder.path(), options).unwrap();
     let mut entries = samples::of_each_kind();
     // One whose argument is too long to be sent whole.
     let mut long = entries
@@ -131,5 +135,31 @@ fn metrics_are_those_of_the_registry() {
     assert_eq!(emitted, entries("metric", "instrument"));
     for metric in names::METRICS {
         assert!(emitted.contains_key(metric.name), "no sample makes {}", metric.name);
+    }
+}
+
+/// The registry of the semantic conventions: the type of each attribute that is not deprecated.
+fn conventions() -> Types {
+    let lines = include_str!("../../../../tests/data/semconv/attributes.jsonl").lines();
+    lines
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+        .filter(|attribute| attribute["deprecated"] != true)
+        .map(|attribute| {
+            let word = |name: &str| attribute[name].as_str().unwrap().to_owned();
+            // What has a closed set of values travels as text.
+            let kind = word("type").replace("enum", "string");
+            (word("attribute"), kind)
+        })
+        .collect()
+}
+
+#[test]
+fn names_of_the_conventions_are_theirs_and_mean_the_same_type() {
+    let conventions = conventions();
+    for (name, kind) in entries("convention", "type") {
+        assert_eq!(conventions.get(&name), Some(&kind), "{name}");
+    }
+    for name in entries("attribute", "type").keys() {
+        assert!(!conventions.contains_key(name), "{name} is a name of the conventions");
     }
 }

@@ -2,10 +2,6 @@
 
 use std::sync::Arc;
 
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -108,37 +104,12 @@ async fn serve(authority: &Authority, protocol: Protocol, collector: Collector) 
                     let Ok(stream) = acceptor.accept(stream).await else {
                         continue;
                     };
-                    let collector = collector.clone();
-                    let take = service_fn(move |request: hyper::Request<Incoming>| {
-                        let collector = collector.clone();
-                        async move { Ok::<_, std::convert::Infallible>(take(request, &collector).await) }
-                    });
-                    tokio::spawn(
-                        hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), take),
-                    );
+                    tokio::spawn(collector.clone().speak_http(stream));
                 }
             });
         }
     }
     port
-}
-
-/// What a collector does with one HTTP request.
-async fn take(request: hyper::Request<Incoming>, collector: &Collector) -> hyper::Response<Full<bytes::Bytes>> {
-    use http_body_util::BodyExt;
-    use prost::Message;
-    let is_logs = request.uri().path() == "/v1/logs";
-    let body = request.into_body().collect().await.unwrap().to_bytes();
-    if is_logs {
-        let request = ExportLogsServiceRequest::decode(body).unwrap();
-        let scopes = request
-            .resource_logs
-            .into_iter()
-            .flat_map(|resource| resource.scope_logs);
-        let mut taken = collector.0.lock().unwrap();
-        taken.logs.extend(scopes.flat_map(|scope| scope.log_records));
-    }
-    hyper::Response::new(Full::default())
 }
 
 #[tokio::test]

@@ -67,7 +67,12 @@ fn sed_script(walk: &mut Walk, script: &str, found: &mut Found) {
         let (line, next) = after.split_once('\n').unwrap_or((after, ""));
         match command {
             'e' => {
-                match line.trim() {
+                let (text, next) = continued(after);
+                // sed undoes escapes of its own first: `\n` begins another command.
+                if after.split('\n').next().is_some_and(|line| line.contains('\\')) {
+                    walk.opaque("a command of sed that is put together when it runs");
+                }
+                match text.trim() {
                     "" => walk.opaque("a script of sed that runs what it edits"),
                     command => walk.shadowed(command),
                 }
@@ -100,19 +105,7 @@ fn sed_script(walk: &mut Walk, script: &str, found: &mut Found) {
                 };
             }
             // Text up to the end of a line that no backslash continues.
-            'a' | 'i' | 'c' => {
-                let mut text = after;
-                loop {
-                    let Some((line, next)) = text.split_once('\n') else {
-                        return;
-                    };
-                    text = next;
-                    if !line.ends_with('\\') {
-                        break;
-                    }
-                }
-                rest = text;
-            }
+            'a' | 'i' | 'c' => rest = continued(after).1,
             // Names of labels and files.
             ':' | 'b' | 't' | 'T' | 'r' | 'R' | 'F' => {
                 let end = after.find(['\n', ';', '}']).unwrap_or(after.len());
@@ -120,6 +113,30 @@ fn sed_script(walk: &mut Walk, script: &str, found: &mut Found) {
             }
             '#' => rest = next,
             _ => rest = after,
+        }
+    }
+}
+
+/// The text up to the end of a line that no backslash continues, without those backslashes, and what follows.
+fn continued(text: &str) -> (String, &str) {
+    let mut whole = String::new();
+    let mut rest = text;
+    loop {
+        let (line, next) = rest.split_once('\n').unwrap_or((rest, ""));
+        rest = next;
+        match line.strip_suffix('\\') {
+            Some(line) if !rest.is_empty() => {
+                whole.push_str(line);
+                whole.push('\n');
+            }
+            Some(line) => {
+                whole.push_str(line);
+                return (whole, rest);
+            }
+            None => {
+                whole.push_str(line);
+                return (whole, rest);
+            }
         }
     }
 }
@@ -208,7 +225,7 @@ pub(super) fn command_options(walk: &mut Walk, args: &[Word], apart: &[&str], gl
 
 impl Walk {
     /// Lists what a script runs as shadows, with nothing of it said to be unknown: the program that runs it is listed itself.
-    fn shadowed(&mut self, script: &str) {
+    pub(super) fn shadowed(&mut self, script: &str) {
         let opaque = self.opaque;
         interpreters::shadow_tree(self, |walk| walk.nested(script, Dialect::Posix));
         self.opaque = opaque;

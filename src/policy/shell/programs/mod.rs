@@ -82,7 +82,7 @@ pub(super) fn look_through(walk: &mut Walk, command: &SimpleCommand) -> Found {
             }
             carry(walk, args, command)
         }
-        "su" | "runuser" => substitute_user(walk, args),
+        "su" | "runuser" | "sg" => substitute_user(walk, name, args),
         "xargs" => xargs(walk, args, command),
         "find" | "gfind" => find(walk, args),
         "fd" | "fdfind" => fd(walk, args),
@@ -101,7 +101,7 @@ pub(super) fn look_through(walk: &mut Walk, command: &SimpleCommand) -> Found {
             walk.opaque("a shell that reads what is typed");
             Found::role(Role::Runs)
         }
-        "tmux" | "screen" => {
+        "tmux" | "screen" | "zellij" => {
             walk.opaque("a terminal that runs shells of its own");
             Found::role(Role::Runs)
         }
@@ -158,19 +158,16 @@ pub(super) fn look_through(walk: &mut Walk, command: &SimpleCommand) -> Found {
             role: Role::Runs,
             writes: args
                 .iter()
-                .filter_map(|word| word.value()?.strip_prefix("of=").map(Word::known))
+                .filter_map(assignment)
+                .filter(|(name, _)| name == "of")
+                .map(|(_, file)| file)
                 .collect(),
         },
-        "curl" | "wget" => Found {
-            role: Role::Runs,
-            writes: args
-                .windows(2)
-                .filter(|pair| matches!(pair[0].value(), Some("-o" | "--output" | "-O" | "--output-document")))
-                .filter(|pair| !(name == "curl" && pair[0].value() == Some("-O")))
-                .filter(|pair| pair[1].value() != Some("-"))
-                .map(|pair| pair[1].clone())
-                .collect(),
-        },
+        "curl" => downloads(args, 'o', "--output", "#fgGijklLnNpqRsSvJI0123456"),
+        "wget" => {
+            option_scripts(walk, args, &["--use-askpass"], &["--use-askpass="]);
+            downloads(args, 'O', "--output-document", "bcdFhnNqrSvxEHkKmpL46")
+        }
         "tar" | "gtar" => {
             archive(walk, args);
             Found::role(Role::Runs)
@@ -210,6 +207,89 @@ pub(super) fn look_through(walk: &mut Walk, command: &SimpleCommand) -> Found {
         }
         "zip" => {
             option_scripts(walk, args, &["-TT", "--unzip-command"], &["--unzip-command="]);
+            Found::role(Role::Runs)
+        }
+        "rg" => {
+            option_scripts(walk, args, &["--pre", "--hostname-bin"], &["--pre=", "--hostname-bin="]);
+            Found::role(Role::Runs)
+        }
+        "ag" | "ack" => {
+            option_scripts(walk, args, &["--pager"], &["--pager="]);
+            Found::role(Role::Runs)
+        }
+        "tcpdump" => {
+            option_scripts(walk, args, &["-z"], &[]);
+            Found::role(Role::Runs)
+        }
+        "install" => {
+            option_scripts(walk, args, &["--strip-program"], &["--strip-program="]);
+            Found::role(Role::Runs)
+        }
+        "cpio" => {
+            option_scripts(walk, args, &["--rsh-command"], &["--rsh-command="]);
+            Found::role(Role::Runs)
+        }
+        "go" => {
+            let (apart, glued) = (&["-toolexec", "-exec"], &["-toolexec=", "-exec="]);
+            option_scripts(walk, args, apart, glued);
+            Found::role(Role::Runs)
+        }
+        "gcc" | "g++" | "cc" | "c++" => {
+            let wrapper = args.windows(2).find(|pair| pair[0].value() == Some("-wrapper"));
+            if let Some(words) = wrapper.and_then(|pair| pair[1].value()) {
+                let words = words.split(',').map(Word::known).collect();
+                walk.run(words, Vec::new(), Vec::new());
+            }
+            Found::role(Role::Runs)
+        }
+        "nc" | "ncat" | "netcat" => {
+            let apart = &["-e", "-c", "--exec", "--sh-exec"];
+            option_scripts(walk, args, apart, &["--exec=", "--sh-exec="]);
+            Found::role(Role::Runs)
+        }
+        "socat" => {
+            for address in args.iter().filter_map(Word::value) {
+                let (kind, script) = address.split_once(':').unwrap_or((address, ""));
+                if ["exec", "system", "shell"]
+                    .iter()
+                    .any(|known| kind.eq_ignore_ascii_case(known))
+                {
+                    walk.nested(script.split(',').next().unwrap_or(script), Dialect::Posix);
+                }
+            }
+            Found::role(Role::Runs)
+        }
+        "hyperfine" | "concurrently" | "pee" | "mispipe" => {
+            for script in args
+                .iter()
+                .filter_map(Word::value)
+                .filter(|word| !word.starts_with('-'))
+            {
+                walk.shadowed(script);
+            }
+            Found::role(Role::Runs)
+        }
+        "apt" | "apt-get" | "aptitude" | "cargo" => {
+            if let Some(reason) = settings_that_run(name, args) {
+                walk.opaque(reason);
+            }
+            Found::role(Role::Runs)
+        }
+        "psql" | "mysql" | "mariadb" | "sqlite3" | "ftp" | "gnuplot" => {
+            let words = &["\\!", ".shell ", ".system ", "system ", "!"];
+            for word in args.iter().filter_map(Word::value) {
+                let script = words.iter().find_map(|start| word.trim_start().strip_prefix(start));
+                if let Some(script) = script {
+                    walk.shadowed(script.trim());
+                }
+            }
+            Found {
+                role: Role::Runs,
+                writes: interpreters::look_through(walk, name, command),
+            }
+        }
+        "less" | "more" | "most" => {
+            command_options(walk, args, &[], &["+"], &[]);
             Found::role(Role::Runs)
         }
         "nix-shell" => {
@@ -286,7 +366,6 @@ fn archive(walk: &mut Walk, args: &[Word]) {
             "-I",
             "--use-compress-program",
             "--to-command",
-            "--checkpoint-action",
             "-F",
             "--info-script",
             "--rsh-command",
@@ -299,14 +378,74 @@ fn archive(walk: &mut Walk, args: &[Word]) {
             "--rsh-command=",
         ],
     );
-    for word in args {
-        if let Some(action) = word
-            .value()
-            .and_then(|word| word.strip_prefix("--checkpoint-action=exec="))
-        {
+    for word in args.iter().filter_map(Word::value) {
+        // Also as the next word, or as `--checkpoint-act=exec=…`.
+        let action = match word.split_once("=exec=") {
+            Some((option, action)) if option.starts_with("--checkpoint-") => Some(action),
+            _ => word.strip_prefix("exec="),
+        };
+        if let Some(action) = action {
             walk.nested(action, Dialect::Posix);
         }
     }
+}
+
+/// Where a download goes: `-o f`, `-sSLo f`, `-of`, `--output=f`. `flags` are the letters that may stand before the one that
+/// names the file.
+fn downloads(args: &[Word], letter: char, long: &str, flags: &str) -> Found {
+    let mut writes = Vec::new();
+    for (at, word) in args.iter().enumerate() {
+        let Some(option) = word.value().filter(|word| word.starts_with('-')) else {
+            continue;
+        };
+        let glued = match option.strip_prefix(long) {
+            Some("") => Some(""),
+            Some(rest) => rest.strip_prefix('='),
+            None => option[1..]
+                .split_once(letter)
+                .filter(|(before, _)| before.chars().all(|flag| flags.contains(flag)))
+                .map(|(_, glued)| glued),
+        };
+        match glued {
+            Some("") => writes.extend(args.get(at + 1).cloned()),
+            Some(file) => writes.push(Word::known(file)),
+            None => {}
+        }
+    }
+    writes.retain(|file| file.value() != Some("-"));
+    Found {
+        role: Role::Runs,
+        writes,
+    }
+}
+
+/// Why a setting on the command line may run a command: `apt-get -o DPkg::Pre-Invoke=…`, `cargo --config build.rustc-wrapper=…`.
+fn settings_that_run(name: &str, args: &[Word]) -> Option<&'static str> {
+    let (options, keys): (&[&str], &[&str]) = match name {
+        "cargo" => (
+            &["--config"],
+            &["wrapper", "runner", "linker", "rustc", "alias", "credential"],
+        ),
+        _ => (
+            &["-o", "--option"],
+            &["invoke", "command", "dir::bin", "dpkg::options", "proxy-auto"],
+        ),
+    };
+    let given = args.iter().enumerate().filter_map(|(at, word)| {
+        let text = word.value()?;
+        match options.contains(&text) {
+            true => args.get(at + 1).map(|value| value.text.as_str()),
+            false => options.iter().find_map(|option| text.strip_prefix(option)),
+        }
+    });
+    let runs = |setting: &str| {
+        let setting = setting.to_ascii_lowercase();
+        keys.iter().any(|key| setting.contains(key))
+    };
+    given
+        .into_iter()
+        .any(runs)
+        .then_some("a setting that changes what a program runs")
 }
 
 /// Files that options name to be written, apart or glued on.
@@ -323,7 +462,7 @@ pub(super) fn outputs(args: &[Word], apart: &[&str], glued: &[&str]) -> Vec<Word
     files
 }
 
-/// Options whose value is a command, apart or glued on.
+/// Options whose value is a command, apart or glued on. A long one may be cut short, as most programs allow.
 pub(super) fn option_scripts(walk: &mut Walk, args: &[Word], apart: &[&str], glued: &[&str]) {
     for (at, word) in args.iter().enumerate() {
         let Some(option) = word.value() else {
@@ -338,6 +477,22 @@ pub(super) fn option_scripts(walk: &mut Walk, args: &[Word], apart: &[&str], glu
             }
         } else if let Some(script) = glued.iter().find_map(|name| option.strip_prefix(name)) {
             walk.nested(script, Dialect::Posix);
+        } else if let Some(value) = cut_short(option, apart, glued) {
+            match (value, args.get(at + 1)) {
+                (Some(script), _) => walk.nested(script, Dialect::Posix),
+                (None, Some(script)) => walk.script(script, Dialect::Posix),
+                (None, None) => {}
+            }
         }
     }
+}
+
+/// `--compress-prog=x` for `--compress-program=x`: its value, where one is glued on.
+fn cut_short<'o>(option: &'o str, apart: &[&str], glued: &[&str]) -> Option<Option<&'o str>> {
+    let (name, value) = option
+        .split_once('=')
+        .map_or((option, None), |(name, value)| (name, Some(value)));
+    let names = apart.iter().chain(glued).map(|known| known.trim_end_matches('='));
+    let is_cut = name.len() > 4 && name.starts_with("--") && names.into_iter().any(|known| known.starts_with(name));
+    is_cut.then_some(value)
 }

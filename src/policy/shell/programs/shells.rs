@@ -131,8 +131,31 @@ pub(super) fn foreign_shell(walk: &mut Walk, args: &[Word]) -> Found {
     }
 }
 
-pub(super) fn substitute_user(walk: &mut Walk, args: &[Word]) -> Found {
+pub(super) fn substitute_user(walk: &mut Walk, name: &str, args: &[Word]) -> Found {
     let mut at = 0;
+    let usual = |shell: Option<&Word>| {
+        let shell = shell.and_then(Word::value);
+        shell.is_some_and(|shell| ["/bin/sh", "/bin/bash", "/usr/bin/bash", "/bin/dash"].contains(&shell))
+    };
+    for (at, option) in args
+        .iter()
+        .enumerate()
+        .filter_map(|(at, word)| Some((at, word.value()?)))
+    {
+        let given = match option.strip_prefix("--shell").or(option.strip_prefix("-s")) {
+            Some("") => args.get(at + 1).cloned(),
+            Some(glued) => Some(Word::known(glued.trim_start_matches('='))),
+            None => continue,
+        };
+        if !usual(given.as_ref()) {
+            walk.opaque("a shell that su is told to use");
+        }
+    }
+    // `sg GROUP 'rm x'`, with or without -c.
+    if name == "sg" && args.get(1).is_some_and(|word| word.value() != Some("-c")) {
+        walk.script(&args[1], Dialect::Posix);
+        return Found::role(Role::Runs);
+    }
     while let Some(word) = args.get(at) {
         let Some(option) = word.value() else {
             walk.opaque("arguments of su that are not known");
