@@ -136,9 +136,7 @@ fn whoever_runs_belljar_stands_in_every_record_it_writes() {
     };
     let odd = "ada \"the\u{7} first\"\\";
     let journal = open(odd);
-    journal
-        .append_blocking(exec_started(TaskId::new(), ExecId::new()))
-        .unwrap();
+    journal.append_blocking(task_started(TaskId::new())).unwrap();
     drop(journal);
     // Another one closes what the first left.
     let journal = open("bob");
