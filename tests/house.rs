@@ -36,6 +36,7 @@ const DOORS: &[(&str, &[&str])] = &[
             "config/identity/token.rs",
             "egress/",
             "image/pull",
+            "sandbox/plan.rs",
         ],
     ),
     ("bollard", &["sandbox/docker/"]),
@@ -68,7 +69,10 @@ const DOORS: &[(&str, &[&str])] = &[
             "image/pull",
         ],
     ),
-    ("ring", &["config/identity/token.rs", "egress/secret/"]),
+    (
+        "ring",
+        &["config/identity/token.rs", "egress/secret/", "egress/tls/java.rs"],
+    ),
     ("rusqlite", &["audit/"]),
     // Safe calls on a descriptor at hand; what makes or passes descriptors is in sys.
     (

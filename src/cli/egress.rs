@@ -1,13 +1,13 @@
 //! `belljar egress check`: what the proxy would do with a host, and why. The answers come from the proxy's own gate.
 
-use std::collections::BTreeMap;
-use std::io::{BufRead, Write};
+mod batch;
+
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use anyhow::bail;
+use serde::Serialize;
 
 use crate::config::Config;
 use crate::egress::gate::{Clearance, Cleared, EgressJudgement, Gate, OwnAddresses, Route};
@@ -50,12 +50,21 @@ struct CheckArgs {
     /// Take this address for a name instead of asking; then no name is asked for
     #[arg(long, value_name = "NAME=ADDR")]
     resolve: Vec<String>,
+    /// Judge a request of this method as well, for the path of the URL
+    #[arg(long, value_name = "METHOD")]
+    method: Option<String>,
     /// One JSON object a line
     #[arg(long)]
     json: bool,
     /// Read cases as JSON lines from a file, or - for standard input
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["hosts", "allow", "deny", "unknown", "resolve"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["hosts", "allow", "deny", "unknown", "resolve", "method"])]
     batch: Option<PathBuf>,
+}
+
+/// A request within what was allowed by its host.
+struct RequestLine {
+    method: String,
+    path: String,
 }
 
 /// What is said of one host.
@@ -104,7 +113,7 @@ pub fn run(
 ) -> anyhow::Result<u8> {
     let EgressCommand::Check(args) = args.command;
     match &args.batch {
-        Some(file) => check_batch(file, out)?,
+        Some(file) => batch::check_batch(file, out)?,
         None => check(&args, out, network_of_spec)?,
     }
     Ok(0)
@@ -149,7 +158,7 @@ fn check(
     let findings = wait_for(async {
         let mut findings = Vec::new();
         for host in hosts {
-            findings.push(judge(&gate, host, &addresses).await);
+            findings.push(judge(&gate, host, args.method.as_deref(), &addresses).await);
         }
         findings
     })?;
@@ -199,14 +208,30 @@ fn fixed(pairs: &[String]) -> anyhow::Result<FixedResolver> {
     Ok(resolver)
 }
 
-async fn judge(gate: &Gate, text: &str, addresses: &Addresses) -> Finding {
+async fn judge(gate: &Gate, text: &str, method: Option<&str>, addresses: &Addresses) -> Finding {
+    let request = method.map(|method| RequestLine {
+        method: method.to_owned(),
+        path: path_of(text).to_owned(),
+    });
     match Authority::parse_lenient(text, DEFAULT_PORT) {
-        Ok(authority) => judge_authority(gate, authority, None, addresses).await,
+        Ok(authority) => judge_authority(gate, authority, request, addresses).await,
         Err(error) => unreadable(&error, DEFAULT_PORT),
     }
 }
 
-async fn judge_authority(gate: &Gate, authority: Authority, method: Option<String>, addresses: &Addresses) -> Finding {
+/// The path of a URL with its query, as a request line would have it.
+fn path_of(text: &str) -> &str {
+    let rest = text.split_once("://").map_or("", |(_, rest)| rest);
+    let path = rest.find('/').map_or("/", |at| &rest[at..]);
+    path.split('#').next().unwrap_or("/")
+}
+
+async fn judge_authority(
+    gate: &Gate,
+    authority: Authority,
+    request: Option<RequestLine>,
+    addresses: &Addresses,
+) -> Finding {
     let destination = Destination {
         protocol: if authority.port == 80 {
             Protocol::Http
@@ -215,9 +240,20 @@ async fn judge_authority(gate: &Gate, authority: Authority, method: Option<Strin
         },
         host: authority.host,
         port: authority.port,
-        method,
+        method: request.as_ref().map(|request| request.method.clone()),
     };
-    match gate.judge(&destination) {
+    let finding = judge_destination(gate, &destination, addresses).await;
+    match (finding.decision, request) {
+        ("allow", Some(RequestLine { method, path })) => match gate.judge_method(&destination, &method, &path) {
+            Ok(()) => finding,
+            Err(denial) => Finding::denied(denial),
+        },
+        _ => finding,
+    }
+}
+
+async fn judge_destination(gate: &Gate, destination: &Destination, addresses: &Addresses) -> Finding {
+    match gate.judge(destination) {
         EgressJudgement::Deny(denial) => Finding::denied(denial),
         EgressJudgement::Ask(unknown) => Finding {
             decision: "ask",
@@ -287,90 +323,6 @@ fn unreadable(error: &HostError, port: u16) -> Finding {
     Finding::denied(Denial::malformed(error.to_string(), error.canonical(), port))
 }
 
-/// One line of a batch. Other keys are passed over, so that a case can carry what is expected of it.
-#[derive(Debug, Deserialize)]
-struct BatchCase {
-    #[serde(default)]
-    allow: Vec<String>,
-    #[serde(default)]
-    deny: Vec<String>,
-    host: String,
-    port: Option<u16>,
-    method: Option<String>,
-    /// Addresses by name. A name that is not here does not resolve, and neither does one whose answer is no list (such as
-    /// `"NXDOMAIN"`). Without the whole key only names are judged.
-    dns: Option<BTreeMap<String, Value>>,
-    unknown: Option<Unknown>,
-}
-
-#[derive(Debug, Serialize)]
-struct BatchAnswer<'a> {
-    id: &'a Value,
-    decision: &'static str,
-    reason: &'a str,
-    host: Option<&'a str>,
-}
-
-/// The answer to a line that is no case: a no, and why.
-#[derive(Debug, Serialize)]
-struct BatchFault<'a> {
-    #[serde(flatten)]
-    answer: BatchAnswer<'a>,
-    error: String,
-}
-
-fn check_batch(file: &Path, out: &mut dyn Write) -> anyhow::Result<()> {
-    let input: Box<dyn BufRead> = if file == Path::new("-") {
-        Box::new(std::io::stdin().lock())
-    } else {
-        let file = std::fs::File::open(file).with_context(|| format!("the batch {}", file.display()))?;
-        Box::new(std::io::BufReader::new(file))
-    };
-    let mut faults = 0;
-    for (number, line) in input.split(b'\n').enumerate() {
-        let line = line?;
-        if line.trim_ascii().is_empty() {
-            continue;
-        }
-        let read: Result<Value, _> = serde_json::from_slice(&line);
-        let id = read.as_ref().map_or(Value::Null, |case| case["id"].clone());
-        let judged = read.map_err(anyhow::Error::new).and_then(|case| {
-            if id.is_null() {
-                bail!("the case has no id");
-            }
-            wait_for(judge_case(&BatchCase::deserialize(case)?))?
-        });
-        match judged {
-            Ok(finding) => serde_json::to_writer(
-                &mut *out,
-                &BatchAnswer {
-                    id: &id,
-                    decision: finding.decision,
-                    reason: &finding.reason,
-                    host: finding.host.as_deref(),
-                },
-            )?,
-            Err(error) => {
-                faults += 1;
-                let answer = BatchAnswer {
-                    id: &id,
-                    decision: "deny",
-                    reason: "the case cannot be read",
-                    host: None,
-                };
-                let error = format!("{}:{}: {error:#}", file.display(), number + 1);
-                serde_json::to_writer(&mut *out, &BatchFault { answer, error })?;
-            }
-        }
-        writeln!(out)?;
-    }
-    match faults {
-        0 => Ok(()),
-        1 => bail!("one line of {} is no case", file.display()),
-        _ => bail!("{faults} lines of {} are no cases", file.display()),
-    }
-}
-
 /// Runs a future to its end on a thread of its own: the caller may itself be within a runtime, where blocking is forbidden.
 fn wait_for<T: Send>(future: impl Future<Output = T> + Send) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -378,56 +330,6 @@ fn wait_for<T: Send>(future: impl Future<Output = T> + Send) -> anyhow::Result<T
         let thread = std::thread::Builder::new().spawn_scoped(scope, || runtime.block_on(future))?;
         thread.join().map_err(|_| anyhow::anyhow!("the check fell over"))
     })
-}
-
-async fn judge_case(case: &BatchCase) -> anyhow::Result<Finding> {
-    let network = Network {
-        mode: NetworkMode::Proxy,
-        allow: case.allow.clone(),
-        deny: case.deny.clone(),
-        unknown: case.unknown.unwrap_or(Unknown::Deny),
-        ..Network::default()
-    };
-    let port = case.port.unwrap_or(DEFAULT_PORT);
-    let gate = match Gate::new(&network, Vec::new(), OwnAddresses::system()) {
-        Ok(gate) => gate,
-        // A task with such lists is refused as a whole.
-        Err(error) => {
-            let host = Host::parse(&case.host).ok().map(|host| host.to_string());
-            return Ok(Finding::denied(Denial::malformed(error.to_string(), host, port)));
-        }
-    };
-    let addresses = match &case.dns {
-        Some(answers) => Addresses::Fixed(batch_answers(answers)?),
-        None => Addresses::Unasked,
-    };
-    let method = case.method.clone();
-    // The port stands beside the host here, so a port within it would be a second one; only an equal one is taken.
-    Ok(match Authority::parse(&case.host, Some(port)) {
-        Ok(authority) if authority.port == port => judge_authority(&gate, authority, method, &addresses).await,
-        Ok(authority) => {
-            let reason = format!("the host names port {}, the case port {port}", authority.port);
-            Finding::denied(Denial::malformed(reason, Some(authority.host.to_string()), port))
-        }
-        Err(error) => unreadable(&error, port),
-    })
-}
-
-fn batch_answers(answers: &BTreeMap<String, Value>) -> anyhow::Result<FixedResolver> {
-    let mut resolver = FixedResolver::default();
-    for (name, answer) in answers {
-        let (Ok(Host::Name(name)), Value::Array(list)) = (Host::parse(name), answer) else {
-            continue;
-        };
-        let parse = |address: &Value| {
-            let text = address.as_str().unwrap_or_default();
-            text.parse::<IpAddr>()
-                .with_context(|| format!("dns: {address} is not an address"))
-        };
-        let addresses = list.iter().map(parse).collect::<anyhow::Result<Vec<_>>>()?;
-        resolver.add(&name, addresses);
-    }
-    Ok(resolver)
 }
 
 #[cfg(test)]

@@ -147,6 +147,7 @@ fn text(plan: &Plan, runtime: &str) -> String {
         let what = match &made.what {
             What::Folder { mode } => format!("a folder, {mode:04o}"),
             What::File { content, mode } => format!("a file, {mode:04o}, {} bytes", content.len()),
+            What::Bytes { content, mode } => format!("a file, {mode:04o}, {} bytes", content.len()),
             What::Link { target } => format!("a link to {target}"),
         };
         line("made", format!("{}: {what}", made.path));

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use super::tls::JAVA_PASSWORD;
 use crate::path::SandboxPath;
 
 /// Programs that read the address of a proxy for http and https from one of these; most read both cases, curl the small one.
@@ -71,6 +72,12 @@ const TRUST_FILES: [(&str, &str, &str, &str); 2] = [
 /// program that never calls fetch, is left as it is.
 const NODE_FETCH: (&str, &str) = ("/run/belljar/node-fetch.cjs", include_str!("env/node-fetch.cjs"));
 
+/// Java reads certificates from a store of its own kind.
+pub const JAVA_STORE: &str = "/run/belljar/trust.jks";
+
+/// The variable with options for Java's launcher.
+const JAVA_OPTIONS: &str = "JDK_JAVA_OPTIONS";
+
 /// Variables for a sandbox whose proxy listens on these addresses.
 pub fn proxy_env(http: SocketAddr, socks: Option<SocketAddr>) -> BTreeMap<String, String> {
     let http_url = format!("http://{http}");
@@ -99,7 +106,7 @@ pub fn proxy_env(http: SocketAddr, socks: Option<SocketAddr>) -> BTreeMap<String
     let java = format!(
         "-Dhttp.proxyHost={host} -Dhttp.proxyPort={port} -Dhttps.proxyHost={host} -Dhttps.proxyPort={port} -Dhttp.nonProxyHosts=localhost|127.*|[::1]"
     );
-    set(&["JDK_JAVA_OPTIONS"], &java);
+    set(&[JAVA_OPTIONS], &java);
     env
 }
 
@@ -109,17 +116,23 @@ pub fn proxy_files() -> Vec<(&'static str, String)> {
     vec![(path, text.to_owned())]
 }
 
-/// Variables that make programs trust the bundle at this path, in place of the system's; some by way of [`trust_files`].
-pub fn trust_env(bundle: &SandboxPath) -> BTreeMap<String, String> {
+/// Adds variables that make programs trust the bundle at this path, in place of the system's; some by way of [`trust_files`], and
+/// Java by the store at [`JAVA_STORE`].
+pub fn add_trust(env: &mut BTreeMap<String, String>, bundle: &SandboxPath) {
     let direct = TRUST.iter().map(|&name| (name, bundle.as_str()));
     let by_file = TRUST_FILES.iter().map(|&(name, file, ..)| (name, file));
-    direct
-        .chain(by_file)
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect()
+    env.extend(
+        direct
+            .chain(by_file)
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+    );
+    let java = env.entry(JAVA_OPTIONS.to_owned()).or_default();
+    java.push_str(&format!(
+        " -Djavax.net.ssl.trustStore={JAVA_STORE} -Djavax.net.ssl.trustStoreType=jks -Djavax.net.ssl.trustStorePassword={JAVA_PASSWORD}"
+    ));
 }
 
-/// The settings that [`trust_env`] names, as paths inside with their text.
+/// The settings that [`add_trust`] names, as paths inside with their text.
 pub fn trust_files(bundle: &SandboxPath) -> Vec<(&'static str, String)> {
     TRUST_FILES
         .iter()
@@ -149,7 +162,11 @@ mod tests {
     fn no_variable_changes_what_a_command_runs() {
         let http = SocketAddr::from(([127, 0, 0, 1], 3128));
         let mut env = proxy_env(http, None);
-        env.extend(trust_env(&SandboxPath::new("/etc/ssl/bundle.pem").unwrap()));
+        add_trust(&mut env, &SandboxPath::new("/etc/ssl/bundle.pem").unwrap());
+        assert!(
+            env["JDK_JAVA_OPTIONS"].contains("-Dhttps.proxyPort=3128 "),
+            "both stand there"
+        );
         let changers = [
             "LD_PRELOAD",
             "LD_LIBRARY_PATH",

@@ -277,6 +277,17 @@ impl Gate {
         }
     }
 
+    /// Judges a request to a host that was allowed by its name, by its method and path alone.
+    pub fn judge_method(&self, destination: &Destination, method: &str, path: &str) -> Result<(), Denial> {
+        if hyper::Method::from_bytes(method.as_bytes()).is_err() {
+            let (reason, host) = (format!("{method:?} is no method"), destination.host.to_string());
+            return Err(Denial::malformed(reason, Some(host), destination.port));
+        }
+        let headers = &hyper::HeaderMap::new();
+        let asked = Asked { method, path, headers };
+        self.judge_request(destination, asked).map(drop)
+    }
+
     /// Judges a live connection once more, after the policy changed. What a person approved stays so while the policy would
     /// still ask.
     pub fn rejudge(&self, route: &Route) -> Result<(), Denial> {

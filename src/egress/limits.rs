@@ -5,7 +5,8 @@ use std::time::Duration;
 /// Bounds of one task's proxy. Each keeps one client from holding what others need.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once, over all fronts; more are refused. Each holds two descriptors and, while idle, some 2 KiB.
+    /// Connections at once, over all fronts; more are refused. Each holds two descriptors and, while idle, no buffer;
+    /// `make bench` tells its memory.
     pub connections: usize,
     /// Bytes of a request's or response's line and headers. Big cookies and tokens fit.
     pub header_bytes: usize,

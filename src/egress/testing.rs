@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex};
 use futures_util::future::BoxFuture;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::watch;
 
 use super::ask::{Asker, EgressQuestion, NobodyToAsk, Told};
 use super::cache::Store;
@@ -37,8 +38,16 @@ pub struct Seen {
     pub events: Mutex<Vec<Event>>,
     pub resolved: Mutex<Vec<String>>,
     pub dialled: Mutex<Vec<SocketAddr>>,
+    /// Until this is said, names that start with `held.` do not resolve, and those that start with `far.` are not reached.
+    pub release: watch::Sender<bool>,
     /// The order of all of it: `record allow`, `resolve a.example.com`, `dial 93.184.216.34:443`.
     pub order: Mutex<Vec<String>>,
+}
+
+impl Seen {
+    async fn held(&self) {
+        let _ = self.release.subscribe().wait_for(|released| *released).await;
+    }
 }
 
 pub struct Options<'a> {
@@ -249,6 +258,9 @@ impl Resolver for TestResolver {
             let name = clearance.name().as_str().to_owned();
             self.0.order.lock().unwrap().push(format!("resolve {name}"));
             self.0.resolved.lock().unwrap().push(name.clone());
+            if name.starts_with("held.") {
+                self.0.held().await;
+            }
             let mut answers = self.1.lock().unwrap();
             Ok(match answers.get_mut(&name) {
                 Some(rounds) if rounds.len() > 1 => rounds.remove(0),
@@ -267,6 +279,9 @@ impl Dialler for TestDialler {
             let address = route.addresses()[0];
             self.0.order.lock().unwrap().push(format!("dial {address}"));
             self.0.dialled.lock().unwrap().push(address);
+            if route.destination().host.to_string().starts_with("far.") {
+                self.0.held().await;
+            }
             TcpStream::connect(self.1).await
         })
     }

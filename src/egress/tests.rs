@@ -846,6 +846,101 @@ async fn a_server_that_does_not_answer_is_given_up() {
 }
 
 #[tokio::test]
+async fn a_server_that_stops_within_its_answer_is_given_up() {
+    let fixture = Fixture::start(Options {
+        limits: Limits {
+            idle_time: Duration::from_millis(50),
+            ..Limits::default()
+        },
+        ..Options::default()
+    })
+    .await;
+    let mut client = fixture
+        .send("GET http://www.example.com/ HTTP/1.1\r\nHost: www.example.com\r\n\r\n")
+        .await;
+    let (mut server, _) = fixture.server.accept().await.unwrap();
+    read_head(&mut server).await;
+    server
+        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
+        .await
+        .unwrap();
+    let mut answer = Vec::new();
+    // Cut off, or reset.
+    let _ = client.read_to_end(&mut answer).await;
+    assert!(answer.ends_with(b"\r\n\r\nhalf"), "{answer:?}");
+    let (events, _) = fixture.finish().await;
+    assert_eq!(story(&events)[1], "deny: idle");
+}
+
+#[tokio::test]
+async fn a_place_that_cannot_be_reached_in_time_is_given_up() {
+    let fixture = Fixture::start(Options {
+        limits: Limits {
+            dial_time: Duration::from_millis(50),
+            ..Limits::default()
+        },
+        ..Options::default()
+    })
+    .await;
+    let answer = fixture.exchange(connect("far.example.com")).await;
+    assert!(answer.starts_with("HTTP/1.1 502"), "{answer}");
+    let (events, _) = fixture.finish().await;
+    assert_eq!(
+        story(&events),
+        [
+            "allow: network.allow *.example.com",
+            "finished: no connection within 0 s"
+        ]
+    );
+}
+
+/// Chunks are read and written anew, so that no extension of theirs (RFC 9112, 7.1.1) is read in another way behind us.
+#[tokio::test]
+async fn nothing_of_a_chunks_framing_reaches_a_server() {
+    let fixture = Fixture::start(Options::default()).await;
+    let head = "POST http://www.example.com/ HTTP/1.1\r\nHost: www.example.com\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let mut client = fixture.send(format!("{head}5;a=\"b\"\r\nhello\r\n0;c\r\n\r\n")).await;
+    let (mut server, _) = fixture.server.accept().await.unwrap();
+    read_head(&mut server).await;
+    let mut body = vec![0; "5\r\nhello\r\n0\r\n\r\n".len()];
+    server.read_exact(&mut body).await.unwrap();
+    assert_eq!(body, b"5\r\nhello\r\n0\r\n\r\n");
+    server.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+    assert!(read_head(&mut client).await.starts_with("HTTP/1.1 204"));
+    for odd in [
+        "5;\n0\r\nhello\r\n0\r\n\r\n",
+        "0x5\r\nhello\r\n0\r\n\r\n",
+        "+5\r\nhello\r\n0\r\n\r\n",
+    ] {
+        let answer = fixture.exchange(format!("{head}{odd}")).await;
+        assert!(!answer.starts_with("HTTP/1.1 2"), "{odd:?}: {answer}");
+    }
+    fixture.finish().await;
+}
+
+#[tokio::test]
+async fn a_server_that_switches_protocols_unasked_is_not_followed() {
+    let fixture = Fixture::start(Options::default()).await;
+    let mut client = fixture
+        .send("GET http://www.example.com/ HTTP/1.1\r\nHost: www.example.com\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+        .await;
+    let (mut server, _) = fixture.server.accept().await.unwrap();
+    let head = read_head(&mut server).await.to_lowercase();
+    assert!(!head.contains("upgrade"), "{head}");
+    server
+        .write_all(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\nraw")
+        .await
+        .unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).await.unwrap();
+    assert!(
+        answer.starts_with("HTTP/1.1 502") && !answer.contains("raw"),
+        "{answer}"
+    );
+    fixture.finish().await;
+}
+
+#[tokio::test]
 async fn a_flood_of_refusals_is_slowed_down_and_what_is_allowed_is_not() {
     let fixture = Fixture::start(Options {
         limits: Limits {

@@ -72,9 +72,37 @@ pub struct Made {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
-    Folder { mode: u32 },
-    File { content: String, mode: u32 },
-    Link { target: String },
+    Folder {
+        mode: u32,
+    },
+    File {
+        content: String,
+        mode: u32,
+    },
+    /// A file that is no text.
+    Bytes {
+        #[serde(with = "as_base64")]
+        content: Vec<u8>,
+        mode: u32,
+    },
+    Link {
+        target: String,
+    },
+}
+
+mod as_base64 {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub fn serialize<S: Serializer>(content: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&STANDARD.encode(content))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u8>, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        STANDARD.decode(text).map_err(serde::de::Error::custom)
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

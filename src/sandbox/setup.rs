@@ -289,6 +289,10 @@ fn make(parent: &OwnedFd, name: &str, made: &Made, plan: &Plan) -> io::Result<()
             let fd = new_file(parent, name, *mode)?;
             std::fs::File::from(fd).write_all(content.as_bytes())?;
         }
+        What::Bytes { content, mode } => {
+            let fd = new_file(parent, name, *mode)?;
+            std::fs::File::from(fd).write_all(content)?;
+        }
         What::Link { target } => {
             in_place_of(parent, name, || rustix::fs::symlinkat(target, parent, name))?;
         }

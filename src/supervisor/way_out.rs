@@ -16,7 +16,7 @@ use crate::audit::journal::Journal;
 use crate::audit::query::{self, Filter, Take};
 use crate::audit::record::{Entry, Event};
 use crate::egress::cache::Store;
-use crate::egress::env::{proxy_env, proxy_files, trust_env, trust_files};
+use crate::egress::env::{JAVA_STORE, add_trust, proxy_env, proxy_files, trust_files};
 use crate::egress::host::{Authority, Host};
 use crate::egress::secret::Secrets;
 use crate::egress::tls::Inspection;
@@ -116,7 +116,7 @@ fn reaching(task: &Task) -> BTreeMap<String, String> {
         }
     };
     if looks_into_tls(task) {
-        env.extend(trust_env(&trust_bundle()));
+        add_trust(&mut env, &trust_bundle());
     }
     env
 }
@@ -168,6 +168,14 @@ pub async fn prepare(task: &Task, settings: &Settings) -> Result<Inside, StartEr
         let bundle = trust_bundle();
         files.extend(trust_files(&bundle).into_iter().map(named));
         files.push(file(bundle, inspection.trust_bundle()));
+        files.push(Made {
+            path: SandboxPath::new(JAVA_STORE).expect("it is a path"),
+            what: What::Bytes {
+                content: inspection.java_trust_store(),
+                mode: 0o644,
+            },
+            users: false,
+        });
     }
     Ok(Inside {
         env,

@@ -16,20 +16,22 @@ use serde_json::json;
 use crate::live::{Live, Runtime};
 
 /// What runs there, for each user.
-const PROMISES: [&str; 7] = [
+const PROMISES: [&str; 9] = [
+    "builtin::a_command_out_of_time_ends_with_what_it_said",
     "builtin::a_killed_sandbox_leaves_nothing_running",
     "builtin::counters_come_from_the_kernel",
     "builtin::memory_beyond_the_limit_is_told_apart",
     "builtin::nothing_is_left_behind",
+    "builtin::the_box_is_sealed",
     "builtin::what_a_command_leaves_running_ends_with_it",
     "v2::the_kernel_counts_an_exec_by_itself",
     "v2::the_kernel_counts_a_task_as_a_whole",
 ];
 
 /// What the promises and the machine's first process call.
-const PROGRAMS: [&str; 24] = [
-    "bash", "cat", "chown", "cut", "dd", "env", "find", "grep", "head", "id", "mkdir", "mount", "readlink", "rm",
-    "setpriv", "setsid", "sh", "sleep", "sort", "tail", "touch", "tr", "true", "yes",
+const PROGRAMS: [&str; 25] = [
+    "bash", "cat", "chown", "cut", "dd", "env", "find", "grep", "head", "hostname", "id", "mkdir", "mount", "readlink",
+    "rm", "setpriv", "setsid", "sh", "sleep", "sort", "tail", "touch", "tr", "true", "yes",
 ];
 
 /// Bytes of the image.

@@ -1,13 +1,17 @@
 //! What belljar does within TLS, as the programs inside see it: requests judged one by one, secrets put in, stored answers.
 
-use crate::jail::{Caller, Ran};
+use crate::jail::{Caller, Ran, available};
 use crate::world::{ALLOWED, World};
 
 const PLAIN: &str = "plain.outside.example";
 
 /// A world whose authority only belljar's configuration names, so that all trust inside is what belljar puts there.
-fn world() -> Option<World> {
-    let world = World::make(Caller::Root)?;
+pub fn world() -> Option<World> {
+    world_of(Caller::Root)
+}
+
+fn world_of(caller: Caller) -> Option<World> {
+    let world = World::make(caller)?;
     world.trust_by_configuration();
     Some(world)
 }
@@ -23,7 +27,15 @@ fn issuer(host: &str) -> String {
 
 #[test]
 fn a_host_for_reading_answers_gets_and_refuses_posts() {
-    let Some(world) = world() else { return };
+    for caller in [Caller::Root, Caller::Ordinary, Caller::Runc] {
+        if let Some(caller) = available(caller) {
+            look_into(caller);
+        }
+    }
+}
+
+fn look_into(caller: Caller) {
+    let Some(world) = world_of(caller) else { return };
     let spec = format!(
         "[network]\nmode = \"proxy\"\nallow = [{PLAIN:?}]\nunknown = \"deny\"\n[[network.hosts]]\nhost = {ALLOWED:?}\nmethods = \"read-only\"\n"
     );
@@ -170,6 +182,51 @@ fn a_secret_reaches_its_host_alone_and_is_never_seen_inside() {
         "{journal}"
     );
     assert!(!journal.contains(VALUE), "{journal}");
+}
+
+/// Kinds of credentials that are made for each request, and never stand inside: a signature of AWS, and a token that is bought.
+#[test]
+fn a_signature_and_a_bought_token_are_made_outside() {
+    const KEY: &str = "wJalrXUtnFEMIK7MDENGbPxRfiCYcanarykey000";
+    let Some(world) = world() else { return };
+    let file = world.place.path().join("key");
+    std::fs::write(&file, format!("{KEY}\n")).unwrap();
+    rustix::fs::chmod(&file, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    let source = format!("file:{}", file.display());
+    let aws = "aws.outside.example";
+    let spec = format!(
+        "{}[secrets.AWS_SECRET_ACCESS_KEY]\nsource = {source:?}\nhosts = [{aws:?}]\naws = {{ access_key_id = \"AKIDEXAMPLE000000000\" }}\n\
+         [secrets.CLIENT]\nsource = {source:?}\nhosts = [{ALLOWED:?}]\noauth = {{ token_url = \"https://{PLAIN}/token\", client_id = \"ours\" }}\n",
+        world.network(&[PLAIN, aws])
+    );
+    let mut task = world.place.start(&spec);
+    let bought = task.sh(&format!("curl -sS https://{ALLOWED}/whoami"));
+    assert!(bought.stdout.starts_with("you are Bearer "), "{bought:?}");
+    assert!(!bought.stdout.contains("bought-access-token"), "{bought:?}");
+    let signed = task.sh(&format!(
+        "curl -sS -H \"Authorization: AWS4-HMAC-SHA256 Credential=$AWS_ACCESS_KEY_ID/20260101/us-east-1/s3/aws4_request, SignedHeaders=host;x-amz-date, Signature=00\" \
+         -H 'X-Amz-Date: 20260101T000000Z' https://{aws}/whoami"
+    ));
+    assert!(signed.stdout.starts_with("you are AWS4-HMAC-SHA256 "), "{signed:?}");
+    let inside = task.sh("env; cat /run/belljar/* 2>/dev/null");
+    assert!(!inside.stdout.contains(KEY), "{inside:?}");
+    task.end();
+    let seen = world.seen();
+    assert!(
+        seen.iter()
+            .any(|line| line == &format!("told {ALLOWED} Bearer bought-access-token")),
+        "{seen:#?}"
+    );
+    let told = seen
+        .iter()
+        .find_map(|line| line.strip_prefix(&format!("told {aws} ")))
+        .unwrap();
+    let (_, signature) = told.rsplit_once("Signature=").unwrap();
+    assert_eq!(signature.len(), 64, "signed with the key: {told}");
+    assert!(seen.iter().any(|line| line.starts_with("buyer Basic ")), "{seen:#?}");
+    let journal = world.belljar(&["audit", "ls", "--json"]);
+    assert!(journal.matches("\"secret.used\"").count() >= 2, "{journal}");
+    assert!(!journal.contains(KEY) && !journal.contains("bought-access-token"));
 }
 
 #[test]

@@ -10,6 +10,7 @@
 //! | programs that agents use, led by their environment alone | `programs` |
 //! | SOCKS with datagrams, DNS | `protocols` |
 //! | TLS that is looked into, secrets, stored answers | `inspected` |
+//! | programs and protocols within TLS that is looked into | `through` |
 //! | a policy that changes while a task runs | `reload` |
 //! | two tasks side by side, and the end of belljar itself | `tasks` |
 
@@ -25,4 +26,5 @@ mod programs;
 mod protocols;
 mod reload;
 mod tasks;
+mod through;
 mod world;

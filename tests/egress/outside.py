@@ -95,6 +95,16 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             told = self.headers.get("Authorization", "nobody")
             note("told", self.headers.get("Host", "-"), told)
             return self.give(f"you are {told}\n".encode())
+        if self.path == "/ws":
+            # Whatever comes after the switch goes back.
+            self.send_response(101)
+            self.send_header("Connection", "upgrade")
+            self.send_header("Upgrade", "websocket")
+            self.end_headers()
+            self.close_connection = True
+            while data := self.connection.recv(4096):
+                self.connection.sendall(data)
+            return None
         if self.path == "/slow":
             # An answer that does not come to its end.
             self.send_response(200)
@@ -115,6 +125,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
     def do_POST(self):
         self.note()
+        if self.path == "/token":
+            note("buyer", self.headers.get("Authorization", "nobody"))
+            return self.give(b'{"access_token":"bought-access-token","token_type":"Bearer","expires_in":3600}')
         self.give(self.rfile.read(int(self.headers.get("Content-Length") or 0)))
 
     def log_message(self, *_):

@@ -11,7 +11,7 @@ use crate::world::{ALLOWED, DENIED, World};
 const TRUST: &str = "[env]\nPIP_CERT = \"/etc/ssl/certs/ca-certificates.crt\"\nNODE_EXTRA_CA_CERTS = \"/etc/ssl/certs/ca-certificates.crt\"\n\
                      CARGO_HTTP_CAINFO = \"/etc/ssl/certs/ca-certificates.crt\"\n";
 
-fn installed(program: &str) -> bool {
+pub fn installed(program: &str) -> bool {
     let found = Command::new("/bin/sh")
         .args(["-c", "command -v \"$0\"", program])
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")

@@ -1,6 +1,6 @@
 use clap::Parser;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 
@@ -111,6 +111,13 @@ fn a_batch_is_answered_line_by_line() {
 {"id": "g", "allow": ["a*b"], "deny": [], "host": "a.com", "port": 80}
 {"id": "h", "allow": ["*"], "deny": [], "host": "a@b.com", "port": 80}
 {"id": "i", "allow": ["*"], "deny": [], "host": "b.com", "port": 80}
+{"id": "j", "hosts": [{"host": "b.com", "methods": "read-only", "paths": ["/v1/"]}], "host": "b.com", "method": "GET", "path": "/v1/a"}
+{"id": "k", "hosts": [{"host": "b.com", "methods": "read-only"}], "host": "b.com", "method": "POST"}
+{"id": "l", "hosts": [{"host": "b.com", "methods": ["PUT"], "paths": ["/v1/"]}], "host": "b.com", "method": "PUT", "path": "/v1/../v2"}
+{"id": "n", "allow": ["b.com"], "host": "B.com", "port": 65536}
+{"id": "o", "allow": ["b.com"], "host": "b.com", "dns": {"b.com": ["c.com"], "c.com": ["10.0.0.1"]}}
+{"id": "p", "allow": ["b.com"], "host": "b.com", "dns": {"b.com": ["c.com"], "c.com": ["b.com"]}}
+{"id": "m", "allow": ["b.com"], "host": "b.com", "method": "GET /\r\n"}
 "#;
     std::fs::write(&batch, cases).unwrap();
     let out = belljar(&["--batch", batch.to_str().unwrap()]).unwrap();
@@ -124,6 +131,13 @@ fn a_batch_is_answered_line_by_line() {
         {"id":"g","decision":"deny","reason":"the network lists have 1 fault: network.allow[0] \"a*b\": a star stands alone, or in front as \"*.\" or \"**.\"","host":"a.com"}
         {"id":"h","decision":"deny","reason":"a user or password stands before the host","host":null}
         {"id":"i","decision":"allow","reason":"the allow list has *; its addresses are judged when it is resolved","host":"b.com"}
+        {"id":"j","decision":"allow","reason":"it is allowed for some requests; its addresses are judged when it is resolved","host":"b.com"}
+        {"id":"k","decision":"deny","reason":"POST is not among the methods that are allowed here","host":"b.com"}
+        {"id":"l","decision":"deny","reason":"/v1/../v2 can be read as more than one path, so no rule about paths allows it","host":"b.com"}
+        {"id":"n","decision":"deny","reason":"65536 is not a port (1 to 65535)","host":"b.com"}
+        {"id":"o","decision":"deny","reason":"b.com is 10.0.0.1, which is private (10.0.0.0/8)","host":"b.com"}
+        {"id":"p","decision":"deny","reason":"b.com has no address","host":"b.com"}
+        {"id":"m","decision":"deny","reason":"\"GET /\\r\\n\" is no method","host":"b.com"}
         "#);
 }
 
@@ -131,7 +145,7 @@ fn a_batch_is_answered_line_by_line() {
 fn bad_lines_of_a_batch_are_told_by_number_and_the_others_answered() {
     let folder = tempfile::tempdir().unwrap();
     let batch = folder.path().join("cases.jsonl");
-    let cases = "\n{\"id\": 1, \"hosts\": \"a.com\"}\nx\n{\"id\": 2, \"host\": \"a.com\"}\n";
+    let cases = "\n{\"id\": 1, \"hostname\": \"a.com\"}\nx\n{\"id\": 2, \"host\": \"a.com\"}\n";
     std::fs::write(&batch, cases).unwrap();
     let cli = Cli::try_parse_from(["egress", "check", "--batch", batch.to_str().unwrap()]).unwrap();
     let mut out = Vec::new();

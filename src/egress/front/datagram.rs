@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::egress::client::Client;
-use crate::egress::gate::{Denial, Destination, Protocol};
+use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::Host;
 use crate::egress::way::{Flow, Way};
 
@@ -35,6 +35,17 @@ struct Key {
     client: SocketAddr,
     host: Host,
     port: u16,
+}
+
+impl Key {
+    fn destination(&self) -> Destination {
+        Destination {
+            host: self.host.clone(),
+            port: self.port,
+            protocol: Protocol::Socks5Udp,
+            method: None,
+        }
+    }
 }
 
 /// What stands before each datagram (RFC 1928, 7).
@@ -95,7 +106,7 @@ pub(in crate::egress) async fn serve(socket: UdpSocket, way: Arc<Way>) {
         }
         if flows.len() >= way.limits.datagram_flows {
             let reason = "the task has as many flows of datagrams as it may have".to_owned();
-            let denial = Denial::malformed(reason, Some(key.host.to_string()), key.port);
+            let denial = Denial::new(&key.destination(), DenialKind::Unable, "limit", reason);
             way.record_malformed(client, Protocol::Socks5Udp, None, &denial).await;
             continue;
         }
@@ -112,13 +123,7 @@ pub(in crate::egress) async fn serve(socket: UdpSocket, way: Arc<Way>) {
 
 /// Carries one flow to its end.
 async fn carry(key: &Key, client: Client, mut up: mpsc::Receiver<Bytes>, down: &UdpSocket, way: &Way) {
-    let destination = Destination {
-        host: key.host.clone(),
-        port: key.port,
-        protocol: Protocol::Socks5Udp,
-        method: None,
-    };
-    let Ok(Flow { socket, route, account }) = way.open_flow(destination, client).await else {
+    let Ok(Flow { socket, route, account }) = way.open_flow(key.destination(), client).await else {
         // It is in the record. The datagrams that follow are judged again, slowly: see `Way::refusals`.
         return;
     };

@@ -15,6 +15,7 @@
 mod authority;
 mod bundle;
 mod exchange;
+mod java;
 mod serve;
 mod tokens;
 mod websocket;
@@ -35,6 +36,7 @@ use super::host::Host;
 use super::secret::Secrets;
 use authority::TaskAuthority;
 
+pub use java::PASSWORD as JAVA_PASSWORD;
 pub(super) use serve::{Client, serve, serve_stored};
 
 /// Why TLS cannot be looked into.
@@ -96,6 +98,15 @@ impl Inspection {
         text.push_str(&self.extra_roots);
         text.push_str(&self.authority.pem());
         text
+    }
+
+    /// The same as a store that Java reads, with [`JAVA_PASSWORD`].
+    pub fn java_trust_store(&self) -> Vec<u8> {
+        let bundle = self.trust_bundle();
+        let found = CertificateDer::pem_slice_iter(bundle.as_bytes());
+        // What cannot be read is trusted by nobody.
+        let certificates: Vec<CertificateDer<'static>> = found.filter_map(Result::ok).collect();
+        java::store(&certificates)
     }
 
     /// Does the client's part of TLS on a connection to a host, whose certificate is always checked.

@@ -95,7 +95,7 @@ pub fn write_files(plan: &Plan, folder: &Path, facts: &Facts) -> io::Result<()> 
 fn files(plan: &Plan) -> impl Iterator<Item = (&SandboxPath, &str)> {
     plan.root.made.iter().filter_map(|made| match &made.what {
         What::File { content, .. } if is_own(&made.path) => Some((&made.path, content.as_str())),
-        What::File { .. } | What::Folder { .. } | What::Link { .. } => None,
+        What::File { .. } | What::Bytes { .. } | What::Folder { .. } | What::Link { .. } => None,
     })
 }
 

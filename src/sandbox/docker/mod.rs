@@ -32,6 +32,7 @@ use super::launcher::{Carry, LaunchError, Launcher};
 use super::outside;
 use super::plan::{Ids, Plan};
 use crate::audit::record::{Control, Enforced};
+use crate::sys::cgroup::{Cgroups, Version};
 use crate::sys::process;
 use crate::task::Runtime;
 
@@ -206,11 +207,15 @@ impl Engine {
                 "the engine follows links where it mounts, so one that stands for a protected name can be replaced",
             ));
         }
-        if !self.facts.maps_ids {
-            less.push(partial(
-                "namespaces",
-                "the engine makes no user namespace: ids inside are ids outside (dockerd --userns-remap, or a rootless engine, maps them)",
-            ));
+        let ids = "the engine makes no user namespace: ids inside are ids outside (dockerd --userns-remap, or a rootless engine, maps them)";
+        let cgroups =
+            "Podman makes no cgroup namespace where cgroups are of version 1: their names outside can be read";
+        let is_v1 = Cgroups::detect().version() == Some(Version::V1);
+        match (self.facts.maps_ids, self.facts.is_podman && is_v1) {
+            (false, false) => less.push(partial("namespaces", ids)),
+            (false, true) => less.push(partial("namespaces", &format!("{ids}; {cgroups}"))),
+            (true, true) => less.push(partial("namespaces", cgroups)),
+            (true, false) => {}
         }
         less.extend(outside::shortfalls(self.runtime_name(runtime)));
         less

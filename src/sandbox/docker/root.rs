@@ -86,6 +86,10 @@ fn extras(plan: &Plan) -> Vec<Extra> {
                 content: content.clone().into_bytes(),
                 mode: *mode,
             },
+            What::Bytes { content, mode } => ExtraKind::File {
+                content: content.clone(),
+                mode: *mode,
+            },
             What::Link { target } => ExtraKind::Link { target: target.into() },
         };
         let path = made.path.relative().into();

@@ -6,6 +6,7 @@ use tokio::net::TcpStream;
 use super::*;
 use crate::audit::record::Event;
 use crate::egress::gate::NetworkRule;
+use crate::egress::limits::Limits;
 use crate::egress::testing::{Fixture, Options, PUBLIC, gate};
 use crate::policy::Decision;
 use crate::task::Unknown;
@@ -174,6 +175,47 @@ async fn a_changed_policy_ends_the_flows_that_it_forbids() {
             "socks5_udp deny dns.example.com"
         ]
     );
+}
+
+#[tokio::test]
+async fn flows_are_few_and_end_when_they_are_idle() {
+    let fixture = Fixture::start(Options {
+        limits: Limits {
+            datagram_flows: 1,
+            datagram_idle: Duration::from_millis(50),
+            ..Limits::default()
+        },
+        ..with_a_rule()
+    })
+    .await;
+    let (_, relay, _held) = associate(&fixture).await;
+    let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    client.send_to(&to(DNS, 53, b"first"), relay).await.unwrap();
+    client.send_to(&to(DNS, 54, b"second"), relay).await.unwrap();
+    let mut buffer = [0; 100];
+    let (length, _) = fixture.datagrams.recv_from(&mut buffer).await.unwrap();
+    assert_eq!(&buffer[..length], b"first");
+    let over = async {
+        while fixture.seen.events.lock().unwrap().len() < 3 {
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(Duration::from_secs(20), over).await.unwrap();
+    let story = story(&fixture.seen.events.lock().unwrap());
+    assert!(
+        story.contains(&"socks5_udp deny dns.example.com".to_owned()),
+        "{story:?}"
+    );
+    assert_eq!(
+        story.last().unwrap(),
+        "end 5/0",
+        "nothing came back, so the flow is over"
+    );
+    // Its place is free again.
+    client.send_to(&to(DNS, 54, b"third"), relay).await.unwrap();
+    let (length, _) = fixture.datagrams.recv_from(&mut buffer).await.unwrap();
+    assert_eq!(&buffer[..length], b"third");
+    fixture.finish().await;
 }
 
 #[test]

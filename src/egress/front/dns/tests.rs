@@ -240,3 +240,45 @@ async fn a_slow_or_long_question_over_tcp_is_given_up() {
     }
     fixture.finish().await;
 }
+
+#[tokio::test]
+async fn questions_beyond_the_limit_wait_for_a_place() {
+    let fixture = Fixture::start(Options {
+        limits: Limits {
+            dns_questions: 2,
+            ..Limits::default()
+        },
+        ..Options::default()
+    })
+    .await;
+    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let send = async |name| {
+        let bytes = question(name, RecordType::A).to_vec().unwrap();
+        socket.send_to(&bytes, fixture.dns_udp).await.unwrap();
+    };
+    send("held.example.com.").await;
+    send("held.example.com.").await;
+    while fixture.seen.resolved.lock().unwrap().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    send("evil.org.").await;
+    // Another front is served meanwhile, and the third question is not even read.
+    let refused = fixture
+        .exchange("CONNECT other.org:443 HTTP/1.1\r\nHost: other.org:443\r\n\r\n")
+        .await;
+    assert!(refused.starts_with("HTTP/1.1 403"), "{refused}");
+    assert_eq!(fixture.seen.events.lock().unwrap().len(), 1);
+    fixture.seen.release.send_replace(true);
+    let mut codes = Vec::new();
+    for _ in 0..3 {
+        let mut answer = [0; 2048];
+        let (length, _) = socket.recv_from(&mut answer).await.unwrap();
+        codes.push(Message::from_vec(&answer[..length]).unwrap().metadata.response_code);
+    }
+    assert_eq!(
+        codes.iter().filter(|code| **code == ResponseCode::Refused).count(),
+        1,
+        "{codes:?}"
+    );
+    fixture.finish().await;
+}
