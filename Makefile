@@ -27,7 +27,7 @@ test:
 escape:
 	@tools/setup.sh test
 	@cargo test --locked --no-run --test escape
-	@set -o pipefail; cargo test --quiet --locked --test escape -- --nocapture --test-threads=1 </dev/null 2>&1 \
+	@set -o pipefail; cargo test --quiet --locked --test escape -- --nocapture --test-threads=1 </dev/null 2>&1 | sed -u 's/^\.*|/|/' \
 		| { printf '| %-40s | %-17s | result |\n|---|---|---|\n' attack backend; grep -E '^\||panicked at|FAILED|^test result'; }
 
 ## Formatting, lints, licences and advisories

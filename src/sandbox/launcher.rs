@@ -457,7 +457,16 @@ fn detached(
     let tree = mount::clone_tree(source.as_fd(), Depth::Single)?;
     match owner {
         // The sandbox's own map: what is root's outside shows as root's inside.
-        Owner::Same => mount::set_attributes(tree.as_fd(), attributes, Some(inside))?,
+        Owner::Same => match mount::set_attributes(tree.as_fd(), attributes, Some(inside)) {
+            // A file system whose ids cannot be mapped, such as the overlay that is the root of a container. Read-only, its files may
+            // as well be nobody's: all may read what all may read, and nothing is owned by anybody inside.
+            Err(error)
+                if attributes.read_only && error.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) =>
+            {
+                mount::set_attributes(tree.as_fd(), attributes, None)?;
+            }
+            done => done?,
+        },
         Owner::User => {
             let stat = rustix::fs::fstat(&source)?;
             let (uid, gid) = (stat.st_uid, stat.st_gid);

@@ -195,3 +195,26 @@ fn stdio_ends_the_task_with_its_input() {
     assert_eq!((code, last["method"].as_str()), (0, Some("task.ended")));
     assert_eq!(last["params"]["execs"].as_array().unwrap().len(), 1);
 }
+
+/// As in a container, whose root is an overlay: the ids of its files cannot be mapped.
+#[test]
+fn programs_on_an_overlay_run_and_are_nobodys_to_change() {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "this test needs root");
+        eprintln!("skipped: mounting a file system needs root");
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let script = "mount -t overlay none -o lowerdir=\"$EMPTY\":/usr /usr && exec \"$@\"";
+    let output = std::process::Command::new("unshare")
+        .args(["-m", "sh", "-c", script, "sh", env!("CARGO_BIN_EXE_belljar")])
+        .args(["run", "--quiet", "--network", "none", "--"])
+        .args(["sh", "-c", "touch /usr/bin/x 2> /dev/null || stat -c %U /usr/bin/sh"])
+        .env("EMPTY", place.path())
+        .env("BELLJAR_STATE", place.path().join("state"))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let (code, out, err) = told(output);
+    assert_eq!((code, out.as_str()), (0, "nobody\n"), "{err}");
+}
