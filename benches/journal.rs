@@ -9,8 +9,9 @@ mod table;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use belljar::audit::journal::{Journal, JournalOptions, Sync};
+use belljar::audit::journal::{Journal, JournalOptions, Reader, Sync};
 use belljar::audit::key::SigningKey;
+use belljar::audit::query::{self, Filter, Take};
 use belljar::audit::record::{Entry, Event, ExecFinished, ExecOutcome, Usage};
 use belljar::audit::{Known, verify};
 use belljar::id::{ExecId, TaskId};
@@ -29,6 +30,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let records = 1_000_000 / part;
     rows.push(sustained(&large, records)?);
     rows.push(proof(&large, records)?);
+    rows.extend(questions(&large)?);
     table::report("journal", &rows)?;
     Ok(())
 }
@@ -41,10 +43,7 @@ fn alone(folder: &Path, sync: Sync, execs: usize) -> Result<[Row; 2], Box<dyn st
     for _ in 0..execs {
         let [judged, started, finished] = one_exec(task);
         let from = Instant::now();
-        let judged = journal.submit(judged);
-        let started = journal.submit(started);
-        judged.wait()?;
-        started.wait()?;
+        journal.append_all_blocking([judged, started])?;
         let before = from.elapsed();
         // What the command itself takes: the writer has gone to sleep again.
         std::thread::sleep(Duration::from_micros(300));
@@ -78,9 +77,10 @@ fn many_callers(folder: &Path, execs: usize) -> Result<Row, Box<dyn std::error::
                 let task = TaskId::new();
                 for _ in 0..execs / CALLERS {
                     let [judged, started, finished] = one_exec(task);
-                    let judged = journal.submit(judged);
-                    let started = journal.submit(started);
-                    let waits = [judged.wait(), started.wait(), journal.append_blocking(finished)];
+                    let waits = [
+                        journal.append_all_blocking([judged, started]),
+                        journal.append_blocking(finished),
+                    ];
                     assert!(waits.iter().all(Result::is_ok), "{waits:?}");
                 }
             });
@@ -118,6 +118,42 @@ fn proof(folder: &Path, records: usize) -> Result<Row, Box<dyn std::error::Error
     let took = from.elapsed();
     let row = Row::seconds(format!("journal: proof of {} records", verified.records), Some(took));
     Ok(row.bound(5e-6 * records as f64))
+}
+
+/// What `audit show` and a reviewer ask, of the one task that has all records.
+fn questions(folder: &Path) -> Result<[Row; 2], Box<dyn std::error::Error>> {
+    let reader = Reader::open(folder)?;
+    let records = reader.last_seq()?;
+    let mut execs = Vec::new();
+    let mut newest = Vec::new();
+    for n in 1..=200 {
+        let Some(record) = reader.record(records * n / 201)? else {
+            continue;
+        };
+        let (Some(task), Some(exec)) = (record.task, record.exec) else {
+            continue;
+        };
+        let from = Instant::now();
+        query::show(&reader, ExecId::from_bytes(*exec.as_bytes()))?;
+        execs.push(from.elapsed());
+        let filter = Filter {
+            task: Some(TaskId::from_bytes(*task.as_bytes())),
+            ..Filter::default()
+        };
+        let from = Instant::now();
+        query::ls(&reader, &filter, Take::Newest(40))?;
+        newest.push(from.elapsed());
+    }
+    Ok([
+        Row::seconds(
+            format!("journal: one exec of {records} records shown, p50"),
+            Some(percentile(&mut execs, 50)),
+        ),
+        Row::seconds(
+            format!("journal: the last 40 of {records} records of a task, p50"),
+            Some(percentile(&mut newest, 50)),
+        ),
+    ])
 }
 
 fn open(folder: &Path, sync: Sync) -> Result<Journal, Box<dyn std::error::Error>> {

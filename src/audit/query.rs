@@ -5,7 +5,7 @@ use rusqlite::ToSql;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::journal::{JournalError, Reader, Seq, Stored, nanoseconds};
+use super::journal::{JournalError, Of, Order, Reader, Search, Seq, Stored, nanoseconds};
 use crate::id::{ExecId, TaskId};
 
 /// Which records are asked for; what is `None` or empty asks for nothing.
@@ -40,23 +40,49 @@ pub enum Take {
 
 /// The records that the filter names, oldest first.
 pub fn ls(reader: &Reader, filter: &Filter, take: Take) -> Result<Vec<Stored>, JournalError> {
-    let (condition, values) = filter.sql();
-    let values: Vec<&dyn ToSql> = values.iter().map(|value| &**value).collect();
-    match take {
-        Take::Oldest(count) => reader.select(&format!("{condition} ORDER BY seq LIMIT {count}"), &values),
-        Take::Newest(count) => {
-            let mut found = reader.select(&format!("{condition} ORDER BY seq DESC LIMIT {count}"), &values)?;
-            found.reverse();
-            Ok(found)
-        }
+    let (count, order) = match take {
+        Take::Oldest(count) => (count, Order::OldestFirst),
+        Take::Newest(count) => (count, Order::NewestFirst),
+    };
+    let mut found = Vec::new();
+    if count > 0 {
+        walk(reader, filter, order, |record| {
+            found.push(record);
+            found.len() < count
+        })?;
     }
+    if order == Order::NewestFirst {
+        found.reverse();
+    }
+    Ok(found)
 }
 
 /// Hands the records of the filter over one after the other, oldest first, until `take` says false.
 pub fn each(reader: &Reader, filter: &Filter, take: impl FnMut(Stored) -> bool) -> Result<(), JournalError> {
+    walk(reader, filter, Order::OldestFirst, take)
+}
+
+fn walk(reader: &Reader, filter: &Filter, order: Order, take: impl FnMut(Stored) -> bool) -> Result<(), JournalError> {
     let (condition, values) = filter.sql();
     let values: Vec<&dyn ToSql> = values.iter().map(|value| &**value).collect();
-    reader.each(&format!("{condition} ORDER BY seq"), &values, take)
+    let of = match (filter.exec, filter.task) {
+        (Some(exec), _) => Of::Exec(Uuid::from_bytes(*exec.as_bytes())),
+        (None, Some(task)) => Of::Task(Uuid::from_bytes(*task.as_bytes())),
+        (None, None) => {
+            let direction = match order {
+                Order::OldestFirst => "ASC",
+                Order::NewestFirst => "DESC",
+            };
+            return reader.each(&format!("{condition} ORDER BY seq {direction}"), &values, take);
+        }
+    };
+    let search = Search {
+        range: filter.after.saturating_add(1)..=Seq::MAX,
+        order,
+        condition: &condition,
+        values: &values,
+    };
+    reader.each_of(of, &search, take)
 }
 
 /// All that the journal says about one exec.
@@ -74,24 +100,37 @@ pub struct Whole {
 
 /// One exec whole; `None` when the journal has no record of it.
 pub fn show(reader: &Reader, exec: ExecId) -> Result<Option<Whole>, JournalError> {
-    let own = reader.select("exec = ?1 ORDER BY seq", &[&exec.as_bytes().as_slice()])?;
+    let search = |of, range, condition, values: &[&dyn ToSql]| {
+        let mut found = Vec::new();
+        let search = Search {
+            range,
+            order: Order::OldestFirst,
+            condition,
+            values,
+        };
+        reader.each_of(of, &search, |record| {
+            found.push(record);
+            true
+        })?;
+        Ok::<_, JournalError>(found)
+    };
+    let own = search(Of::Exec(Uuid::from_bytes(*exec.as_bytes())), 1..=Seq::MAX, "1", &[])?;
     let (Some(first), Some(last)) = (own.first(), own.last()) else {
         return Ok(None);
     };
     let egress = match first.task {
-        Some(task) => reader.select(
-            "task = ?1 AND exec IS NULL AND kind LIKE 'egress.%' AND seq BETWEEN ?2 AND ?3 ORDER BY seq",
-            &[&task.as_bytes().as_slice(), &(first.seq as i64), &(last.seq as i64)],
-        )?,
+        Some(task) => search(Of::Apart(task), first.seq..=last.seq, "kind LIKE 'egress.%'", &[])?,
         None => Vec::new(),
     };
     let call = own
         .iter()
         .find_map(|record| record.value()["call_id"].as_str().map(str::to_owned));
     let events = match (first.task, call) {
-        (Some(task), Some(call)) => reader.select(
-            "task = ?1 AND exec IS NULL AND kind = 'agent.event' AND json_extract(json, '$.call_id') = ?2 ORDER BY seq",
-            &[&task.as_bytes().as_slice(), &call],
+        (Some(task), Some(call)) => search(
+            Of::Apart(task),
+            1..=Seq::MAX,
+            "kind = 'agent.event' AND json_extract(json, '$.call_id') = ?1",
+            &[&call],
         )?,
         _ => Vec::new(),
     };
@@ -107,19 +146,25 @@ pub fn show(reader: &Reader, exec: ExecId) -> Result<Option<Whole>, JournalError
 /// The ids of tasks or execs (`column`) whose text is or ends in `end`, at most two: more would not help to choose.
 pub(crate) fn ids_ending_in(reader: &Reader, column: &'static str, end: &str) -> Result<Vec<Uuid>, JournalError> {
     if let Ok(id) = end.parse::<Uuid>() {
-        let known = reader.select(&format!("{column} = ?1 LIMIT 1"), &[&id.as_bytes().as_slice()])?;
-        return Ok(known.iter().map(|_| id).collect());
+        let of = if column == "task" { Of::Task(id) } else { Of::Exec(id) };
+        let mut known = Vec::new();
+        let search = Search {
+            range: 1..=Seq::MAX,
+            order: Order::OldestFirst,
+            condition: "1",
+            values: &[],
+        };
+        reader.each_of(of, &search, |_| {
+            known.push(id);
+            false
+        })?;
+        return Ok(known);
     }
     let digits = end.replace('-', "").to_ascii_uppercase();
     if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return Ok(Vec::new());
     }
-    let found = reader.select(
-        &format!("{column} IS NOT NULL AND hex({column}) LIKE ?1 GROUP BY {column} LIMIT 2"),
-        &[&format!("%{digits}")],
-    )?;
-    let id = |record: &Stored| if column == "task" { record.task } else { record.exec };
-    Ok(found.iter().filter_map(id).collect())
+    reader.ids_ending_in(column, &digits)
 }
 
 /// The name of the program that a record is about, without its folder.

@@ -191,7 +191,7 @@ pub enum Event {
         journal: String,
         program_version: String,
         pid: u32,
-        /// Starts without an end that stood in the journal at this moment, of this and of other processes.
+        /// Tasks that had begun and not ended at this moment, of this and of other processes.
         open_starts: u64,
         /// `each` or `batch`: whether every record is on the disk before it counts, or within 50 ms.
         sync: String,

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::journal::{JournalError, Reader, Stored};
+use super::journal::{JournalError, Of, Order, Reader, Search, Seq, Stored};
 use super::query::{self, Filter, executable};
 
 /// What the sums are of.
@@ -173,10 +173,18 @@ impl Tasks {
 
 impl About {
     fn read(reader: &Reader, task: Uuid) -> Result<Self, JournalError> {
-        let records = reader.select(
-            "task = ?1 AND kind IN ('task.admitted', 'task.started') ORDER BY seq",
-            &[&task.as_bytes().as_slice()],
-        )?;
+        let mut records = Vec::new();
+        let search = Search {
+            range: 1..=Seq::MAX,
+            order: Order::OldestFirst,
+            condition: "kind IN ('task.admitted', 'task.started')",
+            values: &[],
+        };
+        reader.each_of(Of::Apart(task), &search, |record| {
+            records.push(record);
+            // Nothing more is said of it later.
+            records.last().is_none_or(|record| record.kind != "task.started")
+        })?;
         let find = |pointer: &str| {
             let values = records.iter().map(Stored::value);
             let mut found = values.filter_map(|value| Some(value.pointer(pointer)?.as_str()?.to_owned()));

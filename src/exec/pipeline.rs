@@ -107,41 +107,44 @@ async fn steps(
         Judgement::Ask(question) => ("ask", question.basis()),
         Judgement::Deny(refusal) => ("deny", &refusal.basis),
     };
-    // The caller hears of it once it is written; an allowed command's start is queued behind it, for one commit of both.
-    let written = context.journal.submit(entry(judged(context, request, word, basis)));
-    let judged = async {
-        written.await?;
-        listeners.tell(ExecEvent::Judged { judgement: word }).await;
-        Ok::<_, JournalError>(())
-    };
-
-    let (permit, judged) = match judgement {
-        Judgement::Allow(permit) => (Ok(permit), Some(judged)),
-        Judgement::Deny(refusal) => (Err(refusal), Some(judged)),
-        Judgement::Ask(question) => {
-            judged.await?;
-            (
-                ask(context, request, question, &mut inputs.control, &listeners).await?,
-                None,
-            )
-        }
-    };
-    let recorded = context.journal.submit(entry(match &permit {
-        Err(refusal) => refused(request, refusal),
-        Ok(permit) => Event::ExecStarted {
+    let judged = entry(judged(context, request, word, basis));
+    let started = |permit: &Permit| {
+        entry(Event::ExecStarted {
             argv: request.command.argv.clone(),
             cwd: request.command.cwd.to_string(),
             tty: request.command.tty.is_some(),
             approver: permit.basis().approver.clone(),
-        },
-    }));
-    if let Some(judged) = judged {
-        judged.await?;
-    }
-    recorded.await?;
-    let permit = match permit {
-        Ok(permit) => permit,
-        Err(refusal) => return Ok(ExecEnd::Refused(refusal)),
+        })
+    };
+    let told = ExecEvent::Judged { judgement: word };
+
+    // The caller hears of the judgement once it is written; what follows from it without a wait is in the same commit.
+    let permit = match judgement {
+        Judgement::Allow(permit) => {
+            context.journal.append_all([judged, started(&permit)]).await?;
+            listeners.tell(told).await;
+            permit
+        }
+        Judgement::Deny(refusal) => {
+            let refused = entry(refused(request, &refusal));
+            context.journal.append_all([judged, refused]).await?;
+            listeners.tell(told).await;
+            return Ok(ExecEnd::Refused(refusal));
+        }
+        Judgement::Ask(question) => {
+            context.journal.append(judged).await?;
+            listeners.tell(told).await;
+            match ask(context, request, question, &mut inputs.control, &listeners).await? {
+                Ok(permit) => {
+                    context.journal.append(started(&permit)).await?;
+                    permit
+                }
+                Err(refusal) => {
+                    context.journal.append(entry(refused(request, &refusal))).await?;
+                    return Ok(ExecEnd::Refused(refusal));
+                }
+            }
+        }
     };
     crash::point("exec: recorded, not started");
 

@@ -9,12 +9,17 @@
 //!                                             │ dirty
 //!                                             ▼
 //!                                       sync thread: the log is on the disk within 50 ms; checkpoints
+//!                                             │ now and then
+//!                                             ▼
+//!                                       index (a database of its own): which records are of a task, of an exec
 //! ```
 //!
 //! A record is committed before [`Journal::append`] returns: after a kill -9 it is there. Against a power cut it is there after at
 //! most 50 ms, or at once with [`Sync::Each`]. When the journal cannot be written (full disk, read-only, damaged), that append and
 //! every later one fails until the journal is opened anew: whoever asks must then not act.
 
+mod find;
+mod index;
 mod lost;
 mod read;
 mod retain;
@@ -34,6 +39,7 @@ use super::redact::Redactor;
 
 use writer::WrittenBy;
 
+pub(crate) use find::{Of, Order, Search};
 pub use read::{Reader, Stored, Summary};
 pub use retain::Retention;
 pub(crate) use retain::is_archive;
@@ -192,18 +198,33 @@ impl Journal {
 
     /// Writes one record; returns when it is committed. Dropping the future does not take the record back.
     pub async fn append(&self, entry: Entry) -> Result<Seq, JournalError> {
-        self.push(entry, WrittenBy::Caller).await
+        self.append_all([entry]).await
     }
 
     /// As [`Journal::append`], for callers that are not async; it blocks the thread for as long as the commit takes.
     pub fn append_blocking(&self, entry: Entry) -> Result<Seq, JournalError> {
-        self.push(entry, WrittenBy::Caller).wait()
+        self.append_all_blocking([entry])
+    }
+
+    /// Writes records that follow each other, with one wait; returns the number of the last when all are committed. All of
+    /// them are queued or none, and in their order.
+    ///
+    /// Cancel-safe: once it was polled, dropping the future does not take the records back.
+    pub async fn append_all<const N: usize>(&self, entries: [Entry; N]) -> Result<Seq, JournalError> {
+        const { assert!(N > 0, "nothing to wait for") };
+        self.push(entries, WrittenBy::Caller).await
+    }
+
+    /// As [`Journal::append_all`], for callers that are not async.
+    pub fn append_all_blocking<const N: usize>(&self, entries: [Entry; N]) -> Result<Seq, JournalError> {
+        const { assert!(N > 0, "nothing to wait for") };
+        self.push(entries, WrittenBy::Caller).wait()
     }
 
     /// Queues one record without waiting: records are written in the order in which they were submitted, and those submitted
     /// together are committed together. The receipt tells when it is committed; dropping the receipt does not take the record back.
     pub fn submit(&self, entry: Entry) -> Receipt {
-        self.push(entry, WrittenBy::Writer)
+        self.push([entry], WrittenBy::Writer)
     }
 
     /// Takes this very value out of all records from now on; see [`Redactor::hide`].
@@ -211,9 +232,9 @@ impl Journal {
         self.inner.redactor.hide(value);
     }
 
-    fn push(&self, mut entry: Entry, by: WrittenBy) -> Receipt {
-        self.inner.redactor.clean(&mut entry);
-        let mut receipt = Receipt::of(|reply| self.inner.writer.push(&entry, reply, by));
+    fn push<const N: usize>(&self, mut entries: [Entry; N], by: WrittenBy) -> Receipt {
+        entries.iter_mut().for_each(|entry| self.inner.redactor.clean(entry));
+        let mut receipt = Receipt::of(|reply| self.inner.writer.push(&entries, reply, by));
         match by {
             // It is waited for now.
             WrittenBy::Caller => self.inner.writer.leader().lead(),

@@ -8,7 +8,8 @@ use rusqlite::{Connection, OptionalExtension, Row, ToSql};
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{FILE, JournalError, Seq, connect_read, is_archive};
+use super::find::Finding;
+use super::{FILE, JournalError, Seq, connect_read, is_archive, lost};
 
 /// One record as it stands in the journal.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,16 +48,18 @@ pub struct Summary {
     pub archive_bytes: u64,
     /// The newest checkpoint; what comes after it no signature speaks for yet.
     pub signed_seq: Seq,
+    /// Tasks and execs that have begun and not ended.
     pub open_starts: u64,
 }
 
 /// The columns that [`stored`] reads, in its order.
-const COLUMNS: &str = "seq, time, task, exec, kind, prev, hash, json";
+pub(super) const COLUMNS: &str = "seq, time, task, exec, kind, prev, hash, json";
 
 /// A connection of its own on the journal.
 pub struct Reader {
     path: PathBuf,
     db: Connection,
+    finding: Finding,
 }
 
 impl Reader {
@@ -64,7 +67,11 @@ impl Reader {
     pub fn open(folder: &Path) -> Result<Self, JournalError> {
         let path = folder.join(FILE);
         let db = connect_read(&path)?;
-        Ok(Self { path, db })
+        Ok(Self {
+            path,
+            db,
+            finding: Finding::default(),
+        })
     }
 
     /// The newest record's number, 0 in an empty journal.
@@ -101,7 +108,7 @@ impl Reader {
             archives: archives.len() as u64,
             archive_bytes: archives.into_iter().map(size).sum(),
             signed_seq: count("SELECT seq FROM records WHERE kind = 'journal.checkpoint' ORDER BY seq DESC LIMIT 1")?,
-            open_starts: count("SELECT count(*) FROM starts")?,
+            open_starts: lost::open_starts(&self.db).map_err(|source| self.error(source))?,
         })
     }
 
@@ -163,7 +170,23 @@ impl Reader {
             .map_err(|source| self.error(source))
     }
 
-    fn error(&self, source: rusqlite::Error) -> JournalError {
+    pub(super) fn open_again(&self) -> Result<Self, JournalError> {
+        Self::open(self.path.parent().unwrap_or(Path::new(".")))
+    }
+
+    pub(super) fn db(&self) -> &Connection {
+        &self.db
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn finding(&self) -> &Finding {
+        &self.finding
+    }
+
+    pub(super) fn error(&self, source: rusqlite::Error) -> JournalError {
         JournalError::Read {
             path: self.path.clone(),
             source: Arc::new(source),
@@ -171,7 +194,7 @@ impl Reader {
     }
 }
 
-fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
+pub(super) fn stored(row: &Row<'_>) -> rusqlite::Result<Stored> {
     let id = |bytes: Option<[u8; 16]>| bytes.map(Uuid::from_bytes);
     Ok(Stored {
         seq: row.get::<_, i64>(0)?.unsigned_abs(),

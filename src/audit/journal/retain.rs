@@ -12,6 +12,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use rusqlite::{Connection, TransactionBehavior, params};
 
+use super::index;
 use super::store::{self, Draft, nanoseconds};
 use super::{FILE, Journal, JournalError, Seq, Sync, connect_write};
 use crate::audit::otlp::Signal;
@@ -51,6 +52,11 @@ impl Journal {
         while let Some(piece) = piece(&db, retention, newest).map_err(|source| write_error(&path, source))? {
             gone += take_out(&mut db, self, &path, &piece)?;
         }
+        if gone > 0 {
+            let first = first(&db).map_err(|source| write_error(&path, source))?;
+            // Rows without a record only take room, and another process may be at it.
+            let _ = index::prune(self.folder(), first);
+        }
         if let Some(keep) = retention.keep {
             remove_archives(&mut db, self, &path, keep)?;
         }
@@ -84,6 +90,12 @@ struct Piece {
     reason: &'static str,
 }
 
+fn first(db: &Connection) -> rusqlite::Result<Seq> {
+    db.query_row("SELECT coalesce(min(seq), 0) FROM records", [], |row| {
+        Ok(seq(row.get(0)?))
+    })
+}
+
 fn newest(db: &Connection) -> rusqlite::Result<Seq> {
     db.query_row("SELECT coalesce(max(seq), 0) FROM records", [], |row| {
         Ok(seq(row.get(0)?))
@@ -91,9 +103,7 @@ fn newest(db: &Connection) -> rusqlite::Result<Seq> {
 }
 
 fn piece(db: &Connection, retention: &Retention, newest: Seq) -> rusqlite::Result<Option<Piece>> {
-    let first = db.query_row("SELECT coalesce(min(seq), 0) FROM records", [], |row| {
-        Ok(seq(row.get(0)?))
-    })?;
+    let first = first(db)?;
     let may_go = may_go(db, retention, newest)?;
     let mut due = None;
     if let Some(age) = retention.age {
@@ -123,15 +133,10 @@ fn piece(db: &Connection, retention: &Retention, newest: Seq) -> rusqlite::Resul
 /// The last record that nobody needs any more. The journal's newest always stays: the chain goes on from it.
 fn may_go(db: &Connection, retention: &Retention, newest: Seq) -> rusqlite::Result<Seq> {
     let mut last = newest.saturating_sub(1);
+    // Each with its first record: a lost exec is closed with what its judgement and its task's start said.
     let open: Option<i64> = db.query_row("SELECT min(seq) FROM starts", [], |row| row.get(0))?;
     if let Some(open) = open {
-        // A lost exec is closed with what its judgement and its task's start said.
-        let of_task: Option<i64> = db.query_row(
-            "SELECT min(records.seq) FROM starts JOIN records ON records.task = starts.task",
-            [],
-            |row| row.get(0),
-        )?;
-        last = last.min(seq(open.min(of_task.unwrap_or(open))) - 1);
+        last = last.min(seq(open).saturating_sub(1));
     }
     for (endpoint, signal) in &retention.collectors {
         let delivered: i64 = db.query_row(

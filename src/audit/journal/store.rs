@@ -28,6 +28,9 @@ const BUSY_WAIT: Duration = Duration::from_secs(30);
 /// The length of the log from which on it is moved into the database.
 pub(super) const CHECKPOINT_BYTES: u64 = 4 << 20;
 
+/// The same, for what an earlier process left: every start reads all of the log once.
+const LEFT_BYTES: u64 = 512 << 10;
+
 /// How many records of one process may stand without a signature while it goes on.
 const CHECKPOINT_RECORDS: u64 = 1024;
 
@@ -57,6 +60,16 @@ const VERSIONS: &[&str] = &[
         state TEXT NOT NULL,
         PRIMARY KEY (endpoint, signal)
     ) STRICT, WITHOUT ROWID;
+    ",
+    // 2: a commit writes one page more for each table and index that it touches, so none but the records is left on the way of an
+    // exec. Records of a task or an exec are found by an index of their own file, and `starts` holds tasks only, each with the first
+    // record of it: their execs without an end are found by going through those records.
+    "
+    INSERT OR IGNORE INTO starts (id, task, exec, seq) SELECT task, task, NULL, min(seq) FROM starts WHERE exec IS NOT NULL GROUP BY task;
+    DELETE FROM starts WHERE exec IS NOT NULL;
+    UPDATE starts SET seq = coalesce((SELECT min(records.seq) FROM records WHERE records.task = starts.task), seq);
+    DROP INDEX records_task;
+    DROP INDEX records_exec;
     ",
 ];
 
@@ -99,12 +112,16 @@ pub(super) struct Store {
     waits: Arc<AtomicBool>,
     /// Records that this process wrote since its last checkpoint.
     unsigned: u64,
+    /// Whether the log was long at the time of opening.
+    log_is_left: bool,
 }
 
 /// What a group became.
 pub(super) struct Written {
     /// The number of its first record; the others follow without a gap.
     pub first: Seq,
+    /// The number of the last record, a checkpoint too.
+    pub last: Seq,
     /// The checkpoint that was written after it.
     pub checkpoint: Option<Seq>,
 }
@@ -164,6 +181,10 @@ impl Store {
             path: path.clone(),
             source: Arc::new(source),
         })?;
+        let log_is_left = log_is_left(&db).map_err(|source| JournalError::Open {
+            path: path.clone(),
+            source: Arc::new(source),
+        })?;
         let file = identity(&path)?;
         Ok(Self {
             path,
@@ -174,6 +195,7 @@ impl Store {
             key,
             waits,
             unsigned: 0,
+            log_is_left,
         })
     }
 
@@ -185,6 +207,12 @@ impl Store {
         &self.journal_id
     }
 
+    /// Whether earlier processes left so much in the log that it should be moved into the database.
+    pub fn log_is_left(&self) -> bool {
+        self.log_is_left
+    }
+
+    /// How many tasks have begun and not ended.
     pub fn open_starts(&self) -> Result<u64, JournalError> {
         self.db
             .query_row("SELECT count(*) FROM starts", [], |row| row.get::<_, i64>(0))
@@ -217,7 +245,7 @@ impl Store {
             source: Arc::new(source),
         };
         self.waits.store(patience == Patience::ForOthers, Ordering::Relaxed);
-        let step = match self.db.transaction_with_behavior(TransactionBehavior::Immediate) {
+        let step = match Step::begin(&self.db) {
             Ok(step) => step,
             Err(busy) if patience == Patience::None && busy.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
                 return Ok(None);
@@ -227,11 +255,11 @@ impl Store {
         // A commit that only waits for a reader's lock on the log is worth the wait.
         self.waits.store(true, Ordering::Relaxed);
         crash::point("journal: before a group is written");
-        let end = append(&step, group, &self.place).map_err(error)?;
+        let end = append(&self.db, group, &self.place).map_err(error)?;
         let mut checkpoint = None;
         if let Some(key) = key {
             let draft = Draft::new(&signed(key, &self.journal_id, &end), jiff::Timestamp::now())?;
-            checkpoint = Some(append(&step, &[draft], &self.place).map_err(error)?.last);
+            checkpoint = Some(append(&self.db, &[draft], &self.place).map_err(error)?.last);
         }
         crash::point("journal: before the commit");
         step.commit().map_err(error)?;
@@ -239,6 +267,7 @@ impl Store {
         self.unsigned = if checkpoint.is_some() { 0 } else { unsigned };
         Ok(Some(Written {
             first: end.first,
+            last: checkpoint.unwrap_or(end.last),
             checkpoint,
         }))
     }
@@ -259,12 +288,48 @@ impl Store {
     }
 }
 
+/// A transaction that holds the write lock, taken back unless it is committed. Its statements are kept: rusqlite's own would be
+/// parsed anew for each commit.
+struct Step<'a> {
+    db: &'a Connection,
+}
+
+impl<'a> Step<'a> {
+    fn begin(db: &'a Connection) -> rusqlite::Result<Self> {
+        db.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(Self { db })
+    }
+
+    fn commit(self) -> rusqlite::Result<()> {
+        self.db.prepare_cached("COMMIT")?.execute([]).map(drop)
+    }
+}
+
+impl Drop for Step<'_> {
+    fn drop(&mut self) {
+        // A commit that failed, as on a full disk, may have left it open.
+        if !self.db.is_autocommit() {
+            let _ = self.db.execute_batch("ROLLBACK");
+        }
+    }
+}
+
 /// The hash of a record: over the hash of the one before, and the bytes of its JSON.
 pub(crate) fn chain(prev: &[u8; 32], json: &[u8]) -> [u8; 32] {
     let mut hash = Sha256::new();
     hash.update(prev);
     hash.update(json);
     hash.finalize().into()
+}
+
+fn log_is_left(db: &Connection) -> rusqlite::Result<bool> {
+    let (page, pages): (i64, i64) = (
+        db.pragma_query_value(None, "page_size", |row| row.get(0))?,
+        db.query_row("PRAGMA wal_checkpoint(NOOP)", [], |row| {
+            Ok(row.get::<_, i64>(1)? - row.get::<_, i64>(2)?)
+        })?,
+    );
+    Ok((page * pages).max(0).unsigned_abs() > LEFT_BYTES)
 }
 
 pub(super) fn checkpoint(db: &Connection) -> rusqlite::Result<()> {
@@ -450,23 +515,16 @@ pub(crate) fn nanoseconds(time: jiff::Timestamp) -> i64 {
 
 /// Keeps `starts`, in the same transaction as the record: what stands there has begun and has not ended.
 fn note_start_or_end(db: &Connection, draft: &Draft, seq: i64) -> rusqlite::Result<()> {
-    let (id, start) = match draft.kind {
-        "task.admitted" | "task.started" => (draft.task, true),
-        "task.finished" | "task.refused" => (draft.task, false),
-        "exec.started" => (draft.exec, true),
-        "exec.finished" => (draft.exec, false),
-        _ => return Ok(()),
+    let Some(task) = &draft.task else { return Ok(()) };
+    match draft.kind {
+        "task.admitted" | "task.started" => db
+            .prepare_cached("INSERT OR IGNORE INTO starts (id, task, seq) VALUES (?1, ?1, ?2)")?
+            .execute(params![task.as_slice(), seq])?,
+        "task.finished" | "task.refused" => db
+            .prepare_cached("DELETE FROM starts WHERE id = ?1")?
+            .execute(params![task.as_slice()])?,
+        _ => 0,
     };
-    let Some(id) = id else { return Ok(()) };
-    if start {
-        let task = draft.task.unwrap_or_default();
-        let exec = draft.exec.as_ref().map(|exec| exec.as_slice());
-        db.prepare_cached("INSERT OR IGNORE INTO starts (id, task, exec, seq) VALUES (?1, ?2, ?3, ?4)")?
-            .execute(params![id.as_slice(), task.as_slice(), exec, seq])?;
-    } else {
-        db.prepare_cached("DELETE FROM starts WHERE id = ?1")?
-            .execute(params![id.as_slice()])?;
-    }
     Ok(())
 }
 

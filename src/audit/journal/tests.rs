@@ -35,6 +35,21 @@ fn exec_started(task: TaskId, exec: ExecId) -> Entry {
     }
 }
 
+fn task_started(task: TaskId) -> Entry {
+    Entry {
+        task: Some(task),
+        exec: None,
+        event: Event::TaskStarted {
+            backend: "oci".into(),
+            runtime: "builtin".into(),
+            image: "host".into(),
+            image_digest: Some("sha256:aa".into()),
+            plan_digest: "sha256:bb".into(),
+            start_seconds: 0.01,
+        },
+    }
+}
+
 fn exec_finished(task: TaskId, exec: ExecId) -> Entry {
     Entry {
         task: Some(task),
@@ -121,9 +136,7 @@ fn whoever_runs_belljar_stands_in_every_record_it_writes() {
     };
     let odd = "ada \"the\u{7} first\"\\";
     let journal = open(odd);
-    journal
-        .append_blocking(exec_started(TaskId::new(), ExecId::new()))
-        .unwrap();
+    journal.append_blocking(task_started(TaskId::new())).unwrap();
     drop(journal);
     // Another one closes what the first left.
     let journal = open("bob");
@@ -147,6 +160,36 @@ fn what_was_submitted_together_is_written_in_that_order() {
         assert_eq!(record.value()["name"], n.to_string());
     }
     assert_eq!(verify(folder.path()).unwrap().records, 5001);
+}
+
+#[tokio::test]
+async fn records_that_are_appended_together_follow_each_other_even_when_nobody_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = open(folder.path());
+    assert_eq!(journal.append_all([note("a"), note("b")]).await.unwrap(), 3);
+    assert_eq!(
+        journal.append_all_blocking([note("c"), note("d"), note("e")]).unwrap(),
+        6
+    );
+    // The lock is another process's, so that no caller can write; whoever waits goes away after the first look.
+    let other = Connection::open(folder.path().join(FILE)).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    {
+        let mut waiting = Box::pin(journal.append_all([note("f"), note("g")]));
+        assert!(
+            waiting
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()))
+                .is_pending()
+        );
+    }
+    // One that was never looked at was not asked for.
+    drop(journal.append_all([note("x"), note("y")]));
+    other.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(journal.append(note("h")).await.unwrap(), 9);
+    let records = journal.reader().unwrap().after(1, 10).unwrap();
+    let names: Vec<_> = records.iter().map(|record| record.value()["name"].clone()).collect();
+    assert_eq!(names, ["a", "b", "c", "d", "e", "f", "g", "h"]);
 }
 
 #[tokio::test]
@@ -225,20 +268,7 @@ fn starts_without_an_end_are_closed_once_as_lost() {
     {
         let journal = open(folder.path());
         for task in [dead, alive] {
-            journal
-                .append_blocking(Entry {
-                    task: Some(task),
-                    exec: None,
-                    event: Event::TaskStarted {
-                        backend: "oci".into(),
-                        runtime: "builtin".into(),
-                        image: "host".into(),
-                        image_digest: Some("sha256:aa".into()),
-                        plan_digest: "sha256:bb".into(),
-                        start_seconds: 0.01,
-                    },
-                })
-                .unwrap();
+            journal.append_blocking(task_started(task)).unwrap();
         }
         for exec in [lost, ended] {
             journal.append_blocking(exec_started(dead, exec)).unwrap();
@@ -247,7 +277,10 @@ fn starts_without_an_end_are_closed_once_as_lost() {
         journal.append_blocking(exec_started(alive, running)).unwrap();
     }
     let journal = open(folder.path());
+    let open_starts = || journal.reader().unwrap().summary().unwrap().open_starts;
+    assert_eq!(open_starts(), 4);
     assert_eq!(journal.close_lost(&|task| task == alive).unwrap(), 2);
+    assert_eq!(open_starts(), 2);
     assert_eq!(journal.close_lost(&|task| task == alive).unwrap(), 0);
     let records = journal.reader().unwrap().after(0, 100).unwrap();
     let values: Vec<_> = records
@@ -298,6 +331,51 @@ fn a_journal_of_a_newer_program_is_refused() {
     assert!(matches!(error, JournalError::Version { .. }), "{error}");
     assert!(error.to_string().contains("use the program that wrote it"), "{error}");
     assert!(matches!(Reader::open(folder.path()), Err(JournalError::Version { .. })));
+}
+
+/// The journal that belljar of version 1 left when it was killed while a command ran.
+#[test]
+fn an_old_journal_is_read_as_it_is_and_upgraded_by_whoever_writes() {
+    const TASK: &str = "01a21f5c-aec9-70fd-9f30-f2aa0456f612";
+    const EXEC: &str = "01a21f5c-b00c-7189-8014-94b769e3fcbd";
+    let folder = tempfile::tempdir().unwrap();
+    let db = Connection::open(folder.path().join(FILE)).unwrap();
+    db.pragma_update(None, "journal_mode", "WAL").unwrap();
+    db.execute_batch(include_str!("../../../tests/data/journal/v1.sql"))
+        .unwrap();
+    drop(db);
+    let ask = |of| {
+        let mut found = Vec::new();
+        let search = Search {
+            range: 1..=Seq::MAX,
+            order: Order::OldestFirst,
+            condition: "1",
+            values: &[],
+        };
+        let reader = Reader::open(folder.path()).unwrap();
+        reader
+            .each_of(of, &search, |record| {
+                found.push(record.seq);
+                true
+            })
+            .unwrap();
+        (found, reader.summary().unwrap().open_starts)
+    };
+    let (task, exec) = (TASK.parse().unwrap(), EXEC.parse().unwrap());
+    assert_eq!(verify(folder.path()).unwrap().records, 17);
+    assert_eq!(ask(Of::Task(task)), ((13..=17).collect(), 2));
+    assert_eq!(ask(Of::Exec(exec)), (vec![16, 17], 2));
+
+    let journal = open(folder.path());
+    let opened = journal.reader().unwrap().record(18).unwrap().unwrap();
+    assert_eq!(opened.value()["open_starts"], 1);
+    assert_eq!(ask(Of::Task(task)), ((13..=17).collect(), 2));
+    assert_eq!(journal.close_lost(&|_| false).unwrap(), 2);
+    assert_eq!(ask(Of::Task(task)), ((13..=17).chain([19, 20]).collect(), 0));
+    let lost = journal.reader().unwrap().record(19).unwrap().unwrap().value();
+    assert_eq!((&lost["exec"], &lost["outcome"]), (&EXEC.into(), &"lost".into()));
+    assert_eq!(lost["reason"], "to be lost");
+    assert_eq!(verify(folder.path()).unwrap().records, 20);
 }
 
 #[test]
@@ -374,8 +452,7 @@ fn assert_broken_at(folder: &Path, seq: Seq, what: &str) -> String {
 fn a_tail_that_was_cut_off_shows_by_what_names_it() {
     let folder = tempfile::tempdir().unwrap();
     let journal = open(folder.path());
-    let (task, exec) = (TaskId::new(), ExecId::new());
-    journal.append_blocking(exec_started(task, exec)).unwrap();
+    journal.append_blocking(task_started(TaskId::new())).unwrap();
     drop(journal);
     let db = Connection::open(folder.path().join(FILE)).unwrap();
     db.execute("DELETE FROM records WHERE seq = 2", []).unwrap();
@@ -566,8 +643,7 @@ fn old_records_are_archived_and_the_chain_says_so() {
     for n in 0..99 {
         drop(journal.submit(note(&n.to_string())));
     }
-    let exec = exec_started(TaskId::new(), ExecId::new());
-    let open_start = journal.append_blocking(exec).unwrap();
+    let open_start = journal.append_blocking(task_started(TaskId::new())).unwrap();
     let before = journal.reader().unwrap().after(0, 1000).unwrap();
     let everything = Retention {
         age: Some(std::time::Duration::ZERO),

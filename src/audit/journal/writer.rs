@@ -1,4 +1,5 @@
-//! Who writes, and the two threads of a journal: one writes groups of records, one brings them to the disk.
+//! Who writes, and the two threads of a journal: one writes groups of records, one brings them to the disk, and now and then
+//! begins a third that fills the index.
 //!
 //! A caller that is alone writes its records itself, in its own thread: waking another one and being woken by it would take
 //! longer than the commit. It does so only when that cannot keep it long (few records, nobody else writing, no sync on commit,
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use tokio::sync::oneshot;
 
+use super::index;
 use super::store::{self, Draft, Patience, Sign, Store};
 use super::{JournalError, Seq, Sync};
 use crate::audit::record::Entry;
@@ -72,7 +74,7 @@ struct Queue {
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<(Draft, Reply)>,
+    waiting: VecDeque<Waiting>,
     /// Those who asked for a checkpoint.
     checkpoints: Vec<Reply>,
     /// The first failure; it stays.
@@ -81,12 +83,21 @@ struct State {
     closing: bool,
 }
 
+/// A record, and who waits for it: of records that were queued together, the last one's.
+struct Waiting {
+    draft: Draft,
+    reply: Option<Reply>,
+}
+
 /// What the writer tells the sync thread.
 #[derive(Default)]
 struct Disk {
     state: Mutex<DiskState>,
     dirty: Condvar,
     log_is_large: AtomicBool,
+    /// Earlier processes left a long log, which the next start would read again.
+    log_is_left: AtomicBool,
+    index_is_due: AtomicBool,
 }
 
 #[derive(Default)]
@@ -98,12 +109,14 @@ struct DiskState {
 impl Writer {
     pub fn start(store: Store, sync: Sync) -> Result<Self, JournalError> {
         let path = store.path().to_owned();
+        let disk = Disk::default();
+        disk.log_is_left.store(store.log_is_left(), Ordering::Relaxed);
         let queue = Arc::new(Queue {
             store: Mutex::new(store),
             sync,
             state: Mutex::default(),
             work: Condvar::new(),
-            disk: Disk::default(),
+            disk,
         });
         let mut writer = Self {
             queue: queue.clone(),
@@ -126,9 +139,14 @@ impl Writer {
         Ok(())
     }
 
-    /// Queues a record. Fails at once when the journal has failed before, or when too many wait.
-    pub fn push(&self, entry: &Entry, reply: Reply, by: WrittenBy) -> Result<(), JournalError> {
-        let draft = Draft::new(entry, jiff::Timestamp::now())?;
+    /// Queues records that follow each other, all or none; the last one is replied to, and with it all. Fails at once when the
+    /// journal has failed before, or when too many wait.
+    pub fn push(&self, entries: &[Entry], reply: Reply, by: WrittenBy) -> Result<(), JournalError> {
+        let now = jiff::Timestamp::now();
+        let drafts: Vec<Draft> = entries
+            .iter()
+            .map(|entry| Draft::new(entry, now))
+            .collect::<Result<_, _>>()?;
         let mut state = self.queue.lock();
         if let Some(error) = &state.failed {
             return Err(error.clone());
@@ -138,7 +156,11 @@ impl Writer {
                 waiting: state.waiting.len(),
             });
         }
-        state.waiting.push_back((draft, reply));
+        let waiting = drafts.into_iter().map(|draft| Waiting { draft, reply: None });
+        state.waiting.extend(waiting);
+        if let Some(last) = state.waiting.back_mut() {
+            last.reply = Some(reply);
+        }
         match by {
             WrittenBy::Writer => self.queue.wake(state),
             WrittenBy::Caller => {}
@@ -211,7 +233,11 @@ impl Queue {
     fn take(&self, limit: usize) -> Group {
         let mut state = self.lock();
         let count = state.waiting.len().min(limit);
-        let (drafts, replies) = state.waiting.drain(..count).unzip();
+        let (drafts, replies) = state
+            .waiting
+            .drain(..count)
+            .map(|waiting| (waiting.draft, waiting.reply))
+            .unzip();
         // A checkpoint is for all that was queued before it was asked for.
         let checkpoints = match state.waiting.is_empty() {
             true => std::mem::take(&mut state.checkpoints),
@@ -227,8 +253,8 @@ impl Queue {
     /// Puts a group that could not be written yet back in front of what came since, and wakes the writer for it.
     fn put_back(&self, group: Group) {
         let mut state = self.lock();
-        for waiting in group.drafts.into_iter().zip(group.replies).rev() {
-            state.waiting.push_front(waiting);
+        for (draft, reply) in group.drafts.into_iter().zip(group.replies).rev() {
+            state.waiting.push_front(Waiting { draft, reply });
         }
         state.checkpoints.extend(group.checkpoints);
         self.wake(state);
@@ -269,10 +295,15 @@ impl Queue {
         };
         match written {
             Ok(Some(written)) => {
+                if index::is_due(written.first, written.last) {
+                    self.disk.index_is_due.store(true, Ordering::Relaxed);
+                }
                 self.disk.mark_dirty();
                 for (seq, reply) in (written.first..).zip(group.replies) {
-                    // Whoever asked may have gone; the record stays.
-                    let _ = reply.send(Ok(seq));
+                    if let Some(reply) = reply {
+                        // Whoever asked may have gone; the record stays.
+                        let _ = reply.send(Ok(seq));
+                    }
                 }
                 for reply in group.checkpoints {
                     let _ = reply.send(match written.checkpoint {
@@ -285,7 +316,7 @@ impl Queue {
             }
             Ok(None) => self.put_back(group),
             Err(error) => {
-                for reply in group.replies.into_iter().chain(group.checkpoints) {
+                for reply in group.replies.into_iter().flatten().chain(group.checkpoints) {
                     let _ = reply.send(Err(error.clone()));
                 }
                 self.fail(&error);
@@ -303,7 +334,7 @@ impl Queue {
                 std::mem::take(&mut state.checkpoints),
             )
         };
-        let waiting = waiting.into_iter().map(|(_, reply)| reply);
+        let waiting = waiting.into_iter().filter_map(|waiting| waiting.reply);
         for reply in waiting.chain(checkpoints) {
             let _ = reply.send(Err(error.clone()));
         }
@@ -313,7 +344,7 @@ impl Queue {
 /// Records that are written together, and those who wait for them.
 struct Group {
     drafts: Vec<Draft>,
-    replies: Vec<Reply>,
+    replies: Vec<Option<Reply>>,
     checkpoints: Vec<Reply>,
 }
 
@@ -381,18 +412,40 @@ impl Disk {
 /// With [`Sync::Each`] the commits have synced the log, and only checkpoints are left to do.
 fn sync_loop(queue: &Queue, path: &Path, sync: Sync) {
     let mut log = Log::new(path);
-    loop {
-        let (dirty, closing) = queue.disk.wait();
-        if dirty && let Err(error) = log.bring_to_disk(sync, &queue.disk, closing) {
-            queue.fail(&error);
+    std::thread::scope(|scope| {
+        let mut filling: Option<std::thread::ScopedJoinHandle<'_, ()>> = None;
+        loop {
+            let (dirty, closing) = queue.disk.wait();
+            if dirty && let Err(error) = log.bring_to_disk(sync, &queue.disk, closing) {
+                queue.fail(&error);
+            }
+            if queue.disk.log_is_large.load(Ordering::Relaxed) {
+                queue.wake(queue.lock());
+            }
+            if closing {
+                return;
+            }
+            // On a thread of its own: the next sync must not wait for it. The scope waits for its end.
+            if filling.as_ref().is_none_or(|filling| filling.is_finished())
+                && queue.disk.index_is_due.swap(false, Ordering::Relaxed)
+            {
+                let fill = || fill_index(path, &queue.disk);
+                let thread = std::thread::Builder::new().name("journal-index".to_owned());
+                // Without it questions take longer, and the next piece tries again.
+                filling = thread.spawn_scoped(scope, fill).ok();
+            }
+            queue.disk.rest();
         }
-        if queue.disk.log_is_large.load(Ordering::Relaxed) {
-            queue.wake(queue.lock());
-        }
-        if closing {
-            return;
-        }
-        queue.disk.rest();
+    });
+}
+
+fn fill_index(path: &Path, disk: &Disk) {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    if let Err(error) = index::fill(folder, || disk.lock().closing) {
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "the journal's index could not be filled; it may be deleted, and is made anew then"
+        );
     }
 }
 
@@ -424,7 +477,7 @@ impl Log {
         })?;
         if bytes > CHECKPOINT_NOW_BYTES {
             disk.log_is_large.store(true, Ordering::Relaxed);
-        } else if bytes > store::CHECKPOINT_BYTES && !closing {
+        } else if !closing && (bytes > store::CHECKPOINT_BYTES || disk.log_is_left.swap(false, Ordering::Relaxed)) {
             if self.db.is_none() {
                 self.db = Some(store::connect_write(&self.path, sync)?);
             }

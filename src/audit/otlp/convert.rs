@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::names;
-use crate::audit::journal::{JournalError, Reader, Stored, host_name};
+use crate::audit::journal::{JournalError, Of, Order, Reader, Search, Seq, Stored, host_name};
 use crate::audit::verify::{hex, unhex};
 
 /// The longest text in one attribute. Collectors take 4 MiB in a message, and a record that none takes would hold up all that
@@ -185,12 +185,19 @@ impl Converter {
         if let Some(trace) = self.traces.get(&task) {
             return Ok(*trace);
         }
-        let admitted = reader.select(
-            "task = ?1 AND kind = 'task.admitted' ORDER BY seq LIMIT 1",
-            &[&task.as_bytes().as_slice()],
-        )?;
+        let mut admitted = None;
+        let search = Search {
+            range: 1..=Seq::MAX,
+            order: Order::OldestFirst,
+            condition: "kind = 'task.admitted'",
+            values: &[],
+        };
+        reader.each_of(Of::Apart(task), &search, |record| {
+            admitted = Some(record);
+            false
+        })?;
         let parent = admitted
-            .first()
+            .as_ref()
             .and_then(|record| traceparent(record.value().get("traceparent")?.as_str()?));
         let trace = match parent {
             Some((id, parent)) => Trace {
