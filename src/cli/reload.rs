@@ -12,7 +12,7 @@
 use std::convert::Infallible;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context as _, bail};
 
@@ -30,6 +30,9 @@ use crate::task::{Access, Gate, Network, Task};
 const STILL: Duration = Duration::from_millis(50);
 /// How often that is waited for before they are read as they are.
 const STILL_TRIES: usize = 40;
+/// For so long a task's files are only looked at, this often: to let go of a watch takes the kernel 20 ms, and most tasks are over sooner.
+const YOUNG: Duration = Duration::from_secs(1);
+const LOOK_YOUNG: Duration = Duration::from_millis(100);
 /// How often files are looked at though nothing was told: other machines' changes to a shared file system are not.
 const LOOK: Duration = Duration::from_secs(30);
 /// The same where the kernel has no more watches for this user.
@@ -120,11 +123,20 @@ impl Reload {
 
     /// For as long as the task lives.
     pub async fn go_on(mut self) -> Infallible {
-        let watch = Watch::new().ok();
+        let young = Instant::now() + YOUNG;
+        let mut watch = None;
         loop {
-            let now = self.look(watch.as_ref()).await;
+            let is_young = Instant::now() < young;
+            if !is_young && watch.is_none() {
+                watch = Some(Watch::new().ok());
+            }
+            let watch = watch.as_ref().and_then(Option::as_ref);
+            let now = self.look(watch).await;
             if now == self.seen {
-                wait(watch.as_ref()).await;
+                match is_young {
+                    true => tokio::time::sleep(LOOK_YOUNG).await,
+                    false => wait(watch).await,
+                }
                 continue;
             }
             self.seen = self.still(now).await;

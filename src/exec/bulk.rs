@@ -14,8 +14,8 @@ use rustix::io::Errno;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
-/// One piece at most: half of what the pipe holds, so that the command can write while the other half is read.
-const PIECE_BYTES: usize = 512 << 10;
+/// One piece at most: what stays in a core's cache until it is digested, and so little that nobody waits long for its end.
+const PIECE_BYTES: usize = 256 << 10;
 
 /// From one look to the next. At 4 GB/s a pipe of 1 MiB is full after 250 µs.
 const PAUSE: Duration = Duration::from_micros(60);
