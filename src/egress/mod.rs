@@ -343,14 +343,25 @@ async fn turn_away(front: Front, full: Full, (mut stream, client): (TcpStream, C
     }
 }
 
+/// How long ends gather before they are written: nobody waits for them, and the next connection's judgement, for which somebody does,
+/// shall not find the journal taken.
+const ENDS_PAUSE: Duration = Duration::from_millis(2);
+
 async fn write_ends(mut ends: mpsc::Receiver<End>, recorder: Arc<dyn Recorder>) {
-    while let Some(End { exec, event }) = ends.recv().await {
-        if let Err(error) = recorder.record(exec, event).await {
-            // The next judgement cannot be written either, and is refused for it.
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "a connection's end is missing in the record"
-            );
+    while let Some(first) = ends.recv().await {
+        if !ends.is_closed() {
+            tokio::time::sleep(ENDS_PAUSE).await;
+        }
+        let mut next = Some(first);
+        while let Some(End { exec, event }) = next {
+            if let Err(error) = recorder.record(exec, event).await {
+                // The next judgement cannot be written either, and is refused for it.
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "a connection's end is missing in the record"
+                );
+            }
+            next = ends.try_recv().ok();
         }
     }
 }
