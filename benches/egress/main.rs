@@ -153,7 +153,9 @@ fn answer(mut stream: TcpStream) -> io::Result<()> {
 fn connect_through(proxy: SocketAddr, target: &str) -> io::Result<TcpStream> {
     let mut stream = TcpStream::connect(proxy)?;
     stream.set_nodelay(true)?;
-    write!(stream, "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n")?;
+    // In one piece, as programs send it.
+    let request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n");
+    stream.write_all(request.as_bytes())?;
     let mut head = Vec::new();
     let mut block = [0; 512];
     while !head.ends_with(b"\r\n\r\n") {
