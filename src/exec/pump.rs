@@ -173,16 +173,14 @@ async fn bulk_piece(
     over: &mut watch::Receiver<Option<Duration>>,
     patience: &mut Option<Duration>,
 ) -> Option<Bytes> {
-    if patience.is_some() {
-        bulk.stop();
-        return bulk.next().await;
-    }
-    tokio::select! {
-        biased;
-        said = over.wait_for(Option::is_some) => {
-            *patience = Some(said.ok().and_then(|said| *said).unwrap_or_default());
+    if patience.is_none() {
+        tokio::select! {
+            biased;
+            said = over.wait_for(Option::is_some) => {
+                *patience = Some(said.ok().and_then(|said| *said).unwrap_or_default());
+            }
+            data = bulk.next() => return data,
         }
-        data = bulk.next() => return data,
     }
     bulk.stop();
     bulk.next().await

@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use super::outside;
-use super::plan::{Ids, Owner, Plan, Source};
+use super::plan::{Ids, Owner, Plan};
 use super::setup::{self, Inherited, StepError};
 use crate::path::HostPath;
 use crate::sys::cgroup::Joins;
@@ -396,24 +396,6 @@ fn help(request: &LaunchRequest, pid: rustix::process::Pid, sync: &OwnedFd) -> R
     packet::send(sync.as_fd(), &Sent::Go, &[]).map_err(step("go on".to_owned()))?;
     let Ids::Range { .. } = plan.ids else { return Ok(()) };
     let inside = namespace::user_namespace(pid).map_err(step("open the user namespace".to_owned()))?;
-    let read_only = Attributes {
-        read_only: true,
-        no_dev: true,
-        no_suid: true,
-        no_exec: false,
-    };
-    let layers = plan.root.layers.iter().map(|layer| (layer, Owner::Same, read_only));
-    let binds = plan.mounts.iter().filter_map(|mount| match &mount.source {
-        Source::Bind { host, owner } => Some((host, *owner, mount.attributes)),
-        Source::Tmpfs { .. }
-        | Source::Proc
-        | Source::Sysfs
-        | Source::Devpts
-        | Source::Mqueue
-        | Source::Device { .. }
-        | Source::Itself { .. }
-        | Source::Nothing { .. } => None,
-    });
     // gVisor's file server makes each file as its own root and gives it to the command's user then.
     let roots_too = matches!(
         request.by,
@@ -426,7 +408,7 @@ fn help(request: &LaunchRequest, pid: rustix::process::Pid, sync: &OwnedFd) -> R
         roots_too,
         maps: Vec::new(),
     };
-    for (index, (host, owner, attributes)) in layers.chain(binds).enumerate() {
+    for (index, (host, owner, attributes)) in plan.host_sources().enumerate() {
         let tree = detached(plan, host, owner, attributes, inside.as_fd(), &mut users)
             .map_err(step(format!("open {host}")))?;
         let message = Sent::Source { index: index as u32 };

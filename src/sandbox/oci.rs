@@ -439,13 +439,13 @@ impl Sandbox {
         Ok(self.guest.listen(port, kind).await?)
     }
 
-    /// Ready when PID 1 is over, whatever ended it. Cancel-safe.
     /// Puts a text into the file that tells commands their limits.
     pub fn tell_limits(&self, text: String) {
         // A guest that is gone ends the task by itself.
         let _ = self.guest.tell_limits(text);
     }
 
+    /// Ready when PID 1 is over, whatever ended it. Cancel-safe.
     pub async fn ended(&self) {
         // A pidfd becomes readable once and stays so; an error of the reactor means that the runtime is going down.
         let _ = self.pid1.readable().await;

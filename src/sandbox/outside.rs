@@ -258,26 +258,8 @@ fn arguments(program: &Path, id: &str, carry: Carry) -> io::Result<Vec<CString>>
 /// Takes everything that comes from the host, in the order of the plan.
 fn hold_sources<'a>(plan: &Plan, sync: &'a OwnedFd) -> Result<Sources<'a>, StepError> {
     let mut sources = Sources::of(plan, sync);
-    let read_only = Attributes {
-        read_only: true,
-        no_dev: true,
-        no_suid: true,
-        no_exec: false,
-    };
-    let layers = plan.root.layers.iter().map(|layer| (layer, read_only));
-    let binds = plan.mounts.iter().filter_map(|mount| match &mount.source {
-        Source::Bind { host, .. } => Some((host, mount.attributes)),
-        Source::Tmpfs { .. }
-        | Source::Proc
-        | Source::Sysfs
-        | Source::Devpts
-        | Source::Mqueue
-        | Source::Device { .. }
-        | Source::Itself { .. }
-        | Source::Nothing { .. } => None,
-    });
     let mut held = VecDeque::new();
-    for (host, attributes) in layers.chain(binds) {
+    for (host, _, attributes) in plan.host_sources() {
         held.push_back(sources.take(host.as_ref(), attributes).step(format!("open {host}"))?);
     }
     Ok(Sources::Held(held))

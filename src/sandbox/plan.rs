@@ -189,7 +189,32 @@ pub struct CallerIds {
     pub gid: u32,
 }
 
+/// How an image's layer is mounted.
+pub(super) const LAYER: Attributes = Attributes {
+    read_only: true,
+    no_suid: true,
+    no_dev: true,
+    no_exec: false,
+};
+
 impl Plan {
+    /// What is taken from the host: layers, then binds, in the order in which they are sent and used.
+    pub(super) fn host_sources(&self) -> impl Iterator<Item = (&HostPath, Owner, Attributes)> {
+        let layers = self.root.layers.iter().map(|layer| (layer, Owner::Same, LAYER));
+        let binds = self.mounts.iter().filter_map(|mount| match &mount.source {
+            Source::Bind { host, owner } => Some((host, *owner, mount.attributes)),
+            Source::Tmpfs { .. }
+            | Source::Proc
+            | Source::Sysfs
+            | Source::Devpts
+            | Source::Mqueue
+            | Source::Device { .. }
+            | Source::Itself { .. }
+            | Source::Nothing { .. } => None,
+        });
+        layers.chain(binds)
+    }
+
     /// The plan of a task. Looks at the host only to see which of the known system folders are there.
     ///
     /// `way_out` are the variables that lead programs to the proxy, where the task has one.

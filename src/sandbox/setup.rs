@@ -13,7 +13,7 @@ use rustix::process::Resource;
 
 use super::host_root::{DEV_LINKS, NOTHING};
 use super::launcher::{LaunchRequest, Sent};
-use super::plan::{AGENT, Ids, Made, Mount, Plan, Source, What};
+use super::plan::{AGENT, Ids, LAYER, Made, Mount, Plan, Source, What};
 use crate::path::SandboxPath;
 use crate::sys::mount::{self, Attributes, Depth};
 use crate::sys::{namespace, packet, process};
@@ -220,13 +220,7 @@ pub(super) fn make_root(plan: &Plan, place: &OwnedFd, sources: &mut Sources<'_>)
     for (index, layer) in plan.root.layers.iter().enumerate() {
         let name = index.to_string();
         let step = || format!("attach layer {layer}");
-        let read_only = Attributes {
-            read_only: true,
-            no_dev: true,
-            no_suid: true,
-            no_exec: false,
-        };
-        let tree = sources.take(layer.as_ref(), read_only).step(step())?;
+        let tree = sources.take(layer.as_ref(), LAYER).step(step())?;
         rustix::fs::mkdirat(&top, &name, Mode::RWXU).step(step())?;
         let target = mount::open_inside(top.as_fd(), &name, OFlags::PATH, Mode::empty()).step(step())?;
         mount::attach(tree.as_fd(), target.as_fd()).step(step())?;
