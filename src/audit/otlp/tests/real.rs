@@ -84,6 +84,13 @@ impl Rotel {
             .unwrap();
         Self { process }
     }
+
+    /// Ends it as its service manager would: it prints what it has acknowledged, then it is gone.
+    fn end(mut self) {
+        let id = Pid::from_raw(self.process.id() as i32);
+        nix::sys::signal::kill(id, nix::sys::signal::SIGTERM).unwrap();
+        self.process.wait().unwrap();
+    }
 }
 
 /// How many execs' records go out, three each, and how often the collector goes away meanwhile.
@@ -115,21 +122,21 @@ async fn a_real_collector_that_restarts_five_times_has_every_record_of_10000_exe
     config.signals = vec![Signal::Logs];
     let exporter = Exporter::start(folder.path(), vec![config.clone()]).unwrap();
     for round in 1..=RESTARTS {
-        let mut rotel = Rotel::start(&program, at, &output);
+        let rotel = Rotel::start(&program, at, &output);
         let cursors = Cursors::open(folder.path()).unwrap();
         let goal = total * round / (RESTARTS + 1);
         while cursors.read(&config, Signal::Logs).unwrap().seq < goal {
             exporter.flush(Duration::from_millis(20)).await;
         }
         // What it has acknowledged it may finish; in the middle of whatever is under way.
-        nix::sys::signal::kill(Pid::from_raw(rotel.process.id() as i32), nix::sys::signal::SIGTERM).unwrap();
-        rotel.process.wait().unwrap();
+        rotel.end();
     }
-    let _rotel = Rotel::start(&program, at, &output);
+    let rotel = Rotel::start(&program, at, &output);
     let _journal = writing.join().unwrap();
     let lag = exporter.flush(PATIENCE).await;
     assert_eq!(lag.records, 0, "{lag:?}");
     exporter.shutdown();
+    rotel.end();
     let mut seqs: Vec<u64> = std::fs::read_to_string(&output)
         .unwrap()
         .lines()
@@ -208,7 +215,7 @@ async fn a_real_collector_takes_a_run_by_grpc_and_by_http() {
     let (_, exec) = one_task(&journal, Some(trace), 2);
     let [grpc, http] = addresses();
     let output = folder.path().join("output");
-    let _rotel = Rotel::start(&program, [grpc, http], &output);
+    let rotel = Rotel::start(&program, [grpc, http], &output);
     let by_grpc = OtlpConfig::new(format!("http://{grpc}"));
     let mut by_http = OtlpConfig::new(format!("http://{http}"));
     by_http.protocol = Protocol::HttpProtobuf;
@@ -218,6 +225,7 @@ async fn a_real_collector_takes_a_run_by_grpc_and_by_http() {
         let lag = exporter.flush(PATIENCE).await;
         assert_eq!(lag.records, 0, "{lag:?}");
     }
+    rotel.end();
     let text = std::fs::read_to_string(&output).unwrap();
     let twice = |part: &str| assert!(text.matches(part).count() >= 2, "{part} is missing in\n{text}");
     twice(&exec.to_string());
