@@ -29,3 +29,4 @@ pub mod relay;
 pub mod seccomp;
 mod setup;
 mod ssh;
+mod unfold;
