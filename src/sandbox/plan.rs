@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::protect::Protected;
-use super::{host_root, seccomp, ssh};
+use super::{host_root, seccomp, ssh, unfold};
 use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
 use crate::policy::Digest;
@@ -355,8 +355,17 @@ impl Plan {
         self
     }
 
-    /// The plan with more files made in the disposable layer.
+    /// The plan with more files made in the disposable layer, be it in a folder of the machine's.
     pub fn with_files(mut self, files: Vec<Made>) -> Plan {
+        if self.root.layers.is_empty() {
+            unfold::make_room(&files, &mut self.root.made, &mut self.mounts);
+        }
+        if matches!(self.ids, Ids::Single { .. }) {
+            // Where one id is everybody's, these are the command's user's own.
+            let is_file = |made: &&Made| matches!(made.what, What::File { .. } | What::Bytes { .. });
+            self.read_only
+                .extend(files.iter().filter(is_file).map(|made| made.path.clone()));
+        }
         self.root.made.extend(files);
         self
     }

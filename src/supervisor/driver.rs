@@ -413,7 +413,7 @@ fn not_enforced(lacking: &[Control]) -> String {
 
 /// The isolation that a task of this process gets.
 pub fn plan(task: &Task, image: &Image) -> Plan {
-    plan_with(task, image, way_out::env(task))
+    plan_with(task, image, way_out::env(task)).with_files(way_out::links(task))
 }
 
 fn plan_with(task: &Task, image: &Image, way_out: BTreeMap<String, String>) -> Plan {
