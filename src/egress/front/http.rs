@@ -31,6 +31,7 @@ use crate::egress::client::Client;
 use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::{Authority, HostError};
 use crate::egress::request::Asked;
+use crate::egress::secret::found_in_head;
 use crate::egress::secret::mask::Masker;
 use crate::egress::way::{Closed, Passage, Way, Who};
 
@@ -168,8 +169,11 @@ async fn answer(request: Request<Incoming>, client: Client, way: Arc<Way>, conne
             return refusal(&denial);
         }
         // In the open no placeholder has any business, not even with its own host.
-        let secrets = way.inspection.as_ref().map(|inspection| inspection.secrets().all());
-        if let Some(name) = secrets.and_then(|secrets| secrets.in_head(asked.path, asked.headers)) {
+        let guard = way
+            .inspection
+            .as_ref()
+            .and_then(|inspection| inspection.secrets().all().guard());
+        if let Some(name) = guard.and_then(|guard| found_in_head(&guard, asked.path, asked.headers)) {
             let denial = misplaced(&destination, &name);
             way.refuse_request(Who::Client(client), &destination, asked, &denial)
                 .await;
@@ -344,7 +348,8 @@ fn rewrite(
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
     let body = Carried::request(body, account.clone(), limit).alone();
-    Ok(Request::from_parts(parts, body.guarded(guard, found)))
+    let body = body.guarded(guard, &parts.headers, found);
+    Ok(Request::from_parts(parts, body))
 }
 
 /// Removes the headers of one connection, and those that `Connection` names as such.
