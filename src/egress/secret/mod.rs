@@ -25,6 +25,7 @@ use hyper::HeaderMap;
 use hyper::header::HeaderValue;
 
 use super::host::Host;
+use super::path::percent_decoded;
 use super::pattern::{List, Pattern, PatternError};
 use crate::secret::{ExposeSecret, Kept, SecretError, SecretString};
 use crate::task::{Secret, SecretPlace};
@@ -286,7 +287,7 @@ impl Foreign<'_> {
 
 /// The secret whose placeholder stands in the head of a request, as it is or as a URL or basic authorization has it.
 pub(super) fn found_in_head(guard: &Masker, path: &str, headers: &HeaderMap) -> Option<String> {
-    let decoded = |text: &[u8]| put::percent_decoded(&String::from_utf8_lossy(text));
+    let decoded = |text: &[u8]| percent_decoded(&String::from_utf8_lossy(text));
     let found = |text: &[u8]| guard.finds(text).or_else(|| guard.finds(&decoded(text)));
     let in_header = |value: &HeaderValue| {
         // A short one is not looked for in base64.
