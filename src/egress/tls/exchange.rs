@@ -20,7 +20,7 @@ use crate::audit::record::Event;
 use crate::egress::account::Account;
 use crate::egress::body::{Carried, Failure};
 use crate::egress::client::Client;
-use crate::egress::front::http::{Answer, misplaced, plain, refusal, strip, unreachable, whole_chain};
+use crate::egress::front::http::{Answer, method_of, misplaced, plain, refusal, strip, unreachable, whole_chain};
 use crate::egress::gate::{Denial, DenialKind, Destination, Route};
 use crate::egress::host::Authority;
 use crate::egress::request::Asked;
@@ -459,6 +459,9 @@ fn clean(headers: &mut HeaderMap) {
 pub(super) fn agree(destination: &Destination, request: &Request<Incoming>) -> Result<(), Denial> {
     let denied = |reason: String| Err(Denial::new(destination, DenialKind::Denied, "authority", reason));
     let method = request.method();
+    if let Err(reason) = method_of(request) {
+        return denied(reason);
+    }
     if method == Method::CONNECT || method == Method::TRACE {
         return denied(format!("{method} is not let through"));
     }

@@ -259,6 +259,8 @@ fn write_frame(out: &mut Vec<u8>, opcode: u8, is_last: bool, payload: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::egress::secret::Live;
     use crate::task::SecretPlace;
@@ -377,6 +379,38 @@ mod tests {
                 let looked = stream.chunks(size).try_for_each(|piece| guarding.look(piece));
                 assert_eq!(looked, wanted, "in pieces of {size}");
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_fall(bytes in prop::collection::vec(any::<u8>(), 0..300), size in 1usize..40) {
+            let (mut masking, mut guarding) = (masking(), guarding());
+            for piece in bytes.chunks(size) {
+                let (masked, looked) = (masking.push(piece), guarding.look(piece));
+                if masked.is_err() || looked.is_err() {
+                    break;
+                }
+            }
+        }
+
+        #[test]
+        fn messages_without_a_value_are_what_they_were(
+            texts in prop::collection::vec(("[a-z]{0,200}", any::<bool>()), 1..6),
+            size in 1usize..50,
+        ) {
+            let count = texts.len();
+            let mut opcode = 2;
+            let mut stream = Vec::new();
+            for (n, (text, ends)) in texts.iter().enumerate() {
+                let ends = *ends || n + 1 == count;
+                stream.extend(frame(opcode, ends, text.as_bytes()));
+                opcode = if ends { 2 } else { 0 };
+            }
+            let mut masking = masking();
+            let pieces = stream.chunks(size);
+            let out: Vec<u8> = pieces.flat_map(|piece| masking.push(piece).unwrap()).collect();
+            prop_assert_eq!(messages(&out), messages(&stream));
         }
     }
 
