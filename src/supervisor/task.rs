@@ -30,7 +30,7 @@ use crate::sandbox::protect::Guard;
 use crate::task::Task;
 
 /// Execs that may run at once in one task: what an agent with many tools needs, and far from what a host cannot bear.
-const RUNNING_MAX: usize = 256;
+const RUNNING_MAX: u64 = 256;
 
 /// Ended execs whose output can still be replayed.
 const REPLAY_MAX: usize = 64;
@@ -74,7 +74,7 @@ pub enum Stop {
 struct Execs {
     order: Vec<ExecId>,
     map: HashMap<ExecId, Arc<Exec>>,
-    running: usize,
+    counts: ExecCounts,
 }
 
 /// One exec, as long as its task lives.
@@ -124,15 +124,6 @@ impl Live {
     }
 
     pub fn info(&self) -> TaskInfo {
-        let mut counts = ExecCounts::default();
-        for exec in lock(&self.execs).map.values() {
-            match exec.done.borrow().as_ref() {
-                None => counts.running += 1,
-                Some(ExecEnd::Refused(_)) => counts.refused += 1,
-                Some(ExecEnd::Failed { .. }) => counts.failed += 1,
-                Some(ExecEnd::Finished(_)) => counts.finished += 1,
-            }
-        }
         let state = match (self.ended.borrow().is_some(), self.stop.borrow().is_some()) {
             (true, _) => TaskState::Ended,
             (false, true) => TaskState::Stopping,
@@ -147,7 +138,7 @@ impl Live {
             image: super::image_name(&self.task.image),
             runtime: super::runtime_name(&self.task.runtime),
             workdir: self.task.workdir.clone(),
-            execs: counts,
+            execs: lock(&self.execs).counts,
         }
     }
 
@@ -177,10 +168,12 @@ impl Live {
             if self.stop.borrow().is_some() {
                 return Err(SubmitError::Ended);
             }
-            if execs.running >= RUNNING_MAX {
-                return Err(SubmitError::TooMany { running: execs.running });
+            if execs.counts.running >= RUNNING_MAX {
+                return Err(SubmitError::TooMany {
+                    running: execs.counts.running,
+                });
             }
-            execs.running += 1;
+            execs.counts.running += 1;
             execs.order.push(exec.request.id);
             execs.map.insert(exec.request.id, exec.clone());
         }
@@ -206,11 +199,16 @@ impl Live {
         lock(&exec.status).state = ExecState::Ended;
         lock(&exec.stdin).take();
         log.end(ExecEvent::Ended(end.clone()));
-        exec.done.send_replace(Some(end));
         let mut execs = lock(&self.execs);
-        execs.running -= 1;
+        execs.counts.running -= 1;
+        match end {
+            ExecEnd::Refused(_) => execs.counts.refused += 1,
+            ExecEnd::Failed { .. } => execs.counts.failed += 1,
+            ExecEnd::Finished(_) => execs.counts.finished += 1,
+        }
+        exec.done.send_replace(Some(end));
         // Old output goes; what the execs came to stays until the task ends.
-        let ended = execs.order.len().saturating_sub(REPLAY_MAX + RUNNING_MAX);
+        let ended = execs.order.len().saturating_sub(REPLAY_MAX + RUNNING_MAX as usize);
         if let Some(old) = ended
             .checked_sub(1)
             .and_then(|index| execs.map.get(&execs.order[index]))
@@ -277,7 +275,7 @@ impl Live {
         loop {
             tell();
             tokio::time::sleep(limits::PAUSE).await;
-            if lock(&self.execs).running == 0 {
+            if lock(&self.execs).counts.running == 0 {
                 tell();
                 self.busy.notified().await;
             }
