@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -180,8 +181,7 @@ impl Live {
         self.busy.notify_one();
         let live = self.clone();
         let running = exec.clone();
-        // Joined by `finish`, which waits for every exec's end.
-        tokio::spawn(async move {
+        let mut steps = Box::pin(async move {
             let inputs = Inputs {
                 control: controls,
                 stdin: pieces,
@@ -192,6 +192,12 @@ impl Live {
             .await;
             live.over(&running, &log, end);
         });
+        // Its first steps (judged, recorded, asked of a slot) are short and are made here: another thread would have to wake up first.
+        let mut nobody = std::task::Context::from_waker(Waker::noop());
+        if steps.as_mut().poll(&mut nobody).is_pending() {
+            // Joined by `finish`, which waits for every exec's end.
+            tokio::spawn(steps);
+        }
         Ok(exec)
     }
 
