@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use super::tls::JAVA_PASSWORD;
+use super::tls::{AUTHORITY_FILE, JAVA_PASSWORD};
 use crate::path::SandboxPath;
 
 /// Programs that read the address of a proxy for http and https from one of these; most read both cases, curl the small one.
@@ -67,6 +67,21 @@ const TRUST_FILES: [(&str, &str, &str, &str); 2] = [
         "\";\n",
     ),
 ];
+
+/// Where programs look that are told nothing, by the habits of Debian, Fedora, SUSE and Alpine.
+const BUNDLES: [&str; 5] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/pki/tls/cert.pem",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+];
+
+/// The folders in which OpenSSL looks up one authority, by a digest of its name.
+const FOLDERS: [&str; 2] = ["/etc/ssl/certs", "/etc/pki/tls/certs"];
+
+/// The store of Debian's Java.
+const JAVA_STORES: [&str; 1] = ["/etc/ssl/certs/java/cacerts"];
 
 /// Node before 22.21 and 24 has a fetch that knows of no proxies, and there is no other way to tell it of one. A Node that knows, or a
 /// program that never calls fetch, is left as it is.
@@ -138,6 +153,22 @@ pub fn trust_files(bundle: &SandboxPath) -> Vec<(&'static str, String)> {
         .iter()
         .map(|&(_, file, before, after)| (file, format!("{before}{}{after}", bundle.as_str())))
         .collect()
+}
+
+/// Links at the places where programs look that know none of these variables, as paths inside with what each leads to: to the bundle,
+/// to a file with the task's authority alone, and to [`JAVA_STORE`].
+pub fn trust_links(bundle: &SandboxPath, authority: &SandboxPath) -> Vec<(String, String)> {
+    let to = |target: &str| {
+        let target = target.to_owned();
+        move |at: &&str| ((*at).to_owned(), target.clone())
+    };
+    let mut links: Vec<_> = BUNDLES.iter().map(to(bundle.as_str())).collect();
+    links.extend(JAVA_STORES.iter().map(to(JAVA_STORE)));
+    links.extend(FOLDERS.map(|folder| {
+        let name = format!("{folder}/{AUTHORITY_FILE}");
+        (name, authority.as_str().to_owned())
+    }));
+    links
 }
 
 #[cfg(test)]

@@ -43,6 +43,14 @@ const ETC: [&str; 27] = [
     "timezone",
 ];
 
+/// How the machine's own files are mounted.
+pub(super) const READ_ONLY: Attributes = Attributes {
+    read_only: true,
+    no_suid: true,
+    no_dev: true,
+    no_exec: false,
+};
+
 fn path(path: &str) -> SandboxPath {
     SandboxPath::new(path).expect("these paths are constants or checked before")
 }
@@ -193,12 +201,7 @@ fn entry(at: &str, made: &mut Vec<Made>, mounts: &mut Vec<Mount>) {
             host: HostPath::new(at).expect("these paths are constants"),
             owner: Owner::Same,
         },
-        attributes: Attributes {
-            read_only: true,
-            no_suid: true,
-            no_dev: true,
-            no_exec: false,
-        },
+        attributes: READ_ONLY,
     });
 }
 
@@ -250,11 +253,17 @@ pub fn kernel_mounts() -> Vec<Mount> {
         ),
         mount("/dev/mqueue", Source::Mqueue, strict),
     ];
+    // The host's own nodes, which open for writing all the same; read-only, so that nobody inside can change their modes, whoever that
+    // is outside.
+    let node = Attributes {
+        read_only: true,
+        ..device
+    };
     for name in ["null", "zero", "full", "random", "urandom", "tty"] {
         mounts.push(mount(
             &format!("/dev/{name}"),
             Source::Device { name: name.to_owned() },
-            device,
+            node,
         ));
     }
     mounts

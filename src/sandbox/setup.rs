@@ -325,10 +325,11 @@ pub(super) fn make_folders(root: BorrowedFd<'_>, path: &str) -> io::Result<Owned
     }
     let (parent, name) = path.rsplit_once('/').unwrap_or(("", path));
     let parent = make_folders(root, parent)?;
-    match rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(rustix::io::Errno::EXIST) => open(path),
-        Err(error) => Err(error.into()),
-    }
+    // What is there and could not be opened is a link of an image's that leads nowhere.
+    in_place_of(&parent, name, || {
+        rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))
+    })?;
+    open(path)
 }
 
 /// What a mount is attached to: made where it is missing, a folder for a folder and a file for anything else.

@@ -33,7 +33,7 @@ use crate::policy::TtySize;
 use crate::task::{ImageRef, Runtime};
 
 pub use crate::exec::stream::ExecEvents;
-pub use driver::{StartError, Supervisor, SupervisorError, enforced, plan};
+pub use driver::{RootFacts, StartError, Supervisor, SupervisorError, enforced, plan, unmapped};
 pub use engines::own_engine;
 pub use live_policy::{LivePolicy, NextPolicy};
 

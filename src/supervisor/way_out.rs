@@ -16,7 +16,7 @@ use crate::audit::journal::{Journal, JournalError};
 use crate::audit::query::{self, Filter, Take};
 use crate::audit::record::{Entry, Event};
 use crate::egress::cache::Store;
-use crate::egress::env::{JAVA_STORE, add_trust, proxy_env, proxy_files, trust_files};
+use crate::egress::env::{JAVA_STORE, add_trust, proxy_env, proxy_files, trust_files, trust_links};
 use crate::egress::host::{Authority, Host};
 use crate::egress::secret::Secrets;
 use crate::egress::tls::Inspection;
@@ -38,6 +38,9 @@ use crate::task::{Network, NetworkMode, SecretPlace, Task};
 
 /// Where the bundle of certificates stands that a sandbox trusts, if its TLS is looked into.
 const TRUST_BUNDLE: &str = "/run/belljar/ca-certificates.pem";
+
+/// The same for the task's own authority alone.
+const AUTHORITY: &str = "/run/belljar/authority.pem";
 
 /// What all ways out of a process have in common.
 #[derive(Debug, Clone, Default)]
@@ -165,7 +168,7 @@ pub async fn prepare(task: &Task, settings: &Settings) -> Result<Inside, StartEr
         what: What::File { content, mode: 0o644 },
         users: false,
     };
-    let named = |(path, content)| file(SandboxPath::new(path).expect("it is a path"), content);
+    let named = |(path, content)| file(inside(path), content);
     let mut files = Vec::new();
     if task.network.mode != NetworkMode::None {
         files.extend(proxy_files().into_iter().map(named));
@@ -174,8 +177,10 @@ pub async fn prepare(task: &Task, settings: &Settings) -> Result<Inside, StartEr
         let bundle = trust_bundle();
         files.extend(trust_files(&bundle).into_iter().map(named));
         files.push(file(bundle, inspection.trust_bundle()));
+        files.push(file(inside(AUTHORITY), inspection.authority()));
+        files.extend(links(task));
         files.push(Made {
-            path: SandboxPath::new(JAVA_STORE).expect("it is a path"),
+            path: inside(JAVA_STORE),
             what: What::Bytes {
                 content: inspection.java_trust_store(),
                 mode: 0o644,
@@ -202,7 +207,27 @@ fn looks_into_tls(task: &Task) -> bool {
 }
 
 fn trust_bundle() -> SandboxPath {
-    SandboxPath::new(TRUST_BUNDLE).expect("it is a path")
+    inside(TRUST_BUNDLE)
+}
+
+fn inside(path: &str) -> SandboxPath {
+    SandboxPath::new(path).expect("it is a path")
+}
+
+/// What makes programs trust the way out that read no variable: links in the places of the system's certificates, which lead to
+/// files that [`prepare`] makes.
+pub fn links(task: &Task) -> Vec<Made> {
+    if !looks_into_tls(task) {
+        return Vec::new();
+    }
+    let links = trust_links(&trust_bundle(), &inside(AUTHORITY)).into_iter();
+    links
+        .map(|(at, target)| Made {
+            path: inside(&at),
+            what: What::Link { target },
+            users: false,
+        })
+        .collect()
 }
 
 /// Opens the way out of a sandbox that was just made.

@@ -363,16 +363,56 @@ pub async fn the_way_out_is_the_proxy_alone(runtime: Runtime) {
     live.task.stop().await;
 }
 
-pub async fn an_images_layers_stay_as_they_are(runtime: Runtime) {
+pub async fn the_systems_certificates_include_the_tasks_own(runtime: Runtime) {
+    // Whatever such a task asks for within TLS is answered by belljar.
+    let live = Live::with(runtime, |args| args.network = Some("cached".to_owned())).await;
+    // By the bundle, and as OpenSSL looks it up in its folder.
+    let done = live
+        .sh("openssl verify -no-CAfile /run/belljar/authority.pem; openssl verify -no-CApath -CAfile /etc/ssl/certs/ca-certificates.crt /run/belljar/authority.pem")
+        .await;
+    let good = "/run/belljar/authority.pem: OK";
+    assert_eq!(done.text(), format!("{good}\n{good}"), "{done:?}");
+    let others = live.sh("find -L /etc/ssl/certs -name '*.0' | wc -l").await;
+    let machines = std::fs::read_dir("/etc/ssl/certs").unwrap();
+    let is_hashed = |entry: &std::fs::DirEntry| entry.path().extension().is_some_and(|end| end == "0");
+    let count = machines.filter_map(Result::ok).filter(is_hashed).count();
+    assert_eq!(others.text(), (count + 1).to_string(), "{others:?}");
+    live.task.stop().await;
+
+    // An image may have none of this, or a link that leads nowhere.
+    let Some(image) = busybox_image() else { return };
+    if !runtime.shares_ids() {
+        std::fs::create_dir_all(image.path().join("etc/ssl")).unwrap();
+        std::os::unix::fs::symlink("/nowhere", image.path().join("etc/ssl/certs")).unwrap();
+    }
+    let live = Live::with(runtime, |args| {
+        args.image = Some(image.path().to_str().unwrap().to_owned());
+        args.network = Some("cached".to_owned());
+    })
+    .await;
+    let read = live
+        .sh("busybox grep -q BEGIN /etc/ssl/certs/ca-certificates.crt && busybox grep -q BEGIN /etc/pki/tls/cert.pem")
+        .await;
+    assert_eq!(read.end.exit_code, Some(0), "{read:?}");
+    live.task.stop().await;
+}
+
+/// A root file system with a shell and little else.
+fn busybox_image() -> Option<tempfile::TempDir> {
     let Ok(busybox) = belljar::sandbox::outside::find("busybox") else {
         assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "busybox is not installed");
         eprintln!("skipped: busybox is not installed");
-        return;
+        return None;
     };
     let image = tempfile::tempdir().unwrap();
     std::fs::create_dir(image.path().join("bin")).unwrap();
     std::fs::copy(busybox, image.path().join("bin/busybox")).unwrap();
     std::os::unix::fs::symlink("busybox", image.path().join("bin/sh")).unwrap();
+    Some(image)
+}
+
+pub async fn an_images_layers_stay_as_they_are(runtime: Runtime) {
+    let Some(image) = busybox_image() else { return };
     let live = Live::with(runtime, |args| {
         args.image = Some(image.path().to_str().unwrap().to_owned());
         if !runtime.shares_ids() {

@@ -3,14 +3,14 @@
 use crate::jail::{Caller, Ran, available};
 use crate::world::{ALLOWED, World};
 
-const PLAIN: &str = "plain.outside.example";
+pub const PLAIN: &str = "plain.outside.example";
 
 /// A world whose authority only belljar's configuration names, so that all trust inside is what belljar puts there.
 pub fn world() -> Option<World> {
     world_of(Caller::Root)
 }
 
-fn world_of(caller: Caller) -> Option<World> {
+pub fn world_of(caller: Caller) -> Option<World> {
     let world = World::make(caller)?;
     world.trust_by_configuration();
     Some(world)

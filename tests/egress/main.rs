@@ -11,6 +11,7 @@
 //! | SOCKS with datagrams, DNS | `protocols` |
 //! | TLS that is looked into, secrets, stored answers | `inspected` |
 //! | programs and protocols within TLS that is looked into | `through` |
+//! | programs that trust what the system trusts | `trust` |
 //! | a policy that changes while a task runs | `reload` |
 //! | two tasks side by side, and the end of belljar itself | `tasks` |
 
@@ -27,4 +28,5 @@ mod protocols;
 mod reload;
 mod tasks;
 mod through;
+mod trust;
 mod world;

@@ -20,6 +20,13 @@ const KEPT: u64 = 1024;
 const BEFORE_HOURS: i64 = 1;
 const AFTER_DAYS: i64 = 90;
 
+/// The subject of every task's authority.
+const NAME: &str = "belljar task authority";
+const ORGANIZATION: &str = "belljar";
+
+/// What OpenSSL calls a file with an authority of this subject in a folder of certificates: see `openssl x509 -subject_hash`.
+pub const OPENSSL_FILE: &str = "b4ad2c50.0";
+
 /// Signs certificates for the hosts that one task's proxy looks into.
 pub(super) struct TaskAuthority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -38,7 +45,7 @@ pub(super) enum LeafError {
 
 impl TaskAuthority {
     pub fn new() -> Result<Self, rcgen::Error> {
-        let mut params = params("belljar task authority");
+        let mut params = params(NAME);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
@@ -91,7 +98,7 @@ fn params(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
-    params.distinguished_name.push(DnType::OrganizationName, "belljar");
+    params.distinguished_name.push(DnType::OrganizationName, ORGANIZATION);
     // Written as a system time plus a span: `rcgen` takes the clock of its own `time` crate.
     let now = std::time::SystemTime::now();
     let hours = |hours: i64| std::time::Duration::from_secs(hours.unsigned_abs() * 3600);

@@ -36,6 +36,7 @@ use super::host::Host;
 use super::secret::Secrets;
 use authority::TaskAuthority;
 
+pub use authority::OPENSSL_FILE as AUTHORITY_FILE;
 pub use java::PASSWORD as JAVA_PASSWORD;
 pub(super) use serve::{Client, serve, serve_stored};
 
@@ -100,7 +101,12 @@ impl Inspection {
         text
     }
 
-    /// The same as a store that Java reads, with [`JAVA_PASSWORD`].
+    /// The certificate of the task's own authority alone, as PEM.
+    pub fn authority(&self) -> String {
+        self.authority.pem()
+    }
+
+    /// The same as [`Self::trust_bundle`] as a store that Java reads, with [`JAVA_PASSWORD`].
     pub fn java_trust_store(&self) -> Vec<u8> {
         let bundle = self.trust_bundle();
         let found = CertificateDer::pem_slice_iter(bundle.as_bytes());
