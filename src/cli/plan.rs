@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 use std::io::Write as _;
+use std::path::Path;
+use std::sync::Mutex;
 
 use super::flags::{Ready, TaskArgs};
 use super::terminal::clean;
@@ -9,9 +11,10 @@ use super::unpacking::UnpackingLine;
 use crate::audit::record::Control;
 use crate::image::{self, Store};
 use crate::sandbox::bundle::{self, HardLimits};
+use crate::sandbox::launcher::Launcher;
 use crate::sandbox::plan::{Ids, Plan, Source, What};
 use crate::sandbox::{enforcement, outside, protect, seccomp};
-use crate::supervisor;
+use crate::supervisor::{self, RootFacts};
 use crate::sys::cgroup::Cgroups;
 use crate::task::Backend;
 
@@ -40,9 +43,17 @@ pub fn run(args: PlanArgs) -> anyhow::Result<u8> {
         }
         Backend::Oci => None,
     };
-    let controls = supervisor::enforced(&task, &Cgroups::detect(), &protected.gaps, engine.as_ref());
+    let launcher = Mutex::new(Launcher::start(Path::new("/proc/self/exe"))?);
+    let unmapped = supervisor::unmapped(&task.roots, &launcher)?;
+    let facts = RootFacts {
+        gaps: &protected.gaps,
+        unmapped: unmapped.as_ref(),
+    };
+    let controls = supervisor::enforced(&task, &Cgroups::detect(), facts, engine.as_ref());
     let lacking = enforcement::lacking(&controls, &task);
-    let plan = supervisor::plan(&task, &image).with_protected(&protected);
+    let plan = supervisor::plan(&task, &image)
+        .with_user(unmapped.map(|at| at.owner))
+        .with_protected(&protected);
     let runtime = supervisor::runtime_name(&task.runtime);
     let carry = outside::carry(&runtime);
     let bundle = bundle::of(&plan, &seccomp::ALLOWED, HardLimits::of_process(), carry)?;
@@ -96,7 +107,11 @@ fn text(plan: &Plan, runtime: &str) -> String {
     line(
         "ids",
         match plan.ids {
-            Ids::Range { base } => format!("0-65535 inside are {base}-{} outside", base + 65_535),
+            Ids::Range { base, user } => {
+                let user = user.map(|user| format!(", but {} is {}", plan.process.uid, user.uid));
+                let last = base + 65_535;
+                format!("0-65535 inside are {base}-{last} outside{}", user.unwrap_or_default())
+            }
             Ids::Single { inside, uid, .. } => format!("{inside} inside is {uid} outside, all others are nobody"),
         },
     );

@@ -34,6 +34,7 @@ use super::layout::{Blob, Contents, Layout};
 use super::{Image, ImageConfig, ImageError, ImageKind, Progress};
 use crate::path::HostPath;
 use crate::policy::Digest;
+use crate::sys::namespace;
 use crate::task::is_image_name;
 
 /// The store of one state folder.
@@ -72,10 +73,13 @@ struct Record {
 impl Store {
     /// The store of a state folder; nothing is made before it is needed.
     pub fn of_state(state: &Path) -> Store {
-        let root = rustix::process::geteuid().is_root();
         Store {
             folder: state.join("images"),
-            owner: if root { Owner::Kept } else { Owner::Caller },
+            owner: if namespace::has_sandbox_ids() {
+                Owner::Kept
+            } else {
+                Owner::Caller
+            },
         }
     }
 

@@ -121,7 +121,7 @@ pub fn of(plan: &Plan, allowed: &[Allowed], hard: HardLimits, carry: Carry) -> R
     .into_iter()
     .map(|kind| LinuxNamespaceBuilder::default().typ(kind).build())
     .collect::<Result<Vec<_>, _>>()?;
-    let (uids, gids) = plan.ids.inner_maps();
+    let (uids, gids) = plan.ids.inner_maps(plan.process.uid);
     let texts = |paths: &[SandboxPath]| paths.iter().map(|path| path.as_str().to_owned()).collect::<Vec<_>>();
     let linux = LinuxBuilder::default()
         .namespaces(namespaces)
@@ -488,8 +488,8 @@ fn all_but(index: u8, unwanted: &[u32]) -> Vec<Masked> {
 
 impl Ids {
     /// The maps of the container's user namespace, within the one that the runtime itself runs in.
-    fn inner_maps(&self) -> (Vec<crate::sys::namespace::IdRange>, Vec<crate::sys::namespace::IdRange>) {
-        let (mut uids, mut gids) = self.maps();
+    fn inner_maps(&self, user: u32) -> (Vec<crate::sys::namespace::IdRange>, Vec<crate::sys::namespace::IdRange>) {
+        let (mut uids, mut gids) = self.maps(user);
         for range in uids.iter_mut().chain(&mut gids) {
             range.outside = range.inside;
         }

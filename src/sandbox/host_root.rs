@@ -253,11 +253,17 @@ pub fn kernel_mounts() -> Vec<Mount> {
         ),
         mount("/dev/mqueue", Source::Mqueue, strict),
     ];
+    // The host's own nodes, which open for writing all the same; read-only, so that nobody inside can change their modes, whoever that
+    // is outside.
+    let node = Attributes {
+        read_only: true,
+        ..device
+    };
     for name in ["null", "zero", "full", "random", "urandom", "tty"] {
         mounts.push(mount(
             &format!("/dev/{name}"),
             Source::Device { name: name.to_owned() },
-            device,
+            node,
         ));
     }
     mounts

@@ -133,6 +133,11 @@ pub enum LaunchError {
         "the runtime \"{runtime}\" needs more ids than the one that an ordinary user has to give: it works for root only"
     )]
     ManyIds { runtime: String },
+    #[error(
+        "the runtime \"{runtime}\" cannot give a writable root of {uid}:{gid} to the command's user where ids cannot be mapped: \
+         runtime = \"builtin\" can, or the root can lie on a volume or a tmpfs"
+    )]
+    Unmapped { runtime: String, uid: u32, gid: u32 },
     #[error("the bundle cannot be made")]
     Bundle { source: oci_spec::OciSpecError },
     #[error("the runtime said: {said}")]
@@ -387,7 +392,7 @@ fn clone_and_join(namespaces: u64, joins: &Joins) -> Result<(Cloned, Vec<File>),
 fn help(request: &LaunchRequest, pid: rustix::process::Pid, sync: &OwnedFd) -> Result<(), StepError> {
     let step = |step: String| move |error| StepError { step, error };
     let plan = &request.plan;
-    let (uids, gids) = plan.ids.maps();
+    let (uids, gids) = plan.ids.maps(plan.process.uid);
     let setgroups = match plan.ids {
         Ids::Range { .. } => Setgroups::Allow,
         Ids::Single { .. } => Setgroups::Deny,
@@ -452,11 +457,17 @@ fn detached(
         Owner::User => {
             let stat = rustix::fs::fstat(&source)?;
             let (uid, gid) = (stat.st_uid, stat.st_gid);
+            let (user, group) = plan.owner_outside();
+            // Such files are the user's without a map, and some of them are where there can be none; see `owners`.
+            if (uid, gid) == (user, group) {
+                mount::set_attributes(tree.as_fd(), attributes, None)?;
+                return Ok(tree);
+            }
             if !users.maps.iter().any(|(one, two, _)| (*one, *two) == (uid, gid)) {
                 let map = |owner: u32, id: u32| {
-                    let mut ranges = vec![(owner, plan.ids.outside(id))];
-                    if users.roots_too && id != 0 {
-                        ranges.push((plan.ids.outside(0), plan.ids.outside(0)));
+                    let mut ranges = vec![(owner, id)];
+                    if users.roots_too && id != plan.ids.root_outside() {
+                        ranges.push((plan.ids.root_outside(), plan.ids.root_outside()));
                     }
                     let range = |(inside, outside)| IdRange {
                         inside,
@@ -465,11 +476,9 @@ fn detached(
                     };
                     ranges.into_iter().map(range).collect::<Vec<_>>()
                 };
-                users.maps.push((
-                    uid,
-                    gid,
-                    namespace::mapping(&map(uid, plan.process.uid), &map(gid, plan.process.gid))?,
-                ));
+                users
+                    .maps
+                    .push((uid, gid, namespace::mapping(&map(uid, user), &map(gid, group))?));
             }
             let (_, _, user) = users
                 .maps

@@ -22,6 +22,7 @@ pub mod host_root;
 pub mod launcher;
 pub mod oci;
 pub mod outside;
+pub mod owners;
 pub mod plan;
 pub mod probe;
 pub mod protect;

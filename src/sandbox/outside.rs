@@ -118,6 +118,15 @@ pub fn check(plan: &Plan, runtime: &str) -> Result<(), LaunchError> {
         Ids::Single { inside, .. } if inside != 0 => Err(LaunchError::LoneId {
             runtime: runtime.to_owned(),
         }),
+        // gVisor's file server is its own root to the host, and the devices of any other runtime are the host's: root outside could
+        // change their modes.
+        Ids::Range { user: Some(user), .. } if carry(runtime) == Carry::Stream || user.uid == 0 => {
+            Err(LaunchError::Unmapped {
+                runtime: runtime.to_owned(),
+                uid: user.uid,
+                gid: user.gid,
+            })
+        }
         Ids::Single { .. } | Ids::Range { .. } => Ok(()),
     }
 }

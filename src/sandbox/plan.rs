@@ -10,7 +10,8 @@ use crate::id::TaskId;
 use crate::path::{HostPath, SandboxPath};
 use crate::policy::Digest;
 use crate::sys::mount::Attributes;
-use crate::sys::namespace::IdRange;
+use crate::sys::namespace::{self, IdRange};
+use crate::sys::process;
 use crate::task::{Access, NetworkMode, Task, User};
 
 /// uid and gid of the ordinary user inside.
@@ -44,9 +45,20 @@ pub struct Plan {
 #[serde(rename_all = "snake_case")]
 pub enum Ids {
     /// Ids 0 to 65535 are those from `base` on, which belong to nobody on the host. For a caller who is root.
-    Range { base: u32 },
+    Range {
+        base: u32,
+        /// Whom the command's user is outside in the place of one of these, see `owners`.
+        user: Option<OutsideUser>,
+    },
     /// One id inside is the caller's own, all others are nobody's. For an ordinary user.
     Single { inside: u32, uid: u32, gid: u32 },
+}
+
+/// A user and group as the host numbers them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutsideUser {
+    pub uid: u32,
+    pub gid: u32,
 }
 
 /// The root file system.
@@ -187,6 +199,19 @@ pub enum RootSource<'a> {
 pub struct CallerIds {
     pub uid: u32,
     pub gid: u32,
+    /// Whether ids that are nobody's can be given to a sandbox. The root of a container that has a user namespace has none to give.
+    pub has_range: bool,
+}
+
+impl CallerIds {
+    pub fn of_process() -> CallerIds {
+        let (uid, gid) = process::own_ids();
+        CallerIds {
+            uid,
+            gid,
+            has_range: namespace::has_sandbox_ids(),
+        }
+    }
 }
 
 /// How an image's layer is mounted.
@@ -309,9 +334,25 @@ impl Plan {
     /// The command's user and group as the host numbers them.
     pub fn owner_outside(&self) -> (u32, u32) {
         match self.ids {
-            Ids::Range { base } => (base + self.process.uid, base + self.process.gid),
+            Ids::Range { user: Some(user), .. } => (user.uid, user.gid),
+            Ids::Range { base, user: None } => (base + self.process.uid, base + self.process.gid),
             Ids::Single { uid, gid, .. } => (uid, gid),
         }
+    }
+
+    /// The plan with the command's user being this one outside, where that is somebody.
+    pub fn with_user(mut self, outside: Option<OutsideUser>) -> Plan {
+        let (Ids::Range { user, .. }, Some(outside)) = (&mut self.ids, outside) else {
+            return self;
+        };
+        *user = Some(outside);
+        let etc = etc();
+        // Who is root outside owns what an image has there.
+        let is_root_in_etc = self.mounts.iter().any(|mount| mount.path.is_within(&etc));
+        if self.process.uid != 0 && !is_root_in_etc && !self.read_only.contains(&etc) {
+            self.read_only.push(etc);
+        }
+        self
     }
 
     /// The plan with more files made in the disposable layer, be it in a folder of the machine's.
@@ -351,7 +392,7 @@ const OPEN_FILES: u64 = 65_536;
 /// The kernel's own files, and where one id is everybody's, the tables of who is who: there the command's user would own them.
 fn read_only(task: &Task, ids: Ids) -> Vec<SandboxPath> {
     let mut paths = host_root::read_only();
-    let etc = SandboxPath::new("/etc").expect("it is a path");
+    let etc = etc();
     let is_root_in_etc = task.roots.iter().any(|root| root.path.is_within(&etc));
     if matches!(ids, Ids::Single { .. }) && task.user == User::Agent && !is_root_in_etc {
         paths.push(etc);
@@ -359,12 +400,18 @@ fn read_only(task: &Task, ids: Ids) -> Vec<SandboxPath> {
     paths
 }
 
-/// Each task's ids are its own, so that no two sandboxes share a user even as the kernel counts them. From 2^30 on up to 2^30 + 2^29:
-/// above what distributions give to users, below what 32-bit signed programs choke on.
+fn etc() -> SandboxPath {
+    SandboxPath::new("/etc").expect("it is a path")
+}
+
+/// The ids of one sandbox.
+const RANGE: u32 = 65_536;
+
+/// Each task's ids are its own, so that no two sandboxes share a user even as the kernel counts them.
 fn range_base(task: TaskId) -> u32 {
     let digest = Digest::of_bytes(task.as_bytes());
     let slot = u32::from(digest.as_bytes()[0]) << 5 | u32::from(digest.as_bytes()[1]) & 0x1f;
-    (1 << 30) + slot * 65_536
+    namespace::FIRST_ID + slot * RANGE
 }
 
 fn base_env(home: &str, user: User) -> BTreeMap<String, String> {
@@ -413,26 +460,40 @@ fn is_harmless(name: &str) -> bool {
 impl Ids {
     /// The ids of a sandbox whose commands run under `inside`.
     pub fn of(task: TaskId, caller: CallerIds, inside: u32) -> Ids {
-        match caller.uid {
-            0 => Ids::Range { base: range_base(task) },
-            uid => Ids::Single {
+        match caller.has_range {
+            true => Ids::Range {
+                base: range_base(task),
+                user: None,
+            },
+            false => Ids::Single {
                 inside,
-                uid,
+                uid: caller.uid,
                 gid: caller.gid,
             },
         }
     }
 
-    /// The maps of the sandbox's user namespace.
-    pub fn maps(&self) -> (Vec<IdRange>, Vec<IdRange>) {
+    /// The maps of the sandbox's user namespace, in which commands run under `user`.
+    pub fn maps(&self, user: u32) -> (Vec<IdRange>, Vec<IdRange>) {
+        let part = |inside, outside, count| IdRange { inside, outside, count };
         match *self {
-            Ids::Range { base } => {
-                let range = vec![IdRange {
-                    inside: 0,
-                    outside: base,
-                    count: 65_536,
-                }];
+            Ids::Range { base, user: None } => {
+                let range = vec![part(0, base, RANGE)];
                 (range.clone(), range)
+            }
+            Ids::Range {
+                base,
+                user: Some(outside),
+            } => {
+                let around = |id| {
+                    let parts = [
+                        part(0, base, user),
+                        part(user, id, 1),
+                        part(user + 1, base + user + 1, RANGE - user - 1),
+                    ];
+                    parts.into_iter().filter(|part| part.count > 0).collect::<Vec<_>>()
+                };
+                (around(outside.uid), around(outside.gid))
             }
             Ids::Single { inside, uid, gid } => {
                 let one = |outside| {
@@ -447,10 +508,10 @@ impl Ids {
         }
     }
 
-    /// The uid on the host of an id inside.
-    pub fn outside(&self, id: u32) -> u32 {
+    /// What root inside is outside.
+    pub fn root_outside(&self) -> u32 {
         match *self {
-            Ids::Range { base } => base + id,
+            Ids::Range { base, .. } => base,
             Ids::Single { uid, .. } => uid,
         }
     }
@@ -466,6 +527,28 @@ mod tests {
             let base = range_base(TaskId::new());
             assert!(base >= 1 << 30 && base.checked_add(65_536).is_some_and(|end| end <= 3 << 29));
         }
+    }
+
+    #[test]
+    fn a_user_who_is_somebody_outside_takes_one_place_in_the_range() {
+        let ids = Ids::Range {
+            base: 1 << 30,
+            user: Some(OutsideUser { uid: 7, gid: 8 }),
+        };
+        let parts = |ranges: Vec<IdRange>| -> Vec<_> {
+            let part = |range: IdRange| (range.inside, range.outside - range.inside, range.count);
+            ranges.into_iter().map(part).collect()
+        };
+        let base = 1 << 30;
+        let (uids, gids) = ids.maps(1000);
+        assert_eq!(uids[1].outside, 7);
+        assert_eq!(gids[1].outside, 8);
+        let ends = [uids[0], uids[2]];
+        assert_eq!(parts(ends.to_vec()), [(0, base, 1000), (1001, base, 65_536 - 1001)]);
+        // Root inside has nothing before it.
+        let (uids, _) = ids.maps(0);
+        let inside: Vec<_> = uids.iter().map(|range| (range.inside, range.count)).collect();
+        assert_eq!(inside, [(0, 1), (1, 65_535)]);
     }
 
     #[test]

@@ -90,8 +90,7 @@ fn launch(machinery: &Machinery, place: HostPath) -> Result<(OwnedFd, OwnedFd), 
 /// An empty box, with ids of its own.
 fn plan() -> Plan {
     let id = TaskId::new();
-    let (uid, gid) = process::own_ids();
-    let ids = Ids::of(id, CallerIds { uid, gid }, AGENT);
+    let ids = Ids::of(id, CallerIds::of_process(), AGENT);
     let is_needed = |mount: &Mount| match mount.source {
         Source::Proc => true,
         Source::Tmpfs { .. } => mount.path.as_str() == "/dev",

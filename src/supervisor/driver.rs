@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::engines::Engines;
@@ -33,12 +33,13 @@ use crate::sandbox::enforcement::{self, Facts};
 use crate::sandbox::launcher::{LaunchError, Launcher};
 use crate::sandbox::oci::{Machinery, Sandbox, SandboxError};
 use crate::sandbox::outside;
+use crate::sandbox::owners::{self, OwnersError, Unmapped};
 use crate::sandbox::plan::{CallerIds, Plan, RootSource};
 use crate::sandbox::protect::{Guard, ProtectError};
 use crate::secret::ExposeSecret as _;
 use crate::sys::cgroup::Cgroups;
 use crate::sys::process;
-use crate::task::{Backend, Runtime, Task};
+use crate::task::{Backend, Root, Runtime, Task};
 
 /// Why nothing can be supervised.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +61,8 @@ pub enum StartError {
     Folder { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Protect(#[from] ProtectError),
+    #[error(transparent)]
+    Owners(#[from] OwnersError),
     #[error("{}", not_enforced(lacking))]
     NotEnforced { lacking: Vec<Control> },
     #[error("could not start the sandbox")]
@@ -209,13 +212,26 @@ impl Supervisor {
                 Backend::Docker => Some(self.engines.engine().await.map_err(SandboxError::from)?),
                 Backend::Oci => None,
             };
-            let controls = enforced(&task, &self.cgroups, &guard.protected.gaps, engine);
+            let unmapped = {
+                let (roots, launcher) = (task.roots.clone(), self.machinery.launcher.clone());
+                let looked = tokio::task::spawn_blocking(move || unmapped(&roots, &launcher)).await;
+                looked.map_err(|error| StartError::Folder {
+                    path: folder.clone(),
+                    source: io::Error::other(error),
+                })??
+            };
+            let facts = RootFacts {
+                gaps: &guard.protected.gaps,
+                unmapped: unmapped.as_ref(),
+            };
+            let controls = enforced(&task, &self.cgroups, facts, engine);
             let lacking: Vec<Control> = enforcement::lacking(&controls, &task).into_iter().cloned().collect();
             if !lacking.is_empty() {
                 return Err(StartError::NotEnforced { lacking });
             }
             let plan = plan_with(&task, &image, inside.env)
                 .with_files(inside.files)
+                .with_user(unmapped.map(|at| at.owner))
                 .with_protected(&guard.protected);
             let sandbox = self.start_sandbox(&task, plan, &folder).await?;
             Ok::<_, StartError>((sandbox, guard, inside.inspection, controls))
@@ -354,10 +370,27 @@ impl Supervisor {
     }
 }
 
-/// How far each guarantee is kept for a task on this machine. `gaps` are what the look at its roots found, `engine` the one that would
-/// make its container.
-pub fn enforced(task: &Task, cgroups: &Cgroups, gaps: &[String], engine: Option<&Engine>) -> Vec<Control> {
-    let mut controls = Facts::of_machine(cgroups, gaps).controls(|guarantee| enforcement::has_limit(task, guarantee));
+/// What looks at a task's roots found.
+#[derive(Debug, Clone, Copy)]
+pub struct RootFacts<'a> {
+    /// Why protected names cannot be held in full.
+    pub gaps: &'a [String],
+    pub unmapped: Option<&'a Unmapped>,
+}
+
+/// Whom the command's user has to be outside; see `sandbox::owners`. Blocking.
+pub fn unmapped(roots: &[Root], launcher: &Mutex<Launcher>) -> Result<Option<Unmapped>, OwnersError> {
+    owners::look(roots, CallerIds::of_process(), |request| {
+        launcher.lock().unwrap_or_else(PoisonError::into_inner).give(request)
+    })
+}
+
+/// How far each guarantee is kept for a task on this machine. `engine` is the one that would make its container.
+pub fn enforced(task: &Task, cgroups: &Cgroups, roots: RootFacts<'_>, engine: Option<&Engine>) -> Vec<Control> {
+    let facts = Facts::of_machine(cgroups, roots.gaps);
+    let mut controls = facts.controls(|guarantee| enforcement::has_limit(task, guarantee));
+    let ids = owners::shortfall(CallerIds::of_process(), roots.unmapped);
+    enforcement::weaken(&mut controls, ids.into_iter().collect());
     let less = match (engine, &task.runtime) {
         (Some(engine), runtime) => engine.shortfalls(runtime),
         (None, Runtime::Outside(runtime)) => outside::shortfalls(runtime),
@@ -384,8 +417,7 @@ pub fn plan(task: &Task, image: &Image) -> Plan {
 }
 
 fn plan_with(task: &Task, image: &Image, way_out: BTreeMap<String, String>) -> Plan {
-    let (uid, gid) = process::own_ids();
-    Plan::of(task, root_source(image), CallerIds { uid, gid }, way_out)
+    Plan::of(task, root_source(image), CallerIds::of_process(), way_out)
 }
 
 fn root_source(image: &Image) -> RootSource<'_> {

@@ -33,7 +33,7 @@ use crate::policy::TtySize;
 use crate::task::{ImageRef, Runtime};
 
 pub use crate::exec::stream::ExecEvents;
-pub use driver::{StartError, Supervisor, SupervisorError, enforced, plan};
+pub use driver::{RootFacts, StartError, Supervisor, SupervisorError, enforced, plan, unmapped};
 pub use engines::own_engine;
 pub use live_policy::{LivePolicy, NextPolicy};
 
@@ -130,7 +130,7 @@ pub enum SubmitError {
     #[error("the task has ended")]
     Ended,
     #[error("the task has {running} execs running already, which is its limit")]
-    TooMany { running: usize },
+    TooMany { running: u64 },
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -111,6 +111,43 @@ pub enum Setgroups {
     Deny,
 }
 
+/// The ids of all sandboxes: above what distributions give to users, below what 32-bit signed programs choke on.
+pub const FIRST_ID: u32 = 1 << 30;
+const MOST_IDS: u32 = 1 << 29;
+
+/// Whether this process can give them: it is root, and its own user namespace has them.
+pub fn has_sandbox_ids() -> bool {
+    let has = |file: &str| fs::read_to_string(file).is_ok_and(|text| holds(&id_map(&text), FIRST_ID, MOST_IDS));
+    rustix::process::geteuid().is_root() && has("/proc/self/uid_map") && has("/proc/self/gid_map")
+}
+
+fn holds(ranges: &[IdRange], first: u32, count: u32) -> bool {
+    let holds = |range: &IdRange| range.inside <= first && first - range.inside <= range.count.saturating_sub(count);
+    ranges.iter().any(holds)
+}
+
+/// Whether this process's root is root outside of its user namespace too, as far as can be seen from here.
+pub fn is_root_outside() -> bool {
+    let text = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    id_map(&text)
+        .iter()
+        .any(|range| (range.inside, range.outside) == (0, 0))
+}
+
+/// The lines of such a file.
+fn id_map(text: &str) -> Vec<IdRange> {
+    let range = |line: &str| {
+        let mut numbers = line.split_whitespace().map(str::parse);
+        let mut next = || numbers.next()?.ok();
+        Some(IdRange {
+            inside: next()?,
+            outside: next()?,
+            count: next()?,
+        })
+    };
+    text.lines().filter_map(range).collect()
+}
+
 /// A descriptor of a process's user namespace.
 pub fn user_namespace(pid: Pid) -> io::Result<OwnedFd> {
     Ok(File::open(format!("/proc/{}/ns/user", pid.as_raw_nonzero()))?.into())
@@ -169,4 +206,21 @@ pub fn bring_up_loopback() -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn id_maps_are_read_as_the_kernel_writes_them() {
+        let text = "         0       1000          1\n         1     100000      65536\n";
+        let part = |inside, outside, count| IdRange { inside, outside, count };
+        assert_eq!(id_map(text), [part(0, 1000, 1), part(1, 100_000, 65_536)]);
+        assert_eq!(id_map("         0          0 4294967295\n"), [part(0, 0, u32::MAX)]);
+        assert_eq!(id_map("0 nobody 1\n"), []);
+        assert!(holds(&[part(0, 0, u32::MAX)], 1 << 30, 1 << 29));
+        assert!(!holds(&[part(0, 0, 65_536)], 1 << 30, 1 << 29));
+        assert!(holds(&[part(10, 0, 5)], 12, 3) && !holds(&[part(10, 0, 5)], 12, 4));
+    }
 }

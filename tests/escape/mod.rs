@@ -126,6 +126,8 @@ attacks!(
     mounts::a_root_that_is_swapped_for_a_link_is_mounted_or_refused_and_never_followed,
     mounts::names_that_a_neighbour_swaps_while_a_task_starts_lead_nowhere,
     mounts::what_the_host_mounts_later_does_not_show_inside,
+    mounts::a_root_on_an_overlay_is_its_owners_and_no_task_is_root_unasked,
+    mounts::the_root_of_a_user_namespace_gives_its_own_id,
     neighbours::no_exec_looks_into_another_one,
     neighbours::an_exec_still_looks_into_its_own_children,
     neighbours::files_move_between_folders_as_ever,

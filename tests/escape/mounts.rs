@@ -109,45 +109,45 @@ pub fn names_that_a_neighbour_swaps_while_a_task_starts_lead_nowhere(caller: Cal
     row("swap of what names lie in", caller, "BLOCKED");
 }
 
-/// A mount namespace in which a folder is a mount that hands on whatever is mounted below; `None` for an engine, which is in none of
-/// ours.
-struct Shared {
+/// A mount namespace of a shell's, which says a word after each step and waits for the next to be asked for.
+struct Mounts {
     shell: Child,
     said: BufReader<std::process::ChildStdout>,
 }
 
-impl Shared {
-    fn new(folder: &Path) -> Shared {
-        let folder = folder.display();
-        let script = format!(
-            "mount -t tmpfs -o mode=777 none {folder} && mount --make-shared {folder} && mkdir -m 777 {folder}/sub && echo shared && read line
-             mount -t tmpfs none {folder}/sub && touch {folder}/sub/marker && echo mounted && read line"
-        );
+impl Mounts {
+    /// Only root can make one, and an engine is in none of ours.
+    fn can_be_made_for(caller: Caller) -> bool {
+        !matches!(caller, Caller::Docker(_)) && rustix::process::geteuid().is_root()
+    }
+
+    /// Returns when the script has done its first step.
+    fn new(script: &str) -> Mounts {
         let mut shell = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+            .args(["--mount", "--propagation", "private", "sh", "-ec", script])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let said = BufReader::new(shell.stdout.take().unwrap());
-        let mut shared = Shared { shell, said };
-        shared.hear("shared\n");
-        shared
+        let mut mounts = Mounts { shell, said };
+        mounts.hear();
+        mounts
     }
 
-    fn hear(&mut self, wanted: &str) {
+    fn hear(&mut self) {
         let mut line = String::new();
         self.said.read_line(&mut line).unwrap();
-        assert_eq!(line, wanted);
+        assert_eq!(line, "done\n");
     }
 
-    fn mount(&mut self) {
+    fn go_on(&mut self) {
         self.shell.stdin.as_mut().unwrap().write_all(b"\n").unwrap();
-        self.hear("mounted\n");
+        self.hear();
     }
 }
 
-impl Drop for Shared {
+impl Drop for Mounts {
     fn drop(&mut self) {
         drop(self.shell.stdin.take());
         let _ = self.shell.wait();
@@ -156,19 +156,140 @@ impl Drop for Shared {
 
 /// What the host mounts below a root after the task began is not the task's, however the host's mounts are shared.
 pub fn what_the_host_mounts_later_does_not_show_inside(caller: Caller) {
-    // An engine is in no mount namespace of this test's making.
-    if matches!(caller, Caller::Docker(_)) || !rustix::process::geteuid().is_root() {
+    if !Mounts::can_be_made_for(caller) {
         return;
     }
     let place = Place::new(caller);
-    let mut shared = Shared::new(&place.work());
+    // A mount that hands on whatever is mounted below.
+    let folder = place.work().display().to_string();
+    let mut shared = Mounts::new(&format!(
+        "mount -t tmpfs -o mode=777 none {folder}; mount --make-shared {folder}; mkdir -m 777 {folder}/sub; echo done; read line
+         mount -t tmpfs none {folder}/sub; touch {folder}/sub/marker; echo done; read line"
+    ));
     let place = place.within(shared.shell.id());
     let mut jail = place.start("");
     let ran = jail.sh("cd /workspace/sub && echo inside > inside; echo *");
     assert_eq!(ran.stdout, "inside\n", "{}", ran.stderr);
-    shared.mount();
+    shared.go_on();
     let ran = jail.sh("cd /workspace/sub; echo *; echo BLOCKED");
     assert_eq!(ran.stdout, "inside\nBLOCKED\n", "{}", ran.stderr);
     jail.end();
     row("a mount of the host's below a live root", caller, "BLOCKED");
+}
+
+/// Runs a script in a task that has the work folder writable; its exit code, and what belljar and it said.
+fn run(place: &Place, caller: Caller, more: &[&str], script: &str) -> (Option<i32>, String) {
+    let mut command = place.command(&place.program());
+    command
+        .args(["run", "--quiet"])
+        .args(caller.flags())
+        .arg("--write")
+        .arg(place.work())
+        .args(more);
+    let output = command.args(["--", "sh", "-c", script]).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+}
+
+/// In a container of somebody else's the whole root is an overlay, whose ids no mount can map. A root there is written to as its owner,
+/// or not at all, and nobody is root outside unasked.
+pub fn a_root_on_an_overlay_is_its_owners_and_no_task_is_root_unasked(caller: Caller) {
+    if !Mounts::can_be_made_for(caller) {
+        return;
+    }
+    let place = Place::new(caller);
+    for name in ["lower", "upper", "scratch"] {
+        place.make_folder(name);
+    }
+    place.on_host("echo there > ../lower/there");
+    let at = place.path().display().to_string();
+    let owner = format!("chown -R 77:78 {at}/work");
+    let mut mounts = Mounts::new(&format!(
+        "mount -t overlay -o lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/scratch none {at}/work; echo done; read line; {owner}; echo done; read line"
+    ));
+    let place = place.within(mounts.shell.id());
+    let script = "cat there && echo made > made && chmod 600 there && ! mkdir .vscode/x 2> /dev/null && ! chmod 600 /dev/null 2> /dev/null";
+    // The folder that a shell starts in is the one below the overlay.
+    let owners = || place.on_host(&format!("cd {at}/work; stat -c %u:%g there made; rm made"));
+    let accept = ["--accept-partial", "ids"];
+    if caller == Caller::Ordinary {
+        assert_eq!(run(&place, caller, &[], script), (Some(0), "there\n".to_owned()));
+        assert_eq!(owners(), "1234:1234\n1234:1234\n");
+        row("a root on an overlay", caller, "its owner's");
+        return;
+    }
+    // It is root's.
+    let (code, said) = run(&place, caller, &[], script);
+    assert_eq!(code, Some(120), "{said}");
+    assert!(
+        said.contains("ids can be enforced only in part here: /workspace belongs to 0:0 and lies on an overlay"),
+        "{said}"
+    );
+    let (code, said) = run(&place, caller, &accept, script);
+    match caller {
+        Caller::Root => {
+            assert_eq!((code, said.as_str()), (Some(0), "there\n"));
+            assert_eq!(owners(), "0:0\n0:0\n");
+        }
+        _ => {
+            assert_eq!(code, Some(125), "{said}");
+            assert!(
+                said.contains("cannot give a writable root of 0:0 to the command's user"),
+                "{said}"
+            );
+        }
+    }
+    row("a root of root's on an overlay", caller, "refused");
+    mounts.go_on();
+    let (code, said) = run(&place, caller, &[], script);
+    match caller {
+        Caller::Runsc => {
+            assert_eq!(code, Some(125), "{said}");
+            assert!(said.contains("cannot give a writable root of 77:78"), "{said}");
+            row("a root of somebody's on an overlay", caller, "refused");
+        }
+        _ => {
+            assert_eq!((code, said.as_str()), (Some(0), "there\n"));
+            assert_eq!(owners(), "77:78\n77:78\n");
+            row("a root of somebody's on an overlay", caller, "its owner's");
+        }
+    }
+}
+
+/// Who is root in a user namespace with one id has none to give: the task is that id's, and where it is root outside that is said.
+pub fn the_root_of_a_user_namespace_gives_its_own_id(caller: Caller) {
+    if !matches!(caller, Caller::Root | Caller::Ordinary) {
+        return;
+    }
+    let place = Place::new(caller);
+    let run = |more: &str| {
+        let words = format!(
+            "exec unshare --user --map-root-user {} run --quiet --write {} {more} -- sh -c 'id -u; echo made > made; ! touch /usr/made 2> /dev/null'",
+            place.program().display(),
+            place.work().display()
+        );
+        let output = place
+            .command(Path::new("/bin/sh"))
+            .args(["-c", &words])
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let more = match caller {
+        Caller::Root => {
+            let (code, said) = run("");
+            assert_eq!(code, Some(120), "{said}");
+            assert!(
+                said.contains("ids can be enforced only in part here: belljar is root here"),
+                "{said}"
+            );
+            "--accept-partial ids"
+        }
+        _ => "",
+    };
+    assert_eq!(run(more), (Some(0), "1000\n".to_owned()));
+    let owner = place.on_host("stat -c %u made");
+    assert_eq!(owner, place.on_host("stat -c %u ."));
+    row("root of a user namespace of one id", caller, "its own id");
 }

@@ -26,7 +26,10 @@ fn plan() -> Plan {
     Plan {
         task: "019a0000-0000-7000-8000-000000000001".parse().unwrap(),
         hostname: "belljar".to_owned(),
-        ids: Ids::Range { base: 1 << 30 },
+        ids: Ids::Range {
+            base: 1 << 30,
+            user: None,
+        },
         root: Root {
             layers: Vec::new(),
             bytes: 4 << 30,

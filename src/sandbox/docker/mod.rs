@@ -30,10 +30,9 @@ use futures_util::StreamExt;
 
 use super::launcher::{Carry, LaunchError, Launcher};
 use super::outside;
-use super::plan::{Ids, Plan};
+use super::plan::{CallerIds, Ids, Plan};
 use crate::audit::record::{Control, Enforced};
 use crate::sys::cgroup::{Cgroups, Version};
-use crate::sys::process;
 use crate::task::Runtime;
 
 /// On all that belljar has an engine make: the task's id.
@@ -71,6 +70,11 @@ pub enum DockerError {
         "user = \"root\" would be root of the host: this engine maps no ids (dockerd --userns-remap, or a rootless engine, does)"
     )]
     RootOutside,
+    #[error(
+        "the engine cannot give a writable root of {uid}:{gid} to the command's user where ids cannot be mapped: backend = \"oci\" can, \
+         or the root can lie on a volume or a tmpfs"
+    )]
+    Unmapped { uid: u32, gid: u32 },
     #[error("the container ended before its guest spoke: {said}")]
     Ended { said: String },
     #[error("the engine took the root file system and has no image of it")]
@@ -197,7 +201,7 @@ impl Engine {
             reason: Some(reason.to_owned()),
         };
         let mut less = Vec::new();
-        if process::own_ids().0 != 0 {
+        if !CallerIds::of_process().has_range {
             less.push(partial(
                 "mounts",
                 "the engine opens roots by their paths: one that somebody swaps while the task starts is followed",
@@ -239,6 +243,12 @@ impl Engine {
     pub async fn start(&self, plan: &Plan, runtime: &Runtime, place: Place<'_>) -> Result<Container, DockerError> {
         if let (Ids::Range { .. }, 0, false) = (plan.ids, plan.process.uid, self.facts.maps_ids) {
             return Err(DockerError::RootOutside);
+        }
+        if let Ids::Range { user: Some(user), .. } = plan.ids {
+            return Err(DockerError::Unmapped {
+                uid: user.uid,
+                gid: user.gid,
+            });
         }
         let runtime = match runtime {
             Runtime::Builtin => None,
