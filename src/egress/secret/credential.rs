@@ -76,8 +76,9 @@ pub(in crate::egress) fn is_header(name: &HeaderName) -> bool {
 /// Whether a parameter of a query does.
 pub(in crate::egress) fn is_parameter(name: &str) -> bool {
     let name = hyphenated(&name.to_ascii_lowercase());
-    let is_known = |known: &&str| hyphenated(known) == name;
-    PARAMETERS.iter().any(|known| is_known(&known)) || name.starts_with("x-amz-") || name.starts_with("x-goog-")
+    PARAMETERS.iter().any(|known| hyphenated(known) == name)
+        || name.starts_with("x-amz-")
+        || name.starts_with("x-goog-")
 }
 
 /// A name as the programs behind a server may see it: many of them know no difference between the two signs (RFC 3875, 4.1.18).
