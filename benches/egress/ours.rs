@@ -13,7 +13,8 @@ use belljar::egress::dial::Dialler;
 use belljar::egress::gate::{Clearance, Route};
 use belljar::egress::resolve::{ResolveError, Resolver};
 use belljar::egress::{
-    Gate, Listeners, NobodyToAsk, OwnAddresses, Parts, Proxy, ProxyHandle, RecordError, Recorder, Unattributed,
+    End, Gate, Listeners, NobodyToAsk, OwnAddresses, Parts, Proxy, ProxyHandle, RecordError, Recorder, Unattributed,
+    threads,
 };
 use belljar::id::{ExecId, TaskId};
 use belljar::task::{Network, NetworkMode, Unknown};
@@ -106,6 +107,7 @@ async fn start(server: SocketAddr, folder: &Path) -> io::Result<(ProxyHandle, So
     parts.attribution = Arc::new(Unattributed);
     parts.resolver = Arc::new(OnePublicAddress);
     parts.dialler = Arc::new(ToLoopback(server));
+    parts.runtime = threads::next()?;
     Ok((Proxy::start(listeners, parts)?, address))
 }
 
@@ -114,16 +116,31 @@ struct ToJournal {
     journal: Journal,
 }
 
-impl Recorder for ToJournal {
-    fn record(&self, exec: Option<ExecId>, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
-        let entry = Entry {
+impl ToJournal {
+    fn entry(&self, exec: Option<ExecId>, event: Event) -> Entry {
+        Entry {
             task: Some(self.task),
             exec,
             event,
-        };
+        }
+    }
+}
+
+impl Recorder for ToJournal {
+    fn record(&self, exec: Option<ExecId>, event: Event) -> BoxFuture<'_, Result<(), RecordError>> {
+        let entry = self.entry(exec, event);
         Box::pin(async move {
             let written = self.journal.append(entry).await;
             written.map(drop).map_err(|error| RecordError(Box::new(error)))
+        })
+    }
+
+    fn record_all(&self, events: Vec<End>) -> BoxFuture<'_, Result<(), RecordError>> {
+        let entries = events.into_iter().map(|End { exec, event }| self.entry(exec, event));
+        let entries = entries.collect();
+        Box::pin(async move {
+            let written = self.journal.append_batch(entries).await;
+            written.map_err(|error| RecordError(Box::new(error)))
         })
     }
 }

@@ -51,7 +51,7 @@ impl Counts {
 }
 
 /// The end of a connection, for the record.
-pub(super) struct End {
+pub struct End {
     pub exec: Option<ExecId>,
     pub event: Event,
 }

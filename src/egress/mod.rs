@@ -39,6 +39,7 @@ mod request;
 pub mod resolve;
 pub mod room;
 pub mod secret;
+pub mod threads;
 pub mod tls;
 pub mod upstream;
 mod way;
@@ -49,17 +50,17 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-pub use account::{EgressBytes, Totals};
+pub use account::{EgressBytes, End, Totals};
 pub use ask::{Asker, EgressQuestion, NobodyToAsk, Told};
 pub use client::{Attribution, Client, Transport, Unattributed};
 pub use gate::{Denial, Destination, Gate, NetworkRule, OwnAddresses, Protocol};
 pub use limits::Limits;
 pub use way::{RecordError, Recorder};
 
-use account::End;
 use ask::Questions;
 use dial::{Dialler, DirectDialler};
 use pace::Pace;
@@ -104,10 +105,12 @@ pub struct Parts {
     pub store: Option<Arc<cache::Store>>,
     /// For the connections of all tasks together.
     pub room: Room,
+    /// Where it is served; see [`threads`].
+    pub runtime: Handle,
 }
 
 impl Parts {
-    /// The parts of a real proxy: the host's resolver and its network.
+    /// The parts of a real proxy: the host's resolver and its network, served on the caller's runtime.
     pub fn new(gate: Arc<Gate>, recorder: Arc<dyn Recorder>, asker: Arc<dyn Asker>) -> Self {
         Self {
             gate,
@@ -120,6 +123,7 @@ impl Parts {
             inspection: None,
             store: None,
             room: Room::of_process(),
+            runtime: Handle::current(),
         }
     }
 }
@@ -140,7 +144,7 @@ pub struct ProxyHandle {
 }
 
 impl Proxy {
-    /// Starts to serve on the caller's runtime.
+    /// Starts to serve.
     pub fn start(listeners: Listeners, parts: Parts) -> io::Result<ProxyHandle> {
         let Parts {
             gate,
@@ -153,7 +157,9 @@ impl Proxy {
             inspection,
             store,
             room,
+            runtime,
         } = parts;
+        let _entered = runtime.enter();
         // All are made before any is served, so that a proxy starts whole or not at all.
         let mut tcp = Vec::new();
         for (front, listener) in [
@@ -352,16 +358,16 @@ async fn write_ends(mut ends: mpsc::Receiver<End>, recorder: Arc<dyn Recorder>) 
         if !ends.is_closed() {
             tokio::time::sleep(ENDS_PAUSE).await;
         }
-        let mut next = Some(first);
-        while let Some(End { exec, event }) = next {
-            if let Err(error) = recorder.record(exec, event).await {
-                // The next judgement cannot be written either, and is refused for it.
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "a connection's end is missing in the record"
-                );
-            }
-            next = ends.try_recv().ok();
+        let mut gathered = vec![first];
+        gathered.extend(std::iter::from_fn(|| ends.try_recv().ok()));
+        let count = gathered.len();
+        if let Err(error) = recorder.record_all(gathered).await {
+            // The next judgement cannot be written either, and is refused for it.
+            tracing::error!(
+                count,
+                error = &error as &dyn std::error::Error,
+                "ends of connections are missing in the record"
+            );
         }
     }
 }

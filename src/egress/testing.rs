@@ -162,6 +162,7 @@ impl Fixture {
             inspection: options.inspection,
             store: options.store,
             room: options.room,
+            runtime: tokio::runtime::Handle::current(),
         };
         let handle = Proxy::start(listeners, parts).unwrap();
         Self {

@@ -132,7 +132,7 @@ pub enum SubmitError {
     #[error("the task has ended")]
     Ended,
     #[error("the task has {running} execs running already, which is its limit")]
-    TooMany { running: usize },
+    TooMany { running: u64 },
 }
 
 #[derive(Debug, thiserror::Error)]

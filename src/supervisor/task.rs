@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fs::File;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -30,7 +31,7 @@ use crate::sandbox::protect::Guard;
 use crate::task::Task;
 
 /// Execs that may run at once in one task: what an agent with many tools needs, and far from what a host cannot bear.
-const RUNNING_MAX: usize = 256;
+const RUNNING_MAX: u64 = 256;
 
 /// Ended execs whose output can still be replayed.
 const REPLAY_MAX: usize = 64;
@@ -74,7 +75,7 @@ pub enum Stop {
 struct Execs {
     order: Vec<ExecId>,
     map: HashMap<ExecId, Arc<Exec>>,
-    running: usize,
+    counts: ExecCounts,
 }
 
 /// One exec, as long as its task lives.
@@ -124,15 +125,6 @@ impl Live {
     }
 
     pub fn info(&self) -> TaskInfo {
-        let mut counts = ExecCounts::default();
-        for exec in lock(&self.execs).map.values() {
-            match exec.done.borrow().as_ref() {
-                None => counts.running += 1,
-                Some(ExecEnd::Refused(_)) => counts.refused += 1,
-                Some(ExecEnd::Failed { .. }) => counts.failed += 1,
-                Some(ExecEnd::Finished(_)) => counts.finished += 1,
-            }
-        }
         let state = match (self.ended.borrow().is_some(), self.stop.borrow().is_some()) {
             (true, _) => TaskState::Ended,
             (false, true) => TaskState::Stopping,
@@ -147,7 +139,7 @@ impl Live {
             image: super::image_name(&self.task.image),
             runtime: super::runtime_name(&self.task.runtime),
             workdir: self.task.workdir.clone(),
-            execs: counts,
+            execs: lock(&self.execs).counts,
         }
     }
 
@@ -177,18 +169,19 @@ impl Live {
             if self.stop.borrow().is_some() {
                 return Err(SubmitError::Ended);
             }
-            if execs.running >= RUNNING_MAX {
-                return Err(SubmitError::TooMany { running: execs.running });
+            if execs.counts.running >= RUNNING_MAX {
+                return Err(SubmitError::TooMany {
+                    running: execs.counts.running,
+                });
             }
-            execs.running += 1;
+            execs.counts.running += 1;
             execs.order.push(exec.request.id);
             execs.map.insert(exec.request.id, exec.clone());
         }
         self.busy.notify_one();
         let live = self.clone();
         let running = exec.clone();
-        // Joined by `finish`, which waits for every exec's end.
-        tokio::spawn(async move {
+        let mut steps = Box::pin(async move {
             let inputs = Inputs {
                 control: controls,
                 stdin: pieces,
@@ -199,6 +192,12 @@ impl Live {
             .await;
             live.over(&running, &log, end);
         });
+        // Its first steps (judged, recorded, asked of a slot) are short and are made here: another thread would have to wake up first.
+        let mut nobody = std::task::Context::from_waker(Waker::noop());
+        if steps.as_mut().poll(&mut nobody).is_pending() {
+            // Joined by `finish`, which waits for every exec's end.
+            tokio::spawn(steps);
+        }
         Ok(exec)
     }
 
@@ -206,11 +205,16 @@ impl Live {
         lock(&exec.status).state = ExecState::Ended;
         lock(&exec.stdin).take();
         log.end(ExecEvent::Ended(end.clone()));
-        exec.done.send_replace(Some(end));
         let mut execs = lock(&self.execs);
-        execs.running -= 1;
+        execs.counts.running -= 1;
+        match end {
+            ExecEnd::Refused(_) => execs.counts.refused += 1,
+            ExecEnd::Failed { .. } => execs.counts.failed += 1,
+            ExecEnd::Finished(_) => execs.counts.finished += 1,
+        }
+        exec.done.send_replace(Some(end));
         // Old output goes; what the execs came to stays until the task ends.
-        let ended = execs.order.len().saturating_sub(REPLAY_MAX + RUNNING_MAX);
+        let ended = execs.order.len().saturating_sub(REPLAY_MAX + RUNNING_MAX as usize);
         if let Some(old) = ended
             .checked_sub(1)
             .and_then(|index| execs.map.get(&execs.order[index]))
@@ -277,7 +281,7 @@ impl Live {
         loop {
             tell();
             tokio::time::sleep(limits::PAUSE).await;
-            if lock(&self.execs).running == 0 {
+            if lock(&self.execs).counts.running == 0 {
                 tell();
                 self.busy.notified().await;
             }

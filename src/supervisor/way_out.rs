@@ -12,7 +12,7 @@ use futures_util::future::BoxFuture;
 use super::RefusedEgress;
 use super::driver::StartError;
 use crate::approval::{Asked, Desk, Subject};
-use crate::audit::journal::Journal;
+use crate::audit::journal::{Journal, JournalError};
 use crate::audit::query::{self, Filter, Take};
 use crate::audit::record::{Entry, Event};
 use crate::egress::cache::Store;
@@ -22,8 +22,8 @@ use crate::egress::secret::Secrets;
 use crate::egress::tls::Inspection;
 use crate::egress::upstream::UpstreamDialler;
 use crate::egress::{
-    Asker, Destination, EgressQuestion, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy,
-    ProxyHandle, RecordError, Recorder, Told,
+    Asker, Destination, EgressQuestion, End, Gate, Listeners, NetworkRule, OwnAddresses, Parts, Protocol, Proxy,
+    ProxyHandle, RecordError, Recorder, Told, threads,
 };
 use crate::exec::traffic::Traffic;
 use crate::id::{ApprovalId, ExecId, TaskId};
@@ -266,7 +266,9 @@ pub async fn open(
     }
     let traffic = Traffic::new(sandbox.clone());
     parts.attribution = traffic.clone();
-    let proxy = Proxy::start(listeners, parts).map_err(|source| StartError::Proxy { source })?;
+    let failed = |source| StartError::Proxy { source };
+    parts.runtime = threads::next().map_err(failed)?;
+    let proxy = Proxy::start(listeners, parts).map_err(failed)?;
     Ok((proxy, traffic))
 }
 
@@ -290,19 +292,29 @@ impl Recorder for ToJournal {
         {
             note(&self.refused, host, *port, rule, reason);
         }
-        let entry = Entry {
+        let entry = self.entry(exec, event);
+        Box::pin(async move { self.journal.append(entry).await.map(drop).map_err(lost) })
+    }
+
+    fn record_all(&self, events: Vec<End>) -> BoxFuture<'_, Result<(), RecordError>> {
+        let entry = |End { exec, event }| self.entry(exec, event);
+        let entries = events.into_iter().map(entry).collect();
+        Box::pin(async move { self.journal.append_batch(entries).await.map_err(lost) })
+    }
+}
+
+impl ToJournal {
+    fn entry(&self, exec: Option<ExecId>, event: Event) -> Entry {
+        Entry {
             task: Some(self.task),
             exec,
             event,
-        };
-        Box::pin(async move {
-            self.journal
-                .append(entry)
-                .await
-                .map(drop)
-                .map_err(|error| RecordError(Box::new(error)))
-        })
+        }
     }
+}
+
+fn lost(error: JournalError) -> RecordError {
+    RecordError(Box::new(error))
 }
 
 fn note(refused: &Refused, host: &str, port: u16, rule: &str, reason: &str) {

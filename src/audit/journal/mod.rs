@@ -221,6 +221,14 @@ impl Journal {
         self.push(entries, WrittenBy::Caller).wait()
     }
 
+    /// As [`Journal::append_all`], for as many as there are; for none, nothing is written.
+    pub async fn append_batch(&self, entries: Vec<Entry>) -> Result<(), JournalError> {
+        match entries.is_empty() {
+            true => Ok(()),
+            false => self.push(entries, WrittenBy::Caller).await.map(drop),
+        }
+    }
+
     /// Queues one record without waiting: records are written in the order in which they were submitted, and those submitted
     /// together are committed together. The receipt tells when it is committed; dropping the receipt does not take the record back.
     pub fn submit(&self, entry: Entry) -> Receipt {
@@ -232,9 +240,10 @@ impl Journal {
         self.inner.redactor.hide(value);
     }
 
-    fn push<const N: usize>(&self, mut entries: [Entry; N], by: WrittenBy) -> Receipt {
+    fn push(&self, mut entries: impl AsMut<[Entry]>, by: WrittenBy) -> Receipt {
+        let entries = entries.as_mut();
         entries.iter_mut().for_each(|entry| self.inner.redactor.clean(entry));
-        let mut receipt = Receipt::of(|reply| self.inner.writer.push(&entries, reply, by));
+        let mut receipt = Receipt::of(|reply| self.inner.writer.push(entries, reply, by));
         match by {
             // It is waited for now.
             WrittenBy::Caller => self.inner.writer.leader().lead(),
