@@ -30,4 +30,4 @@ pub mod relay;
 pub mod seccomp;
 mod setup;
 mod ssh;
-mod unfold;
+pub mod unfold;
