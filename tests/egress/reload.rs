@@ -164,7 +164,10 @@ fn a_task_that_asks_for_more_than_changed_requirements_allow_reaches_nothing() {
     let mut task = world.place.start(&world.network(&[]));
     assert_eq!(fetch(&mut task, ALLOWED), "hello from outside");
     let demands = etc.join("requirements.toml");
-    std::fs::write(&demands, "version = 1\n[network]\nmodes = [\"none\"]\n").unwrap();
+    // In one step, or it might be read half written: that closes the way out too, for another reason.
+    let draft = etc.join("draft");
+    std::fs::write(&draft, "version = 1\n[network]\nmodes = [\"none\"]\n").unwrap();
+    std::fs::rename(&draft, &demands).unwrap();
     until(&mut task, ALLOWED, "policy.changed");
     assert!(
         loaded(&world)[0]
