@@ -326,7 +326,8 @@ async fn engines() -> Vec<Finding> {
 async fn engine(control: &'static str, socket: &Path, needed: &str) -> Finding {
     match Engine::connect(socket).await {
         Ok(engine) => {
-            let runtimes = engine.facts.runtimes.join(", ");
+            let runtimes: Vec<&str> = engine.facts.runtimes.keys().map(String::as_str).collect();
+            let runtimes = runtimes.join(", ");
             let about = super::terminal::clean(&format!("{}; runtimes {runtimes}", engine.facts.about));
             match engine.facts.maps_ids {
                 true => finding(control, Enforced::Full, about),

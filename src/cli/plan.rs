@@ -3,18 +3,18 @@
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::flags::{Ready, TaskArgs};
 use super::terminal::clean;
 use super::unpacking::UnpackingLine;
 use crate::audit::record::Control;
-use crate::image::{self, Store};
+use crate::image::Store;
 use crate::sandbox::bundle::{self, HardLimits};
 use crate::sandbox::launcher::Launcher;
 use crate::sandbox::plan::{Ids, Plan, Source, What};
 use crate::sandbox::{enforcement, outside, protect, seccomp};
-use crate::supervisor::{self, RootFacts};
+use crate::supervisor::{self, Heard, RootFacts};
 use crate::sys::cgroup::Cgroups;
 use crate::task::Backend;
 
@@ -30,19 +30,24 @@ pub struct PlanArgs {
 
 pub fn run(args: PlanArgs) -> anyhow::Result<u8> {
     let Ready { task, config, .. } = args.task.admit()?;
-    let image = image::resolve(
-        &task.image,
-        &Store::of_state(&config.state),
-        &UnpackingLine::new(args.json),
-    )?;
-    let protected = protect::look(&task.roots)?;
-    let engine = match task.backend {
-        Backend::Docker => {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            Some(runtime.block_on(supervisor::own_engine())?)
-        }
-        Backend::Oci => None,
+    let (image, engine) = {
+        let heard: Heard = Arc::new(UnpackingLine::new(args.json));
+        let found = async {
+            let engine = match task.backend {
+                Backend::Docker => Some(supervisor::own_engine().await?),
+                Backend::Oci => None,
+            };
+            let store = Store::of_state(&config.state);
+            let image = supervisor::find(&task.image, &store, engine.as_ref(), &heard).await?;
+            Ok::<_, anyhow::Error>((image, engine))
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(found)?
     };
+    if let Some(engine) = &engine {
+        engine.facts.runtime(&task.runtime)?;
+    }
+    let protected = protect::look(&task.roots)?;
     let launcher = Mutex::new(Launcher::start(Path::new("/proc/self/exe"))?);
     let unmapped = supervisor::unmapped(&task.roots, &launcher)?;
     let facts = RootFacts {

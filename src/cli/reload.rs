@@ -4,7 +4,7 @@
 //! |---|---|
 //! | another policy that the task may have | it holds for the next command and the next connection; live connections that it forbids end |
 //! | what cannot be read as a policy | what held goes on holding, and the fault is told and recorded |
-//! | that the task asks for more than it may | its way out is closed until it no longer does |
+//! | that the task asks for more than it may | it would not be admitted: no command begins and its way out is closed, until it no longer does; what runs already goes on |
 //!
 //! Rules and the network's lists are read again; what a sandbox was made of cannot change any more. What the sandbox itself could
 //! write is never read again: a spec or a file of rules in a writable root counts as it stood when the task began.
@@ -223,8 +223,8 @@ impl Reload {
             return;
         }
         let reason = "the requirements changed, and this task asks for more than they allow".to_owned();
-        self.task.policy().close_way_out(reason);
-        tracing::warn!("the way out is closed: {why}");
+        self.task.policy().close(reason);
+        tracing::warn!("no command begins any more, and the way out is closed: {why}");
         self.refuse(why).await;
     }
 

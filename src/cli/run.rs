@@ -25,11 +25,10 @@ use crate::audit::journal::{Journal, JournalOptions};
 use crate::audit::otlp::ExporterHandle;
 use crate::audit::record::{Entry, Event, Identity};
 use crate::config::{BundleSeen, Config, Rejection, Surroundings};
-use crate::image::{self, Image, Store};
 use crate::path::HostPath;
 use crate::policy::{Policy, Stdin};
-use crate::supervisor::{Supervisor, TaskHandle};
-use crate::task::{ImageRef, Reviewer, Task, WhoApproves};
+use crate::supervisor::{Heard, Supervisor, TaskHandle};
+use crate::task::{Reviewer, Task, WhoApproves};
 
 /// Runs a task: a spec file, flags, or both. Flags win over the file.
 #[derive(Debug, clap::Args)]
@@ -128,7 +127,11 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         .within_trace(std::env::var("TRACEPARENT").ok());
     let approvers = approvers(&task, &manner, &config, &surroundings)?;
     let command = task.command.clone();
-    let image = unpack(&task.image, &config, manner.quiet).await?;
+    // With lines on a terminal that say how far it is.
+    let image = {
+        let heard: Heard = Arc::new(UnpackingLine::new(manner.quiet));
+        supervisor.image(&task, &heard).await?
+    };
     let handle = supervisor.start_task(task.clone(), image, policy, approvers).await?;
     let folder = handle.folder().to_owned();
     let reload = Reload::of(source, &handle, &task, &config, &journal);
@@ -179,14 +182,6 @@ fn record_refusal(name: Option<String>, error: anyhow::Error) -> anyhow::Error {
         Ok(_) => error,
         Err(failure) => error.context(format!("the refusal could not be recorded ({failure})")),
     }
-}
-
-/// The image's layers, unpacked where they are not yet, with a line on a terminal that says how far that is.
-async fn unpack(image: &ImageRef, config: &Config, quiet: bool) -> anyhow::Result<Image> {
-    let store = Store::of_state(&config.state);
-    let image = image.clone();
-    let progress = UnpackingLine::new(quiet);
-    Ok(tokio::task::spawn_blocking(move || image::resolve(&image, &store, &progress)).await??)
 }
 
 /// Gives the collectors a moment to take what there is; the rest is sent by the next start.

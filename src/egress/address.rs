@@ -3,7 +3,7 @@
 //! The table is the IANA special-purpose registries (<https://www.iana.org/assignments/iana-ipv4-special-registry>,
 //! `iana-ipv6-special-registry`), multicast, and what clouds answer on in public ranges. In IPv6 the default is closed: only
 //! `2000::/3`, the global unicast space, is looked at further. Addresses that carry an IPv4 address (mapped, NAT64, 6to4,
-//! Teredo and kin) are never public: where their packets end is decided by a translator that the check cannot see.
+//! Teredo, ISATAP and kin) are never public: where their packets end is decided by a translator that the check cannot see.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -128,6 +128,9 @@ pub fn reach(ip: IpAddr) -> Reach {
                 .map_or(Reach::Public, |&(_, _, reach)| reach)
         }
         IpAddr::V6(ip) => {
+            if is_isatap(ip) {
+                return Reach::Never("ISATAP (an interface id of 5efe)");
+            }
             let holds =
                 |network: Ipv6Addr, length: u8| (ip.to_bits() ^ network.to_bits()) >> (128 - u32::from(length)) == 0;
             IPV6.iter()
@@ -135,6 +138,11 @@ pub fn reach(ip: IpAddr) -> Reach {
                 .map_or(Reach::Local("outside of 2000::/3"), |&(_, _, reach)| reach)
         }
     }
+}
+
+/// Whatever its prefix, such an address is reached by a tunnel to the IPv4 address at its end (RFC 5214, 6.1).
+fn is_isatap(ip: Ipv6Addr) -> bool {
+    matches!(ip.segments(), [_, _, _, _, 0 | 0x0200, 0x5efe, _, _])
 }
 
 /// The IPv4 address that an IPv6 address carries: what a translator would send its packets to.
@@ -147,6 +155,7 @@ pub fn embedded_ipv4(ip: Ipv6Addr) -> Option<Ipv4Addr> {
         [0x2002, ..] => Some(Ipv4Addr::from_bits((bits >> 80) as u32)),
         // Teredo hides the client's address by turning every bit over (RFC 4380, 4).
         [0x2001, 0, ..] => Some(Ipv4Addr::from_bits(!(bits as u32))),
+        _ if is_isatap(ip) => Some(low),
         _ => None,
     }
 }
@@ -267,6 +276,8 @@ mod tests {
             "2001:1ff:ffff::1",
             "2001:db8::1",
             "2002:808:808::1",
+            "2001:470::5efe:a00:1",
+            "2606:4700::200:5efe:808:808",
             "3fff::1",
             "3fff:fff::1",
             "5f00::1",
@@ -309,6 +320,7 @@ mod tests {
             "2001:db9::1",
             "2003::1",
             "2606:4700::1111",
+            "2606:4700::1:5efe:a00:1",
             "3ffe::1",
             "3fff:1000::1",
         ] {
@@ -325,6 +337,8 @@ mod tests {
             ("64:ff9b::a00:1", Some("10.0.0.1")),
             ("2002:a00:1::", Some("10.0.0.1")),
             ("2001:0:1:2:3:4:f5ff:fffe", Some("10.0.0.1")),
+            ("2001:470::5efe:10.0.0.1", Some("10.0.0.1")),
+            ("fe80::200:5efe:a00:1", Some("10.0.0.1")),
             ("2001:db8::1", None),
             ("::1", None),
         ] {

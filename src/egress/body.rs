@@ -11,8 +11,9 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 
 use super::account::Account;
 use super::front::http::whole_chain;
-use super::secret::answer::Looking;
+use super::secret::answer::{Looking, Peek};
 use super::secret::mask::Masker;
+use super::secret::{credential, found_in_head};
 
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -25,6 +26,7 @@ pub(super) struct Carried {
     /// Whether the end of the body is the end of the exchange.
     completes: bool,
     keeps_trailers: bool,
+    keeps_credentials: bool,
     trailers: Option<HeaderMap>,
     is_over: bool,
 }
@@ -37,13 +39,19 @@ enum Direction {
 /// How far a body is looked into.
 enum Sight {
     None,
-    /// Placeholders must not pass; the name of one that was found is kept.
-    Guard {
-        guard: Masker,
-        found: Arc<OnceLock<String>>,
-    },
+    /// Placeholders must not pass.
+    Guard(Box<Guard>),
     /// Values are masked.
     Mask(Box<Looking>),
+}
+
+/// What looks for placeholders in a request's body.
+struct Guard {
+    guard: Masker,
+    /// Into a packed body, whose bytes are looked at as they are too.
+    peek: Option<(Peek, Masker)>,
+    /// The name of the secret whose placeholder was found.
+    found: Arc<OnceLock<String>>,
 }
 
 impl Carried {
@@ -64,6 +72,7 @@ impl Carried {
             sight: Sight::None,
             completes: false,
             keeps_trailers: true,
+            keeps_credentials: true,
             trailers: None,
             is_over: false,
         }
@@ -71,11 +80,22 @@ impl Carried {
 
     /// Ends in an error where a placeholder stands in it, whose secret `found` then names.
     #[must_use]
-    pub fn guarded(mut self, guard: Option<Masker>, found: &Arc<OnceLock<String>>) -> Self {
+    pub fn guarded(mut self, guard: Option<Masker>, headers: &HeaderMap, found: &Arc<OnceLock<String>>) -> Self {
         if let Some(guard) = guard {
-            let found = found.clone();
-            self.sight = Sight::Guard { guard, found };
+            let inner = || Masker::new(guard.patterns().clone());
+            self.sight = Sight::Guard(Box::new(Guard {
+                peek: Peek::of(headers).map(|peek| (peek, inner())),
+                found: found.clone(),
+                guard,
+            }));
         }
+        self
+    }
+
+    /// For a host whose credentials are ours to put in: what comes behind the body holds none.
+    #[must_use]
+    pub fn without_credentials(mut self) -> Self {
+        self.keeps_credentials = false;
         self
     }
 
@@ -147,8 +167,13 @@ impl Carried {
                     Err(frame) => {
                         self.is_over = true;
                         let mut trailers = frame.into_trailers().unwrap_or_default();
-                        if let Sight::Mask(looking) = &self.sight {
-                            looking.mask(&mut trailers);
+                        match &self.sight {
+                            Sight::None => {}
+                            Sight::Guard(guard) => guard.look_at(&trailers)?,
+                            Sight::Mask(looking) => looking.mask(&mut trailers),
+                        }
+                        if !self.keeps_credentials {
+                            credential::take_headers(&mut trailers, |_| false);
                         }
                         self.trailers = Some(trailers);
                         self.rest()?
@@ -164,7 +189,7 @@ impl Carried {
     fn look(&mut self, data: Bytes) -> Result<Bytes, Failure> {
         match &mut self.sight {
             Sight::None => Ok(data),
-            Sight::Guard { guard, found } => guarded(guard.guard(&data, false), found),
+            Sight::Guard(guard) => guard.pass(data, false),
             Sight::Mask(looking) => Ok(looking.take(data).into()),
         }
     }
@@ -172,18 +197,50 @@ impl Carried {
     fn rest(&mut self) -> Result<Bytes, Failure> {
         match &mut self.sight {
             Sight::None => Ok(Bytes::new()),
-            Sight::Guard { guard, found } => guarded(guard.guard(&[], true), found),
+            Sight::Guard(guard) => guard.pass(Bytes::new(), true),
             Sight::Mask(looking) => Ok(looking.finish()?.into()),
         }
     }
 }
 
-fn guarded(passed: Result<Vec<u8>, String>, found: &OnceLock<String>) -> Result<Bytes, Failure> {
-    passed.map(Bytes::from).map_err(|name| {
+impl Guard {
+    /// The bytes that may go on.
+    fn pass(&mut self, data: Bytes, is_end: bool) -> Result<Bytes, Failure> {
+        let mut name = None;
+        if let Some((peek, inner)) = &mut self.peek {
+            let looked = peek.look(data.clone(), |piece| {
+                let passed = inner.guard(piece, false);
+                passed.map(drop).map_err(|found| {
+                    name = Some(found);
+                    String::new()
+                })
+            });
+            match (&name, looked) {
+                (Some(_), _) | (None, Ok(())) => {}
+                (None, Err(why)) => return Err(why.into()),
+            }
+            if name.is_none() && is_end {
+                name = inner.guard(&[], true).err();
+            }
+        }
+        match name.map_or_else(|| self.guard.guard(&data, is_end), Err) {
+            Ok(passed) => Ok(passed.into()),
+            Err(name) => Err(self.stop(name)),
+        }
+    }
+
+    fn look_at(&self, trailers: &HeaderMap) -> Result<(), Failure> {
+        match found_in_head(&self.guard, "", trailers) {
+            Some(name) => Err(self.stop(name)),
+            None => Ok(()),
+        }
+    }
+
+    fn stop(&self, name: String) -> Failure {
         let text = format!("the placeholder of {name} stands in the request's body");
-        let _ = found.set(name);
+        let _ = self.found.set(name);
         text.into()
-    })
+    }
 }
 
 impl Body for Carried {
@@ -205,7 +262,7 @@ impl Body for Carried {
     fn is_end_stream(&self) -> bool {
         match &self.sight {
             Sight::None => self.body.is_end_stream() && self.trailers.is_none(),
-            Sight::Guard { guard, .. } => self.body.is_end_stream() && guard.is_empty() && self.trailers.is_none(),
+            Sight::Guard(guard) => self.body.is_end_stream() && guard.guard.is_empty() && self.trailers.is_none(),
             Sight::Mask(_) => false,
         }
     }
@@ -213,7 +270,7 @@ impl Body for Carried {
     fn size_hint(&self) -> SizeHint {
         match &self.sight {
             Sight::Mask(looking) if looking.changes_length() => SizeHint::default(),
-            Sight::None | Sight::Guard { .. } | Sight::Mask(_) => self.body.size_hint(),
+            Sight::None | Sight::Guard(_) | Sight::Mask(_) => self.body.size_hint(),
         }
     }
 }

@@ -42,8 +42,8 @@ impl PathPattern {
 }
 
 /// Whether every program reads a request's path in the same way: no dot segments, no backslash, no per cent sign that hides a
-/// slash, a backslash, a dot segment or another per cent sign, no escapes that are none. A path that is not so matches no
-/// rule about paths.
+/// slash, a backslash, a dot segment or another per cent sign, no escapes that are none or make no text, no signs that some take
+/// for a dot or a slash. A path that is not so matches no rule about paths.
 pub fn is_unambiguous(path: &str) -> bool {
     let path = path.split(['?', '#']).next().unwrap_or(path);
     let Some(rest) = path.strip_prefix('/') else {
@@ -53,7 +53,18 @@ pub fn is_unambiguous(path: &str) -> bool {
         return false;
     }
     rest.split('/')
-        .all(|segment| decode(segment).is_some_and(|decoded| !is_dot_segment(&decoded)))
+        .all(|segment| decode(segment).is_some_and(|decoded| !is_dot_segment(&decoded) && is_plain_text(&decoded)))
+}
+
+/// Signs that become a dot, a slash or a backslash where text is brought to one form (Unicode's NFKC, Windows' best fit).
+const LOOKALIKES: [char; 10] = [
+    '\u{2024}', '\u{2025}', '\u{2026}', '\u{2044}', '\u{2215}', '\u{2216}', '\u{fe52}', '\u{ff0e}', '\u{ff0f}',
+    '\u{ff3c}',
+];
+
+/// Overlong forms of UTF-8 are no text: servers that read them all the same found "../" in them.
+fn is_plain_text(segment: &[u8]) -> bool {
+    std::str::from_utf8(segment).is_ok_and(|text| !text.contains(LOOKALIKES))
 }
 
 /// A path as it may stand in a record or an answer: without its query, which may hold a secret, and not endless.
@@ -89,6 +100,27 @@ fn decode(segment: &str) -> Option<Vec<u8>> {
         decoded.push(value);
     }
     Some(decoded)
+}
+
+/// Escapes that are none stay as they are.
+pub(super) fn percent_decoded(text: &str) -> Vec<u8> {
+    let bytes = text.as_bytes();
+    let mut decoded = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        let digit = |n: usize| bytes.get(at + n).and_then(|&b| char::from(b).to_digit(16));
+        match (byte, digit(1), digit(2)) {
+            (b'%', Some(high), Some(low)) => {
+                decoded.push(u8::try_from(high << 4 | low).unwrap_or_default());
+                at += 3;
+            }
+            _ => {
+                decoded.push(byte);
+                at += 1;
+            }
+        }
+    }
+    decoded
 }
 
 #[cfg(test)]
@@ -128,7 +160,15 @@ mod tests {
 
     #[test]
     fn a_path_that_can_be_read_in_two_ways_is_told() {
-        for path in ["/", "/a/b", "/a..b/.git", "/%2Egit", "/a%20b?x=/../", "/a;v=1/b"] {
+        for path in [
+            "/",
+            "/a/b",
+            "/a..b/.git",
+            "/%2Egit",
+            "/a%20b?x=/../",
+            "/a;v=1/b",
+            "/caf%c3%a9/%e6%97%a5",
+        ] {
             assert!(is_unambiguous(path), "{path}");
         }
         for path in [
@@ -151,6 +191,13 @@ mod tests {
             "/a/%2",
             "/a/%00",
             "/a/\u{e9}",
+            "/a/%c0%ae%c0%ae/b",
+            "/a/%e0%80%ae%e0%80%ae/b",
+            "/a/%ff",
+            "/a/%ef%bc%8e%ef%bc%8e/b",
+            "/a%ef%bc%8fb",
+            "/a/%e2%80%a5/b",
+            "/a%EF%BC%BCb",
         ] {
             assert!(!is_unambiguous(path), "{path}");
         }

@@ -6,8 +6,9 @@
 
 use super::gate::Destination;
 use super::host::Host;
-use super::path::PathPattern;
+use super::path::{PathPattern, percent_decoded};
 use super::pattern::{List, Pattern, PatternError};
+use super::secret::credential::hyphenated;
 use crate::task::{HostRule, Methods, Network};
 
 /// Headers by which servers take another method or path than the request line has (Rails, Symfony, IIS, Google's APIs).
@@ -19,6 +20,9 @@ const OVERRIDES: [&str; 6] = [
     "x-rewrite-url",
     "x-original-uri",
 ];
+
+/// Parameters by which they do the same (Rails, Symfony, Salesforce, Google's APIs).
+const OVERRIDE_PARAMETERS: [&str; 4] = ["_method", "_httpmethod", "$httpmethod", "x-http-method-override"];
 
 /// All rules about requests of one task.
 #[derive(Debug, Default)]
@@ -42,6 +46,23 @@ pub(super) struct Asked<'a> {
     /// With its query.
     pub path: &'a str,
     pub headers: &'a hyper::HeaderMap,
+}
+
+impl Asked<'_> {
+    /// What in a request can have a server do something else than its line says.
+    fn override_of_it(&self) -> Option<String> {
+        let named = |name: &&hyper::header::HeaderName| OVERRIDES.contains(&hyphenated(name.as_str()).as_str());
+        if let Some(name) = self.headers.keys().find(named) {
+            return Some(format!("the header {name}"));
+        }
+        let (_, query) = self.path.split_once('?')?;
+        let names = query.split(['&', ';']).filter_map(|one| one.split('=').next());
+        let names = names.map(|name| String::from_utf8_lossy(&percent_decoded(name)).to_ascii_lowercase());
+        let found = names
+            .into_iter()
+            .find(|name| OVERRIDE_PARAMETERS.contains(&name.as_str()));
+        found.map(|name| format!("the parameter {name}"))
+    }
 }
 
 /// No: which rule, and why.
@@ -105,13 +126,11 @@ impl RequestRules {
                 });
             };
             if !rule.is_unrestricted()
-                && let Some(name) = OVERRIDES.iter().find(|name| asked.headers.contains_key(**name))
+                && let Some(what) = asked.override_of_it()
             {
                 return Err(Refused {
                     rule: rule.id.clone(),
-                    reason: format!(
-                        "the header {name} can ask for another method or path than the one that was judged"
-                    ),
+                    reason: format!("{what} can ask for another method or path than the one that was judged"),
                 });
             }
             allowed_by.get_or_insert(rule.id.as_str());
@@ -273,7 +292,11 @@ mod tests {
             protocol: Protocol::HttpsConnect,
             method: None,
         };
-        for name in OVERRIDES {
+        // Many programs behind a server see no difference between the two signs (RFC 3875, 4.1.18).
+        for name in OVERRIDES
+            .into_iter()
+            .chain(["x_http_method_override", "x-original_url"])
+        {
             let mut headers = HeaderMap::new();
             headers.insert(name, hyper::header::HeaderValue::from_static("DELETE"));
             let asked = Asked {
@@ -282,6 +305,17 @@ mod tests {
                 headers: &headers,
             };
             assert!(rules.judge(&destination, asked).is_err(), "{name}");
+        }
+        for (path, passes) in [
+            ("/?_method=DELETE", false),
+            ("/?a=b&_Method=put", false),
+            ("/?a=b;_HttpMethod=PATCH", false),
+            ("/?%5Fmethod=DELETE", false),
+            ("/?%24httpMethod=DELETE", false),
+            ("/?q=_method", true),
+            ("/_method", true),
+        ] {
+            assert_eq!(ask(&rules, "api.example.com", "GET", path).is_ok(), passes, "{path}");
         }
     }
 }

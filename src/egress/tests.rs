@@ -231,6 +231,17 @@ async fn requests_that_can_be_read_in_two_ways_are_refused() {
         format!("GET file:///etc/passwd HTTP/1.1\r\n{host}\r\n\r\n"),
         format!("GET unix:/run/x.sock:/ HTTP/1.1\r\n{host}\r\n\r\n"),
         format!("GET http://user@www.example.com/ HTTP/1.1\r\n{host}\r\n\r\n"),
+        format!("{} {url} HTTP/1.1\r\n{host}\r\n\r\n", "GET".repeat(11)),
+        format!("POST {url} HTTP/1.1\r\n{host}\r\nContent-Length: -1\r\n\r\n"),
+        format!("POST {url} HTTP/1.1\r\n{host}\r\nContent-Length: 0x4\r\n\r\nabcd"),
+        format!("POST {url} HTTP/1.1\r\n{host}\r\nContent-Length: 4, 4\r\n\r\nabcd"),
+        format!("POST {url} HTTP/1.1\r\n{host}\r\nContent-Length: 18446744073709551617\r\n\r\na"),
+        format!("POST {url} HTTP/1.1\r\n{host}\r\nTransfer-Encoding\t: chunked\r\n\r\n0\r\n\r\n"),
+        format!("POST {url} HTTP/1.1\r\n{host}\r\nX: a\0b\r\n\r\n"),
+        format!("GET {url} HTTP/1.1\r\n{host}\r\nX: a\rb\r\n\r\n"),
+        format!("GET {url}\r\n"),
+        format!("GET {url} HTTP/2.0\r\n{host}\r\n\r\n"),
+        format!("GET {url}#x HTTP/1.1 x\r\n{host}\r\n\r\n"),
         "CONNECT www.example.com:443 HTTP/1.1\r\nHost: denied.example.com:443\r\n\r\n".to_owned(),
         "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\0\0\0\0\0\0".to_owned(),
         "\u{16}\u{3}\u{1}".to_owned() + &"\0".repeat(200),
@@ -250,7 +261,7 @@ async fn requests_that_can_be_read_in_two_ways_are_refused() {
 #[tokio::test]
 async fn a_plain_request_is_written_anew_for_the_server() {
     let fixture = Fixture::start(Options::default()).await;
-    let request = "POST http://WWW.Example.com:80/a?b=c HTTP/1.1\r\nHost: www.example.com\r\nConnection: X-Mine, keep-alive, Host\r\nX-Mine: 1\r\nKeep-Alive: 5\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic abc\r\nUpgrade: h2c\r\nTE: trailers\r\nAccept: */*\r\nContent-Length: 3\r\n\r\nxyz";
+    let request = "POST http://WWW.Example.com:80/a?b=c HTTP/1.1\r\nHost: www.example.com\r\nConnection: X-Mine, keep-alive, Host\r\nX-Mine: 1\r\nKeep-Alive: 5\r\nProxy-Connection: keep-alive\r\nProxy-Authorization: Basic abc\r\nTransfer_Encoding: chunked\r\nContent_Length: 99\r\nUpgrade: h2c\r\nTE: trailers\r\nAccept: */*\r\nContent-Length: 3\r\n\r\nxyz";
     let mut client = fixture.send(request).await;
     let (mut server, _) = fixture.server.accept().await.unwrap();
     let head = read_head(&mut server).await;

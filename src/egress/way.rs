@@ -287,7 +287,7 @@ impl Way {
             host: destination.host.to_string(),
             port: destination.port,
             protocol: destination.protocol.as_str().to_owned(),
-            method: Some(asked.method.to_owned()),
+            method: Some(shown(asked.method)),
             path: Some(shown(asked.path)),
             decision: decision.to_owned(),
             rule: rule.to_owned(),

@@ -100,7 +100,6 @@ async fn steps(
 
     let judgement = context
         .policy
-        .now()
         .judge(request.id, &request.command, context.sandbox.place());
     let (word, basis) = match &judgement {
         Judgement::Allow(permit) => ("allow", permit.basis()),
@@ -250,12 +249,13 @@ async fn ask(
                 Ok(changed) => changed.map(|file| file.path().to_string()),
                 Err(_) => Some("a file of it".to_owned()),
             };
-            match (answer, changed) {
-                (Answer::Approve(_), Some(file)) => {
+            match (answer, context.policy.closed(), changed) {
+                (Answer::Approve(_), Some(reason), _) => Ok(question.withdraw(&reason)),
+                (Answer::Approve(_), None, Some(file)) => {
                     let why = format!("{file} was changed while somebody was asked about it");
                     Ok(question.withdraw(&why))
                 }
-                (answer, _) => Ok(question.answer(answer, approver)),
+                (answer, ..) => Ok(question.answer(answer, approver)),
             }
         }
         () = canceled(control) => Ok(question.withdraw(CANCELED)),

@@ -30,6 +30,8 @@ const MOST_LAYERS: usize = 500;
 pub(super) struct Contents {
     /// Of the manifest: `sha256:<hex>`.
     pub digest: String,
+    /// All digests by which it is known somewhere: also of its configuration, and of the index that leads to it.
+    pub ids: Vec<String>,
     /// The name that the layout gives the image, if any.
     pub name: Option<String>,
     pub layers: Vec<Blob>,
@@ -241,7 +243,8 @@ impl Layout {
                 });
             }
             let index: ImageIndex = self.json("index", Some(manifest), size, stream)?;
-            let contents = self.of_index(&index, depth - 1)?;
+            let mut contents = self.of_index(&index, depth - 1)?;
+            contents.ids.push(manifest.digest().to_string());
             return Ok(Contents {
                 name: contents.name.or_else(|| name(manifest)),
                 ..contents
@@ -288,6 +291,7 @@ impl Layout {
             layers.push(blob);
         }
         Ok(Contents {
+            ids: vec![digest.clone(), manifest.config().digest().to_string()],
             digest,
             name: None,
             layers,
@@ -349,6 +353,7 @@ impl Layout {
             });
         }
         Ok(Contents {
+            ids: vec![digest.clone()],
             digest,
             name: image.tags().first().cloned(),
             layers,

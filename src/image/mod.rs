@@ -30,7 +30,7 @@ use crate::task::ImageRef;
 
 pub use config::ImageConfig;
 pub use layer::LayerError;
-pub use store::{Named, Pruned, Store};
+pub use store::{MOST_SAVED_BYTES, Named, Pruned, Store};
 
 /// A root file system, ready to be stacked.
 #[derive(Debug)]

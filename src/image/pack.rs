@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use tar::{Builder, EntryType, Header};
 
 use crate::path::HostPath;
@@ -34,6 +35,53 @@ pub enum ExtraKind {
     Link {
         target: PathBuf,
     },
+}
+
+/// A file as it shows on top of a stack of layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Top {
+    File(Vec<u8>),
+    Absent,
+    /// A link, or behind one, or nothing that can be read: whoever looks for it inside may find something.
+    Other,
+}
+
+/// Looks for a plain file in plain folders; at most so many bytes of it. Blocking.
+pub fn top_file(layers: &[HostPath], path: &Path, most: u64) -> io::Result<Top> {
+    for layer in layers.iter().rev() {
+        let mut place = layer.as_path().to_owned();
+        let mut hides = false;
+        let mut parts = path.iter().peekable();
+        while let Some(part) = parts.next() {
+            place.push(part);
+            let found = match fs::symlink_metadata(&place) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                other => other?,
+            };
+            match parts.peek() {
+                Some(_) if found.is_dir() => hides |= is_opaque(&place),
+                None if found.is_file() => return Ok(Top::File(read(&place, most)?)),
+                _ if is_whiteout(&found) => return Ok(Top::Absent),
+                _ => return Ok(Top::Other),
+            }
+        }
+        if hides {
+            break;
+        }
+    }
+    Ok(Top::Absent)
+}
+
+fn read(place: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(place, flags, Mode::empty())?;
+    let mut content = Vec::new();
+    File::from(file).take(most).read_to_end(&mut content)?;
+    Ok(content)
+}
+
+fn is_whiteout(metadata: &Metadata) -> bool {
+    metadata.file_type().is_char_device() && metadata.rdev() == 0
 }
 
 /// Writes layers (lowest first, in overlayfs's form) and extras as one archive. Devices, FIFOs and sockets are left out, setuid and
@@ -126,9 +174,8 @@ fn add_folder<W: Write>(
             append(archive, &path, &metadata, EntryType::Symlink, Some(&target))?;
         } else if kind.is_file() {
             append(archive, &path, &metadata, EntryType::Regular, Some(&entry.path()))?;
-        } else if kind.is_char_device() && metadata.rdev() == 0 {
-            // A whiteout: nothing of it is there.
         }
+        // Of a whiteout nothing is there.
     }
     Ok(())
 }
@@ -187,6 +234,37 @@ mod tests {
         entries
             .map(|entry| entry.unwrap().path().unwrap().to_str().unwrap().to_owned())
             .collect()
+    }
+
+    #[test]
+    fn a_file_is_found_where_the_stack_shows_it_and_behind_no_link() {
+        let place = tempfile::tempdir().unwrap();
+        let layer = |name: &str| HostPath::new(place.path().join(name)).unwrap();
+        let layers = [layer("low"), layer("high")];
+        let top = |path: &str| top_file(&layers, Path::new(path), 3).unwrap();
+        for folder in ["low/etc", "low/opaque", "high/etc", "high/opaque"] {
+            fs::create_dir_all(place.path().join(folder)).unwrap();
+        }
+        for file in [
+            "low/etc/low",
+            "low/etc/both",
+            "high/etc/both",
+            "low/opaque/low",
+            "low/file",
+        ] {
+            fs::write(place.path().join(file), file).unwrap();
+        }
+        symlink("etc", place.path().join("high/link")).unwrap();
+        symlink("both", place.path().join("high/etc/link")).unwrap();
+        let opaque = place.path().join("high/opaque");
+        rustix::fs::setxattr(&opaque, "user.overlay.opaque", b"y", rustix::fs::XattrFlags::empty()).unwrap();
+        assert_eq!(top("etc/low"), Top::File(b"low".to_vec()));
+        assert_eq!(top("etc/both"), Top::File(b"hig".to_vec()));
+        assert_eq!(top("etc/none"), Top::Absent);
+        assert_eq!(top("opaque/low"), Top::Absent);
+        for other in ["link/low", "etc/link", "file/below", "etc"] {
+            assert_eq!(top(other), Top::Other, "{other}");
+        }
     }
 
     #[test]

@@ -98,9 +98,18 @@ impl PullError {
 }
 
 /// Whether a name says which registry it is in: its first part is a host. A bare name is one of the local store only.
-pub(super) fn names_a_registry(name: &str) -> bool {
+pub fn names_a_registry(name: &str) -> bool {
     name.split_once('/')
         .is_some_and(|(host, _)| host.contains(['.', ':']) || host == "localhost")
+}
+
+/// What `docker pull` asks for when it is given this name, as a reference that names its registry.
+pub fn docker_reference(name: &str) -> String {
+    match names_a_registry(name) {
+        true => name.to_owned(),
+        false if name.contains('/') => format!("docker.io/{name}"),
+        false => format!("docker.io/library/{name}"),
+    }
 }
 
 impl Store {

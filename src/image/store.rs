@@ -8,12 +8,13 @@
 //!   images/<digest>.json  an image: its layers and configuration
 //!   names/<hash>.json     a name and the digest that it means
 //!   blobs/<digest>        a layer as a registry gave it, until it is unpacked; <digest>.partial where it broke off
-//!   archives/<hash>.json  an archive as it was seen (device, inode, size, times) and its digest
+//!   archives/<hash>.json  an archive as it was seen (device, inode, size, times), or an engine's id of an image, and its digest
 //!   lease                 shared by whoever takes an image in, exclusive for whoever prunes
 //!   leases/<digest>       shared by whoever runs the image, exclusive for whoever prunes it
 //! ```
 
 mod files;
+mod saved;
 mod streams;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -26,6 +27,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use serde::{Deserialize, Serialize};
 
+pub use saved::MOST_SAVED_BYTES;
 use streams::{Heard, Plain, Told, decompressed};
 
 use super::checked::Summed;
@@ -220,6 +222,7 @@ impl Store {
             name,
             layers,
             config,
+            ..
         } = layout.contents()?;
         let next = AtomicUsize::new(0);
         let take = || {

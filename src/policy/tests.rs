@@ -507,6 +507,26 @@ fn a_rule_that_is_added_leaves_what_restricts_in_force() {
 }
 
 #[test]
+fn what_is_closed_allows_nothing_until_another_policy_is_put_in_force() {
+    let in_force = InForce::new(policy("", Unmatched::Allow));
+    let judge = || in_force.judge(ExecId::new(), &command(&["true"]), &Digest::of_bytes(b"place"));
+    assert!(matches!(judge(), Judgement::Allow(_)));
+    in_force.close("the requirements changed");
+    assert!(matches!(judge(), Judgement::Deny(refusal) if refusal.reason == "the requirements changed"));
+    let text = RuleText {
+        name: "approved.rules".into(),
+        text: "prefix_rule(pattern=[\"true\"])".into(),
+    };
+    in_force.change(|policy| policy.amended(text)).unwrap();
+    assert!(
+        matches!(judge(), Judgement::Deny(_)),
+        "a rule that is added opens nothing"
+    );
+    in_force.open(policy("", Unmatched::Allow));
+    assert!(matches!(judge(), Judgement::Allow(_)));
+}
+
+#[test]
 fn where_nobody_may_be_asked_an_added_rule_does_not_change_that() {
     let mut asking = policy("prefix_rule(pattern=[\"rm\"], decision=\"prompt\")", Unmatched::Ask);
     assert_eq!(verdict(&asking, "rm x"), Verdict::Ask);

@@ -19,7 +19,7 @@ use std::process::{Command, Stdio};
 use serde::{Deserialize, Serialize};
 
 use super::outside;
-use super::plan::{Ids, Owner, Plan};
+use super::plan::{Ids, OutsideUser, Owner, Plan};
 use super::setup::{self, Inherited, StepError};
 use crate::path::HostPath;
 use crate::sys::cgroup::Joins;
@@ -47,8 +47,9 @@ enum Asked<'a> {
 pub struct GiveRequest {
     pub host: HostPath,
     pub attributes: Attributes,
-    pub uid: u32,
-    pub gid: u32,
+    pub user: OutsideUser,
+    /// Who else may make files there, to give them to that one at once: gVisor's file server does so.
+    pub maker: Option<OutsideUser>,
 }
 
 /// One sandbox to make.
@@ -296,14 +297,24 @@ fn give(request: &GiveRequest) -> io::Result<OwnedFd> {
     let source = mount::open_source(request.host.as_ref())?;
     let stat = rustix::fs::fstat(&source)?;
     let tree = mount::clone_tree(source.as_fd(), Depth::Single)?;
-    let one = |inside, outside| {
-        [IdRange {
-            inside,
-            outside,
-            count: 1,
-        }]
+    let one = |inside, outside| IdRange {
+        inside,
+        outside,
+        count: 1,
     };
-    let map = namespace::mapping(&one(stat.st_uid, request.uid), &one(stat.st_gid, request.gid))?;
+    let map = |owner: u32, user: u32, maker: Option<u32>| {
+        let mut ranges = vec![one(owner, user)];
+        if let Some(maker) = maker.filter(|maker| *maker != user) {
+            // For that moment they are nobody's, where the owner has that number.
+            let shown = if owner == maker { namespace::FIRST_ID } else { maker };
+            ranges.push(one(shown, maker));
+        }
+        ranges
+    };
+    let (user, maker) = (request.user, request.maker);
+    let uids = map(stat.st_uid, user.uid, maker.map(|maker| maker.uid));
+    let gids = map(stat.st_gid, user.gid, maker.map(|maker| maker.gid));
+    let map = namespace::mapping(&uids, &gids)?;
     mount::set_attributes(tree.as_fd(), request.attributes, Some(map.as_fd()))?;
     Ok(tree)
 }

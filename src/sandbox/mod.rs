@@ -31,3 +31,4 @@ pub mod seccomp;
 mod setup;
 mod ssh;
 mod unfold;
+mod users;

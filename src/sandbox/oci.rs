@@ -441,6 +441,9 @@ impl Sandbox {
 
     /// Puts a text into the file that tells commands their limits.
     pub fn tell_limits(&self, text: String) {
+        if let Some(Far::Container { container, .. }) = &self.far {
+            return container.tell_limits(&text);
+        }
         // A guest that is gone ends the task by itself.
         let _ = self.guest.tell_limits(text);
     }

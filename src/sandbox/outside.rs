@@ -87,12 +87,17 @@ pub fn carry(runtime: &str) -> Carry {
 
 /// What a runtime gives less of than belljar's own launcher.
 pub fn shortfalls(runtime: &str) -> Vec<Control> {
+    shortfalls_of(carry(runtime))
+}
+
+/// The same of one whose guest is spoken to in this way.
+pub fn shortfalls_of(carry: Carry) -> Vec<Control> {
     let partial = |control: &str, reason: &str| Control {
         control: control.to_owned(),
         enforced: Enforced::Partial,
         reason: Some(reason.to_owned()),
     };
-    match carry(runtime) {
+    match carry {
         Carry::Descriptors => Vec::new(),
         Carry::Stream => vec![
             partial(

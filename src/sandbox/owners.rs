@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use super::launcher::{GiveRequest, LaunchError};
-use super::plan::{AGENT, CallerIds, OutsideUser};
+use super::plan::{CallerIds, OutsideUser};
 use crate::audit::record::{Control, Enforced};
 use crate::document::Word as _;
 use crate::path::{HostPath, SandboxPath};
@@ -70,8 +70,11 @@ pub fn look(
         let request = GiveRequest {
             host: root.host.clone(),
             attributes: Attributes::default(),
-            uid: AGENT,
-            gid: AGENT,
+            user: OutsideUser {
+                uid: namespace::FIRST_ID,
+                gid: namespace::FIRST_ID,
+            },
+            maker: None,
         };
         if MAPPED.contains(&(kind as u64)) || give(&request).is_ok() {
             continue;

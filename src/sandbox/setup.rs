@@ -14,6 +14,7 @@ use rustix::process::Resource;
 use super::host_root::{DEV_LINKS, NOTHING};
 use super::launcher::{LaunchRequest, Sent};
 use super::plan::{AGENT, Ids, LAYER, Made, Mount, Plan, Source, What};
+use super::users::{self, Table};
 use crate::path::SandboxPath;
 use crate::sys::mount::{self, Attributes, Depth};
 use crate::sys::{namespace, packet, process};
@@ -494,41 +495,24 @@ fn make_read_only(root: BorrowedFd<'_>, path: &SandboxPath) -> io::Result<()> {
 /// Adds the agent to an image's users where no one has its id. The image is foreign: its files are read bounded and replaced, never
 /// written through.
 pub(super) fn add_agent(root: BorrowedFd<'_>) -> io::Result<()> {
-    let lines = [
-        (
-            "passwd",
-            "root:x:0:0:root:/root:/bin/sh\n",
-            format!("agent:x:{AGENT}:{AGENT}:agent:/home/agent:/bin/sh\n"),
-        ),
-        ("group", "root:x:0:\n", format!("agent:x:{AGENT}:\n")),
-    ];
     let etc = make_folders(root, "etc")?;
-    for (name, root_line, line) in lines {
-        let mut text = String::new();
-        match mount::open_inside(
-            root,
-            &format!("etc/{name}"),
-            OFlags::RDONLY | OFlags::NONBLOCK,
-            Mode::empty(),
-        ) {
+    for table in Table::BOTH {
+        let path = format!("etc/{}", table.name());
+        let own = match mount::open_inside(root, &path, OFlags::RDONLY | OFlags::NONBLOCK, Mode::empty()) {
             Ok(file) => {
-                std::fs::File::from(file).take(1 << 20).read_to_string(&mut text)?;
+                let mut text = String::new();
+                std::fs::File::from(file)
+                    .take(users::MOST_BYTES)
+                    .read_to_string(&mut text)?;
+                Some(text)
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => text.push_str(root_line),
+            Err(error) if error.kind() == ErrorKind::NotFound => None,
             Err(error) => return Err(error),
+        };
+        if let Some(text) = table.with_agent(own.as_deref(), (AGENT, AGENT)) {
+            let fd = new_file(&etc, table.name(), 0o644)?;
+            std::fs::File::from(fd).write_all(text.as_bytes())?;
         }
-        if text
-            .lines()
-            .any(|line| line.split(':').nth(2) == Some(&AGENT.to_string()))
-        {
-            continue;
-        }
-        if !text.is_empty() && !text.ends_with('\n') {
-            text.push('\n');
-        }
-        text.push_str(&line);
-        let fd = new_file(&etc, name, 0o644)?;
-        std::fs::File::from(fd).write_all(text.as_bytes())?;
     }
     Ok(())
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use super::engines::Engines;
+use super::images::{self, FindError, Heard};
 use super::live_policy::LivePolicy;
 use super::rule_book::UserRules;
 use super::task::Live;
@@ -24,7 +25,7 @@ use crate::egress::host::HostError;
 use crate::egress::secret::SecretsError;
 use crate::egress::tls::InspectionError;
 use crate::exec::pipeline::Context;
-use crate::image::{Image, ImageKind};
+use crate::image::{Image, ImageKind, Store};
 use crate::path::HostPath;
 use crate::policy::Policy;
 use crate::sandbox::contained;
@@ -39,7 +40,7 @@ use crate::sandbox::protect::{Guard, ProtectError};
 use crate::secret::ExposeSecret as _;
 use crate::sys::cgroup::Cgroups;
 use crate::sys::process;
-use crate::task::{Backend, Root, Runtime, Task};
+use crate::task::{Backend, ImageRef, Root, Runtime, Task};
 
 /// Why nothing can be supervised.
 #[derive(Debug, thiserror::Error)]
@@ -360,6 +361,15 @@ impl Supervisor {
             }
         };
         Ok(sandbox)
+    }
+
+    /// The image of a task, unpacked; `heard` is told how far that is.
+    pub async fn image(&self, task: &Task, heard: &Heard) -> Result<Image, FindError> {
+        let engine = match (task.backend, &task.image) {
+            (Backend::Docker, ImageRef::Named(_)) => Some(self.engines.engine().await?),
+            _ => None,
+        };
+        images::find(&task.image, &Store::of_state(&self.state), engine, heard).await
     }
 
     /// Names the socket of the engine for tasks of the `docker` backend, in place of what the environment says.

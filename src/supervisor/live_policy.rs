@@ -1,6 +1,5 @@
 //! The policy of a live task and what it may change into: rules for commands and for hosts, always both together.
 
-use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::driver::StartError;
@@ -19,7 +18,7 @@ pub struct LivePolicy {
 /// How far the task may reach.
 struct Reach {
     network: Network,
-    /// Why it may reach nothing at all for now.
+    /// Why it may run and reach nothing at all for now.
     closed: Option<String>,
 }
 
@@ -77,19 +76,15 @@ impl LivePolicy {
     pub fn put(&self, next: NextPolicy) {
         let NextPolicy { network, policy, gate } = next;
         let mut reach = self.lock();
-        let Ok(_) = self.rules.change(|_| Ok::<_, Infallible>(policy));
+        self.rules.open(policy);
         *reach = Reach { network, closed: None };
         self.reload(gate);
     }
 
-    /// Whether the way out is closed for this very reason already.
-    pub fn is_closed_for(&self, reason: &str) -> bool {
-        self.lock().closed.as_deref() == Some(reason)
-    }
-
-    /// Closes the way out, live connections too, until another policy is put in force.
-    pub fn close_way_out(&self, reason: String) {
+    /// Lets no command begin and closes the way out, live connections too, until another policy is put in force.
+    pub fn close(&self, reason: String) {
         let mut reach = self.lock();
+        self.rules.close(&reason);
         self.reload(Arc::new(Gate::closed(reason.clone())));
         reach.closed = Some(reason);
     }

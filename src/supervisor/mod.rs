@@ -11,6 +11,7 @@
 
 mod driver;
 mod engines;
+mod images;
 mod limits;
 mod live_policy;
 mod recovery;
@@ -35,6 +36,7 @@ use crate::task::{ImageRef, Runtime};
 pub use crate::exec::stream::ExecEvents;
 pub use driver::{RootFacts, StartError, Supervisor, SupervisorError, enforced, plan, unmapped};
 pub use engines::own_engine;
+pub use images::{FindError, Heard, find};
 pub use live_policy::{LivePolicy, NextPolicy};
 
 /// A live task. Cheap to clone; dropping all handles does not end the task.

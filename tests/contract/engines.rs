@@ -20,8 +20,41 @@ impl Daemon {
     pub fn docker() -> Option<Daemon> {
         let program = installed("dockerd")?;
         let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
+        Some(Daemon::dockerd(Command::new(program), folder))
+    }
+
+    /// One that has gVisor too, under a name that says nothing of it.
+    #[allow(dead_code, reason = "for the promises alone")]
+    pub fn docker_with_gvisor() -> Option<Daemon> {
+        let (program, runsc) = (installed("dockerd")?, installed("runsc")?);
+        let folder = tempfile::tempdir().unwrap();
+        let config = folder.path().join("daemon.json");
+        let arguments = ["--platform=ptrace", "--network=none", "--host-uds=open"];
+        let runtimes = serde_json::json!({ "runtimes": { "sandboxed": { "path": runsc, "runtimeArgs": arguments } } });
+        std::fs::write(&config, runtimes.to_string()).unwrap();
         let mut command = Command::new(program);
+        command.arg("--config-file").arg(config);
+        Some(Daemon::dockerd(command, folder))
+    }
+
+    /// One that maps ids for all that it runs, to a range that an /etc of its own gives to somebody.
+    #[allow(dead_code, reason = "for the promises alone")]
+    pub fn docker_with_ids_of_its_own() -> Option<Daemon> {
+        let program = installed("dockerd")?;
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().display();
+        let script = format!(
+            "mkdir {at}/upper {at}/scratch; mount -t overlay -o lowerdir=/etc,upperdir={at}/upper,workdir={at}/scratch none /etc
+             echo nobody:200000:65536 | tee /etc/subuid > /etc/subgid; exec {} --userns-remap=nobody:nogroup \"$@\"",
+            program.display()
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-ec", &script, "sh"]);
+        Some(Daemon::dockerd(command, folder))
+    }
+
+    fn dockerd(mut command: Command, folder: tempfile::TempDir) -> Daemon {
+        let at = |name: &str| folder.path().join(name);
         command
             .args(["--storage-driver=overlay2", "--bridge=none", "--iptables=false"])
             .args(["--ip-forward=false", "--ip-masq=false", "--log-level=error"])
@@ -32,7 +65,7 @@ impl Daemon {
             .arg("--pidfile")
             .arg(at("pid"))
             .arg(format!("--host=unix://{}", at("socket").display()));
-        Some(Daemon::start(command, folder))
+        Daemon::start(command, folder)
     }
 
     /// The same for Podman's service, which is Docker's API too.
@@ -86,6 +119,16 @@ impl Daemon {
 
     fn answers(&self) -> bool {
         std::os::unix::net::UnixStream::connect(self.folder.path().join("socket")).is_ok()
+    }
+
+    #[allow(dead_code, reason = "for the promises alone")]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    #[allow(dead_code, reason = "for the promises alone")]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Its socket; kept for as long as the process, for the tests name it without end.

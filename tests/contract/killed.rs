@@ -26,6 +26,9 @@ pub fn a_killed_belljar_is_cleared_up_after(daemon: &Daemon) {
     };
     let containers = ["ps", "-aq", "--filter", "label=belljar.task"];
     let images = ["images", "-q", "--filter", "label=belljar.image"];
+    // The engine's own three, or fewer: a task has a network of nobody's, and none is ever made for it.
+    let networks = ["network", "ls", "-q"];
+    let before = left(&networks);
 
     let mut killed = belljar()
         .args(["--", "sh", "-c", "echo ready; exec sleep 600"])
@@ -39,9 +42,12 @@ pub fn a_killed_belljar_is_cleared_up_after(daemon: &Daemon) {
     killed.wait().unwrap();
     assert_ne!(left(&containers), "", "there is something to clear up");
     assert_ne!(left(&images), "");
+    assert_eq!(left(&networks), before);
 
     let next = belljar().args(["--", "true"]).output().unwrap();
     assert!(next.status.success(), "{next:?}");
     assert_eq!(left(&containers), "");
     assert_eq!(left(&images), "");
+    assert_eq!(left(&networks), before);
+    assert_eq!(left(&["volume", "ls", "-q"]), "");
 }

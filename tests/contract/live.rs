@@ -20,17 +20,19 @@ pub enum Runtime {
     Runsc,
     /// What an engine runs, by the engine's socket.
     Engine(&'static Path),
+    /// Likewise its gVisor.
+    EngineGvisor(&'static Path),
 }
 
 impl Runtime {
     /// Whether what runs inside has a kernel that is not the host's.
     pub fn has_own_kernel(self) -> bool {
-        self == Runtime::Runsc
+        matches!(self, Runtime::Runsc | Runtime::EngineGvisor(_))
     }
 
     /// Whether ids inside are ids outside.
     pub fn shares_ids(self) -> bool {
-        matches!(self, Runtime::Engine(_))
+        matches!(self, Runtime::Engine(_) | Runtime::EngineGvisor(_))
     }
 
     fn name(self) -> &'static str {
@@ -40,14 +42,18 @@ impl Runtime {
             Runtime::Runsc => "runsc",
             // Whatever the engine's own default is.
             Runtime::Engine(_) => "builtin",
+            // See `engines`.
+            Runtime::EngineGvisor(_) => "sandboxed",
         }
     }
 }
 
 /// The runtime, if it is here; where everything must be here, its absence is a failure.
 pub fn installed(runtime: Runtime) -> Option<Runtime> {
-    if matches!(runtime, Runtime::Builtin | Runtime::Engine(_))
-        || belljar::sandbox::outside::find(runtime.name()).is_ok()
+    if matches!(
+        runtime,
+        Runtime::Builtin | Runtime::Engine(_) | Runtime::EngineGvisor(_)
+    ) || belljar::sandbox::outside::find(runtime.name()).is_ok()
     {
         return Some(runtime);
     }
@@ -104,15 +110,27 @@ impl Live {
         runtime: Runtime,
         change: impl FnOnce(&mut TaskArgs),
     ) -> Result<(Supervisor, TaskHandle), StartError> {
-        let Runtime::Engine(socket) = runtime else {
+        let (Runtime::Engine(socket) | Runtime::EngineGvisor(socket)) = runtime else {
             return Live::begin(state, runtime.name(), change).await;
         };
         let backend = |args: &mut TaskArgs| {
             args.backend = Some("docker".to_owned());
-            args.accept_partial = ["mounts", "namespaces"].map(str::to_owned).to_vec();
+            args.accept_partial = ["exec_isolation", "mounts", "namespaces"].map(str::to_owned).to_vec();
             change(args);
         };
         Live::begin_with(state, runtime.name(), backend, |supervisor| {
+            supervisor.with_engine(socket.to_owned())
+        })
+        .await
+    }
+
+    /// A task at an engine with a runtime that the engine may have.
+    pub async fn begin_at(socket: &Path, state: &Path, runtime: &str) -> Result<(Supervisor, TaskHandle), StartError> {
+        let backend = |args: &mut TaskArgs| {
+            args.backend = Some("docker".to_owned());
+            args.accept_partial = ["mounts", "namespaces"].map(str::to_owned).to_vec();
+        };
+        Live::begin_with(state, runtime, backend, |supervisor| {
             supervisor.with_engine(socket.to_owned())
         })
         .await

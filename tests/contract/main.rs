@@ -2,9 +2,11 @@
 //!
 //! A runtime that is not installed is skipped with a message; where `CI` is `true` that is a failure.
 
+mod callers;
 mod engines;
 mod killed;
 mod live;
+mod own_images;
 mod promises;
 mod relay;
 mod v2;
@@ -31,10 +33,13 @@ macro_rules! promised_by {
 /// One engine serves all promises, one after the other; each that is broken is named.
 macro_rules! promised_by_engine {
     ($test:ident, $daemon:expr, $($promise:ident),* $(,)?) => {
+        promised_by_engine!($test, $daemon, Runtime::Engine, $($promise),*);
+    };
+    ($test:ident, $daemon:expr, $runtime:expr, $($promise:ident),* $(,)?) => {
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $test() {
             let Some(daemon) = $daemon else { return };
-            let runtime = Runtime::Engine(daemon.socket());
+            let runtime = $runtime(daemon.socket());
             let mut broken: Vec<&str> = Vec::new();
             $(
                 if tokio::spawn(promises::$promise(runtime)).await.is_err() {
@@ -109,6 +114,64 @@ promised_by_engine!(
     nothing_is_left_behind,
     a_killed_sandbox_leaves_nothing_running,
 );
+
+// Another runtime of an engine's, which it has by a name of its admin's choice. Its processes are none of this machine's: none of them
+// is ours to kill, and why a limit ended it only the engine knows.
+promised_by_engine!(
+    gvisor_at_docker_keeps_its_promises,
+    engines::Daemon::docker_with_gvisor(),
+    Runtime::EngineGvisor,
+    the_command_is_the_agent_and_its_files_belong_to_the_caller,
+    the_environment_is_the_tasks_and_nothing_else,
+    exit_codes_come_through,
+    signals_reach_the_whole_exec,
+    bytes_go_in_and_out_unchanged,
+    a_command_out_of_time_ends_with_what_it_said,
+    counters_come_from_the_kernel,
+    what_a_command_leaves_running_ends_with_it,
+    two_commands_run_at_once,
+    read_only_roots_and_masked_paths_hold,
+    the_way_out_is_the_proxy_alone,
+    nothing_is_left_behind,
+);
+
+#[tokio::test]
+async fn a_runtime_that_an_engine_does_not_have_is_refused_with_those_that_it_has() {
+    for (daemon, says) in [
+        (
+            engines::Daemon::docker(),
+            "the engine has no runtime \"no-such-runtime\", only ",
+        ),
+        (
+            engines::Daemon::podman(),
+            "Podman's service runs everything with the one runtime that it was started with, which is runc and not \"no-such-runtime\"",
+        ),
+    ] {
+        let Some(daemon) = daemon else { continue };
+        let state = tempfile::tempdir().unwrap();
+        let begun = Live::begin_at(daemon.socket(), state.path(), "no-such-runtime").await;
+        let text = format!("{:#}", anyhow::Error::from(begun.err().unwrap()));
+        assert!(text.contains(says) && text.contains("runc"), "{text}");
+    }
+}
+
+#[test]
+fn an_engines_own_images_are_run_and_never_obeyed() {
+    if let Some(daemon) = engines::Daemon::docker() {
+        own_images::an_engines_own_image_is_run_and_never_obeyed(&daemon);
+        own_images::an_image_of_a_registrys_digest_is_the_engines_where_it_has_it(&daemon);
+    }
+}
+
+#[test]
+fn who_is_at_an_engine_gets_what_it_can_give_and_hears_of_the_rest() {
+    if let Some(daemon) = engines::Daemon::docker() {
+        callers::an_ordinary_user_works_at_an_engine_that_lets_it_in(&daemon);
+    }
+    if let Some(daemon) = engines::Daemon::docker_with_ids_of_its_own() {
+        callers::an_engine_that_maps_ids_gives_all_to_root_and_says_what_others_lack(&daemon);
+    }
+}
 
 #[test]
 fn a_killed_belljar_leaves_nothing_at_its_engine() {

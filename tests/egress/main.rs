@@ -12,6 +12,7 @@
 //! | TLS that is looked into, secrets, stored answers | `inspected` |
 //! | programs and protocols within TLS that is looked into | `through` |
 //! | programs that trust what the system trusts | `trust` |
+//! | secrets, from where they are kept | `secrets` |
 //! | a policy that changes while a task runs | `reload` |
 //! | two tasks side by side, and the end of belljar itself | `tasks` |
 
@@ -26,6 +27,7 @@ mod probes;
 mod programs;
 mod protocols;
 mod reload;
+mod secrets;
 mod tasks;
 mod through;
 mod trust;

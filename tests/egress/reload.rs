@@ -159,23 +159,43 @@ fn the_users_configuration_and_the_spec_are_read_again() {
 }
 
 #[test]
-fn a_task_that_asks_for_more_than_changed_requirements_allow_reaches_nothing() {
+fn a_task_that_asks_for_more_than_changed_requirements_allow_runs_and_reaches_nothing() {
     let Some((world, etc)) = world() else { return };
     let mut task = world.place.start(&world.network(&[]));
-    assert_eq!(fetch(&mut task, ALLOWED), "hello from outside");
+    // It runs already, and may go on; but it reaches nothing any more.
+    let begun = task.begin(json!({"argv": ["sh", "-c", format!(
+        "curl -sS http://{ALLOWED}/hello; while :; do found=$(curl -sS -m 20 http://{ALLOWED}/hello); case $found in *policy.changed*) echo closed; exit;; esac; done"
+    )]}));
+    assert_eq!(task.output(&begun).trim(), "hello from outside");
     let demands = etc.join("requirements.toml");
     // In one step, or it might be read half written: that closes the way out too, for another reason.
     let draft = etc.join("draft");
     std::fs::write(&draft, "version = 1\n[network]\nmodes = [\"none\"]\n").unwrap();
     std::fs::rename(&draft, &demands).unwrap();
-    until(&mut task, ALLOWED, "policy.changed");
+    let ended = task.finish(&begun);
+    assert_eq!(
+        (ended.code(), ended.stdout.as_str()),
+        (Some(0), "closed\n"),
+        "{ended:?}"
+    );
+    let refused = task.run(&["hostname"]);
+    assert_eq!(refused.end["kind"], "refused", "{refused:?}");
     assert!(
         loaded(&world)[0]
             .as_ref()
             .is_some_and(|why| why.contains("network.mode"))
     );
+    let journal = world.belljar(&["audit", "ls", "--json", "--kind", "exec.refused"]);
+    assert!(
+        journal.contains("the requirements changed, and this task asks for more"),
+        "{journal}"
+    );
     std::fs::remove_file(&demands).unwrap();
-    until(&mut task, ALLOWED, "hello from outside");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while task.run(&["hostname"]).end["kind"] == "refused" {
+        assert!(Instant::now() < deadline, "what was put right does not hold");
+    }
+    assert_eq!(fetch(&mut task, ALLOWED), "hello from outside");
     task.end();
 }
 

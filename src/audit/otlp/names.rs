@@ -223,7 +223,7 @@ pub const METRICS: &[Metric] = &[
     Metric {
         name: EGRESS_JUDGED,
         unit: "{connection}",
-        description: "Connections and names that were asked for",
+        description: "Judgements of connections, names and requests; a question counts, and its answer too",
         instrument: Instrument::Count,
         label: Some((DECISION, DECISIONS)),
     },

@@ -22,7 +22,8 @@ use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest
 use opentelemetry_proto::tonic::common::v1::KeyValue;
 use opentelemetry_proto::tonic::common::v1::any_value::Value as Any;
 use opentelemetry_proto::tonic::logs::v1::LogRecord;
-use opentelemetry_proto::tonic::metrics::v1::Metric;
+use opentelemetry_proto::tonic::metrics::v1::number_data_point::Value as Number;
+use opentelemetry_proto::tonic::metrics::v1::{Metric, metric};
 use opentelemetry_proto::tonic::trace::v1::Span;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
@@ -455,6 +456,83 @@ async fn logs_spans_and_metrics_of_a_run_arrive() {
     ] {
         assert!(names.contains(&name), "{name} is missing in {names:?}");
     }
+}
+
+/// Questions count as such, and once more by what was answered.
+#[tokio::test]
+async fn the_way_out_is_counted_by_its_decisions_and_directions() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = journal(folder.path());
+    let place = |port| ("api.example.org".to_owned(), port, "https_connect".to_owned());
+    let judged = |decision: &str| {
+        let (host, port, protocol) = place(443);
+        Event::EgressJudged {
+            host,
+            port,
+            protocol,
+            method: None,
+            path: None,
+            decision: decision.to_owned(),
+            rule: "a rule".into(),
+            reason: "a reason".into(),
+            address: None,
+        }
+    };
+    let finished = |sent, received| {
+        let (host, port, protocol) = place(443);
+        Event::EgressFinished {
+            host,
+            port,
+            protocol,
+            method: None,
+            decision: Some("allow".into()),
+            rule: Some("a rule".into()),
+            address: None,
+            bytes_sent: sent,
+            bytes_received: received,
+            wall_seconds: 0.5,
+            error: None,
+        }
+    };
+    let decisions = ["allow", "ask", "allow", "deny", "ask", "deny", "deny", "allow"];
+    let ends = [finished(10, 100), finished(1, 2), finished(0, 0)];
+    for event in decisions.map(judged).into_iter().chain(ends) {
+        let entry = Entry {
+            task: Some(TaskId::new()),
+            exec: None,
+            event,
+        };
+        journal.append(entry).await.unwrap();
+    }
+    let collector = Collector::default();
+    let exporter = Exporter::start(folder.path(), vec![config(collector.start().await)]).unwrap();
+    assert_eq!(exporter.flush(PATIENCE).await.records, 0);
+    let taken = collector.0.lock().unwrap();
+    let counted = |name: &str, label: &str| -> Vec<(String, i64)> {
+        let metric = taken.metrics.iter().find(|metric| metric.name == name).unwrap();
+        let Some(metric::Data::Sum(sum)) = &metric.data else {
+            panic!("{metric:?}");
+        };
+        let points = sum.data_points.iter().map(|point| match point.value {
+            Some(Number::AsInt(count)) => (words(&point.attributes, label), count),
+            _ => panic!("{point:?}"),
+        });
+        points.collect()
+    };
+    let pairs = |pairs: &[(&str, i64)]| -> Vec<(String, i64)> {
+        pairs
+            .iter()
+            .map(|(label, count)| ((*label).to_owned(), *count))
+            .collect()
+    };
+    assert_eq!(
+        counted(names::EGRESS_JUDGED, names::DECISION),
+        pairs(&[("allow", 3), ("ask", 2), ("deny", 3)])
+    );
+    assert_eq!(
+        counted(names::EGRESS_IO, names::IO_DIRECTION),
+        pairs(&[("receive", 102), ("transmit", 11)])
+    );
 }
 
 #[tokio::test]

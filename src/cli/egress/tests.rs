@@ -177,3 +177,24 @@ fn bad_lines_of_a_batch_are_told_by_number_and_the_others_answered() {
         ]
     );
 }
+
+/// Each case was read by a person: what a careful reader of the documents would expect.
+#[test]
+fn odd_hosts_addresses_and_patterns_are_judged_as_written_beside_them() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/egress/odd.jsonl");
+    let out = belljar(&["--batch", file.to_str().unwrap()]).unwrap();
+    let cases = std::fs::read_to_string(&file).unwrap();
+    let read = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+    let mut wrong = Vec::new();
+    let mut count = 0;
+    for (case, answer) in cases.lines().map(read).zip(out.lines().map(read)) {
+        assert_eq!(case["id"], answer["id"]);
+        count += 1;
+        let found = json!({"decision": answer["decision"], "host": answer["host"]});
+        if found != case["expected"] {
+            wrong.push(format!("{case}: {answer}"));
+        }
+    }
+    assert_eq!(count, cases.lines().count());
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

@@ -31,6 +31,8 @@ use crate::egress::client::Client;
 use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::{Authority, HostError};
 use crate::egress::request::Asked;
+use crate::egress::secret::credential::hyphenated;
+use crate::egress::secret::found_in_head;
 use crate::egress::secret::mask::Masker;
 use crate::egress::way::{Closed, Passage, Way, Who};
 
@@ -128,11 +130,11 @@ async fn finish(mut drivers: JoinSet<()>) {
 async fn answer(request: Request<Incoming>, client: Client, way: Arc<Way>, connection: Arc<Connection>) -> Answer {
     let tunnel = request.method() == Method::CONNECT;
     let protocol = if tunnel { Protocol::HttpsConnect } else { Protocol::Http };
-    let method = request.method().to_string();
+    let method = method_of(&request).ok();
     let target = match target(&request) {
         Ok(target) => target,
         Err(denial) => {
-            way.record_malformed(client, protocol, Some(method), &denial).await;
+            way.record_malformed(client, protocol, method, &denial).await;
             return refusal(&denial);
         }
     };
@@ -140,7 +142,7 @@ async fn answer(request: Request<Incoming>, client: Client, way: Arc<Way>, conne
         host: target.host.clone(),
         port: target.port,
         protocol,
-        method: Some(method),
+        method,
     };
     if let Some(store) = way.stored() {
         if tunnel {
@@ -168,8 +170,11 @@ async fn answer(request: Request<Incoming>, client: Client, way: Arc<Way>, conne
             return refusal(&denial);
         }
         // In the open no placeholder has any business, not even with its own host.
-        let secrets = way.inspection.as_ref().map(|inspection| inspection.secrets().all());
-        if let Some(name) = secrets.and_then(|secrets| secrets.in_head(asked.path, asked.headers)) {
+        let guard = way
+            .inspection
+            .as_ref()
+            .and_then(|inspection| inspection.secrets().all().guard());
+        if let Some(name) = guard.and_then(|guard| found_in_head(&guard, asked.path, asked.headers)) {
             let denial = misplaced(&destination, &name);
             way.refuse_request(Who::Client(client), &destination, asked, &denial)
                 .await;
@@ -189,10 +194,23 @@ async fn answer(request: Request<Incoming>, client: Client, way: Arc<Way>, conne
     forward(request, &target, passage, way, &connection).await
 }
 
+/// Longer than any method there is (`UPDATEREDIRECTREF`); each stands in a record.
+const METHOD_MAX: usize = 32;
+
+/// The method of a request, if it can be one.
+pub(in crate::egress) fn method_of<B>(request: &Request<B>) -> Result<String, String> {
+    let method = request.method().as_str();
+    match method.len() {
+        ..=METHOD_MAX => Ok(method.to_owned()),
+        length => Err(format!("the method has {length} signs (at most {METHOD_MAX})")),
+    }
+}
+
 /// Where a request is to go, if it says so in one way only.
 fn target<B>(request: &Request<B>) -> Result<Authority, Denial> {
     let uri = request.uri();
     let malformed = |reason: &str| Denial::malformed(reason.to_owned(), None, 0);
+    method_of(request).map_err(|reason| malformed(&reason))?;
     let unreadable = |error: HostError| Denial::malformed(error.to_string(), error.canonical(), 0);
     let Some(authority) = uri.authority() else {
         return Err(malformed(
@@ -344,7 +362,8 @@ fn rewrite(
     parts.version = Version::HTTP_11;
     parts.extensions.clear();
     let body = Carried::request(body, account.clone(), limit).alone();
-    Ok(Request::from_parts(parts, body.guarded(guard, found)))
+    let body = body.guarded(guard, &parts.headers, found);
+    Ok(Request::from_parts(parts, body))
 }
 
 /// Removes the headers of one connection, and those that `Connection` names as such.
@@ -360,9 +379,19 @@ pub(in crate::egress) fn strip(headers: &mut HeaderMap) {
     if headers.contains_key(header::TRANSFER_ENCODING) {
         headers.remove(header::CONTENT_LENGTH);
     }
-    for name in HOP_BY_HOP.iter().chain(&named) {
+    // What some programs behind a server would take for one of these.
+    let disguised: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| name.as_str().contains('_') && is_of_framing(&hyphenated(name.as_str())))
+        .cloned()
+        .collect();
+    for name in HOP_BY_HOP.iter().chain(&named).chain(&disguised) {
         headers.remove(name);
     }
+}
+
+fn is_of_framing(name: &str) -> bool {
+    name == header::CONTENT_LENGTH || name == header::HOST || HOP_BY_HOP.iter().any(|own| own == name)
 }
 
 /// The refusal of a request that carries the placeholder of a secret where it has no business.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use flate2::{Decompress, FlushDecompress, Status};
-use hyper::header::{self, HeaderMap, HeaderValue};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 
 use super::mask::{Masker, Patterns, masked};
 
@@ -20,22 +20,31 @@ pub(in crate::egress) enum Packing {
 }
 
 impl Packing {
-    /// As the headers say it; `Err` where it cannot be unpacked here.
+    /// As the headers of a body say it, with those of its connection; `Err` where it cannot be unpacked here.
     pub fn of(headers: &HeaderMap) -> Result<Self, String> {
-        let mut codings = headers.get_all(header::CONTENT_ENCODING).iter().flat_map(|value| {
-            let text = value.to_str().unwrap_or("unreadable");
-            text.split(',').map(|coding| coding.trim().to_ascii_lowercase())
-        });
-        let found: Vec<String> = codings
-            .by_ref()
-            .filter(|coding| !coding.is_empty() && coding != "identity")
-            .collect();
+        let codings = |name: &HeaderName| {
+            let values = headers.get_all(name).iter();
+            let texts = values.flat_map(|value| value.to_str().unwrap_or("unreadable").split(','));
+            let words = texts.map(|coding| coding.trim().to_ascii_lowercase());
+            words.filter(|coding| !coding.is_empty()).collect::<Vec<_>>()
+        };
+        // Chunks were read already; whoever else packs for a connection was not asked to, and does it for nobody but us.
+        let mut found = codings(&header::TRANSFER_ENCODING);
+        found.retain(|coding| coding != "chunked");
+        if !found.is_empty() {
+            return Err(format!(
+                "the body is packed for its connection, which was not asked for ({})",
+                found.join(", ")
+            ));
+        }
+        let mut found = codings(&header::CONTENT_ENCODING);
+        found.retain(|coding| coding != "identity");
         match found.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
             [] => Ok(Packing::Plain),
             ["gzip" | "x-gzip"] => Ok(Packing::Gzip),
             ["deflate"] => Ok(Packing::Zlib),
             _ => Err(format!(
-                "the answer is packed in a way that cannot be looked through ({})",
+                "the body is packed in a way that cannot be looked through ({})",
                 found.join(", ")
             )),
         }
@@ -80,13 +89,7 @@ struct Unpacking {
 
 impl Looking {
     pub fn new(patterns: Arc<Patterns>, packing: Packing) -> Self {
-        let unpacking = (packing != Packing::Plain).then(|| Unpacking {
-            engine: packing.engine(),
-            packing,
-            rest: Bytes::new(),
-            is_whole: false,
-            has_begun: false,
-        });
+        let unpacking = (packing != Packing::Plain).then(|| Unpacking::new(packing));
         Self {
             masker: Masker::new(patterns),
             unpacking,
@@ -124,7 +127,7 @@ impl Looking {
             .as_ref()
             .is_some_and(|unpacking| unpacking.has_begun && !unpacking.is_whole)
         {
-            return Err("the packed answer ends too soon".to_owned());
+            return Err("the packed body ends too soon".to_owned());
         }
         Ok(self.masker.finish())
     }
@@ -132,6 +135,39 @@ impl Looking {
     /// Trailers of the body.
     pub fn mask(&self, headers: &mut HeaderMap) {
         mask_headers(headers, self.masker.patterns(), Packing::Plain);
+    }
+}
+
+/// A packed body of a request, looked into on its way: it goes on as it is.
+pub(in crate::egress) struct Peek {
+    unpacking: Unpacking,
+    left: usize,
+}
+
+/// A body that unpacks to more costs more to look through than whoever sends it pays.
+const PEEKED_MAX: usize = 256 << 20;
+
+impl Peek {
+    /// `None` for a body that is not packed, or in a way that cannot be unpacked here.
+    pub fn of(headers: &HeaderMap) -> Option<Peek> {
+        let packing = Packing::of(headers).ok().filter(|packing| *packing != Packing::Plain)?;
+        let unpacking = Unpacking::new(packing);
+        Some(Peek {
+            unpacking,
+            left: PEEKED_MAX,
+        })
+    }
+
+    /// Gives what some more bytes hold to `look`, piece by piece.
+    pub fn look(&mut self, bytes: Bytes, mut look: impl FnMut(&[u8]) -> Result<(), String>) -> Result<(), String> {
+        self.unpacking.rest = bytes;
+        while let Some(piece) = self.unpacking.piece()? {
+            self.left = self.left.checked_sub(piece.len()).ok_or_else(|| {
+                format!("the packed body is longer than {PEEKED_MAX} bytes, which is too long to be looked through")
+            })?;
+            look(&piece)?;
+        }
+        Ok(())
     }
 }
 
@@ -145,6 +181,16 @@ impl Packing {
 }
 
 impl Unpacking {
+    fn new(packing: Packing) -> Self {
+        Self {
+            engine: packing.engine(),
+            packing,
+            rest: Bytes::new(),
+            is_whole: false,
+            has_begun: false,
+        }
+    }
+
     fn piece(&mut self) -> Result<Option<Vec<u8>>, String> {
         while !self.rest.is_empty() {
             if self.is_whole {
@@ -158,7 +204,7 @@ impl Unpacking {
             let status = self
                 .engine
                 .decompress(&self.rest, &mut piece, FlushDecompress::None)
-                .map_err(|_| "the packed answer cannot be unpacked".to_owned())?;
+                .map_err(|_| "the packed body cannot be unpacked".to_owned())?;
             let moved = |after: u64, before: u64| usize::try_from(after - before).unwrap_or(usize::MAX);
             let (read, written) = (
                 moved(self.engine.total_in(), read),
@@ -171,7 +217,7 @@ impl Unpacking {
                 return Ok(Some(piece));
             }
             if read == 0 && !self.is_whole {
-                return Err("the packed answer cannot be unpacked".to_owned());
+                return Err("the packed body cannot be unpacked".to_owned());
             }
         }
         Ok(None)
@@ -267,5 +313,10 @@ mod tests {
         for unknown in ["br", "zstd", "gzip, br", "gzip, gzip", "nonsense"] {
             assert!(said(unknown).is_err(), "{unknown}");
         }
+        let mut headers = HeaderMap::new();
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        assert_eq!(Packing::of(&headers), Ok(Packing::Plain));
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("gzip, chunked"));
+        assert!(Packing::of(&headers).is_err());
     }
 }

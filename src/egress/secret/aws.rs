@@ -9,8 +9,9 @@ use zeroize::Zeroizing;
 
 use super::Live;
 use super::credential::{AUTHORIZATION, sensitive};
-use super::put::{percent_decoded, percent_encoded};
+use super::put::percent_encoded;
 use crate::egress::host::Authority;
+use crate::egress::path::percent_decoded;
 use crate::secret::ExposeSecret;
 use crate::task::SecretPlace;
 

@@ -63,16 +63,27 @@ const PARAMETERS: [&str; 24] = [
     "subscription-key",
 ];
 
+/// Names that end in "key" and open nothing.
+const OTHER_KEYS: [&str; 4] = ["cache-key", "idempotency-key", "sec-websocket-key", "surrogate-key"];
+
 /// Whether a header carries a credential, as far as its name tells.
 pub(in crate::egress) fn is_header(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    PARTS.iter().any(|part| name.contains(part)) || NAMES.contains(&name)
+    let name = hyphenated(name.as_str());
+    let is_key = name.ends_with("-key") && !OTHER_KEYS.iter().any(|other| name.ends_with(other));
+    is_key || PARTS.iter().any(|part| name.contains(part)) || NAMES.contains(&name.as_str())
 }
 
 /// Whether a parameter of a query does.
 pub(in crate::egress) fn is_parameter(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    PARAMETERS.contains(&name.as_str()) || name.starts_with("x-amz-") || name.starts_with("x-goog-")
+    let name = hyphenated(&name.to_ascii_lowercase());
+    PARAMETERS.iter().any(|known| hyphenated(known) == name)
+        || name.starts_with("x-amz-")
+        || name.starts_with("x-goog-")
+}
+
+/// A name as the programs behind a server may see it: many of them know no difference between the two signs (RFC 3875, 4.1.18).
+pub(in crate::egress) fn hyphenated(name: &str) -> String {
+    name.replace('_', "-")
 }
 
 /// Takes every credential out of the headers, and tells the names.
@@ -130,6 +141,9 @@ mod tests {
             "job-token",
             "x-authorization",
             "x-hub-signature-256",
+            "x_api_key",
+            "access_key",
+            "x-consumer-key",
         ] {
             assert!(is_header(&HeaderName::from_static(name)), "{name}");
         }
@@ -144,6 +158,7 @@ mod tests {
         ] {
             assert!(!is_header(&HeaderName::from_static(name)), "{name}");
         }
+        assert!(is_parameter("access-token") && is_parameter("API_KEY") && is_parameter("subscription_key"));
         assert!(is_parameter("Access_Token") && is_parameter("X-Amz-Signature") && !is_parameter("q"));
     }
 }

@@ -20,7 +20,7 @@ pub(in crate::egress) struct Patterns {
     pairs: Vec<(Zeroizing<Vec<u8>>, Vec<u8>)>,
     /// Which bytes a pattern begins with.
     first: [bool; 256],
-    /// What a pattern that ends the stream is called.
+    /// What each is called, where none may pass.
     names: Vec<String>,
 }
 
@@ -50,12 +50,12 @@ impl Patterns {
         patterns
     }
 
-    /// Bytes that must not pass, each with a name.
-    pub fn guarding<'a>(named: impl Iterator<Item = (&'a [u8], &'a [u8])>) -> Self {
+    /// Texts that must not pass in any of these forms, each with a name.
+    pub fn guarding<'a>(named: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
         let mut patterns = Self::empty();
-        for (bytes, name) in named {
-            patterns.add(bytes.to_vec(), bytes.to_vec());
-            patterns.names.push(String::from_utf8_lossy(name).into_owned());
+        for (text, name) in named {
+            patterns.add_forms(text, text);
+            patterns.names.resize(patterns.pairs.len(), name.to_owned());
         }
         patterns
     }
@@ -150,6 +150,16 @@ impl Masker {
             Some(name) => Err(name.clone()),
             None => Ok(passed),
         }
+    }
+
+    /// The name of what stands in a text that is whole, where nothing may be found.
+    pub fn finds(&self, text: &[u8]) -> Option<&str> {
+        let (_, found) = Masker {
+            patterns: self.patterns.clone(),
+            held: Zeroizing::new(text.to_vec()),
+        }
+        .advance(true);
+        self.patterns.names.get(found?).map(String::as_str)
     }
 
     fn advance(&mut self, is_end: bool) -> (Vec<u8>, Option<usize>) {
@@ -276,12 +286,23 @@ mod tests {
 
     #[test]
     fn what_must_not_pass_is_told_by_its_name() {
-        let patterns = Arc::new(Patterns::guarding([(&b"placeholder"[..], &b"TOKEN"[..])].into_iter()));
+        let patterns = Arc::new(Patterns::guarding([("placeholder", "TOKEN")].into_iter()));
         let mut guard = Masker::new(patterns);
         assert_eq!(guard.guard(b"plain place", false).unwrap(), b"plain ");
         assert_eq!(guard.guard(b"d holder", false).unwrap(), b"placed holder");
         assert_eq!(guard.guard(b"pla", false).unwrap(), b"");
         assert_eq!(guard.guard(b"ceholder", true).unwrap_err(), "TOKEN");
+        let named = [("first-placeholder", "A"), ("second+placeholder", "B")];
+        let guard = Masker::new(Arc::new(Patterns::guarding(named.into_iter())));
+        for (text, name) in [
+            ("x first-placeholder", Some("A")),
+            ("second%2Bplaceholder&y", Some("B")),
+            (&STANDARD.encode("user:second+placeholder"), Some("B")),
+            (&URL_SAFE.encode("first-placeholder:x"), Some("A")),
+            ("first-second", None),
+        ] {
+            assert_eq!(guard.finds(text.as_bytes()), name, "{text}");
+        }
     }
 
     proptest! {

@@ -22,8 +22,10 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use hyper::HeaderMap;
+use hyper::header::HeaderValue;
 
 use super::host::Host;
+use super::path::percent_decoded;
 use super::pattern::{List, Pattern, PatternError};
 use crate::secret::{ExposeSecret, Kept, SecretError, SecretString};
 use crate::task::{Secret, SecretPlace};
@@ -273,32 +275,26 @@ fn check(value: &SecretString) -> Result<(), &'static str> {
 pub(super) struct Foreign<'a>(Vec<&'a Held>);
 
 impl Foreign<'_> {
-    /// The secret whose placeholder stands in the head of a request.
-    pub fn in_head(&self, path: &str, headers: &HeaderMap) -> Option<String> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let decoded = put::percent_decoded(path);
-        let found = |text: &[u8]| {
-            let held = self.0.iter().find(|held| contains(text, held.placeholder.as_bytes()))?;
-            Some(held.name.clone())
-        };
-        found(path.as_bytes()).or_else(|| found(&decoded)).or_else(|| {
-            headers
-                .values()
-                .find_map(|value| found(value.as_bytes()).or_else(|| found(&credential::basic(value)?.into_bytes())))
-        })
-    }
-
-    /// What finds them in a body.
+    /// What finds them in the parts of a request.
     pub fn guard(&self) -> Option<Masker> {
         let names = self
             .0
             .iter()
-            .map(|held| (held.placeholder.as_bytes(), held.name.as_bytes()));
-        let patterns = Patterns::guarding(names);
-        (!self.0.is_empty()).then(|| Masker::new(Arc::new(patterns)))
+            .map(|held| (held.placeholder.as_str(), held.name.as_str()));
+        (!self.0.is_empty()).then(|| Masker::new(Arc::new(Patterns::guarding(names))))
     }
+}
+
+/// The secret whose placeholder stands in the head of a request, as it is or as a URL or basic authorization has it.
+pub(super) fn found_in_head(guard: &Masker, path: &str, headers: &HeaderMap) -> Option<String> {
+    let decoded = |text: &[u8]| percent_decoded(&String::from_utf8_lossy(text));
+    let found = |text: &[u8]| guard.finds(text).or_else(|| guard.finds(&decoded(text)));
+    let in_header = |value: &HeaderValue| {
+        // A short one is not looked for in base64.
+        found(value.as_bytes()).or_else(|| guard.finds(credential::basic(value)?.as_bytes()))
+    };
+    let name = found(path.as_bytes()).or_else(|| headers.values().find_map(in_header));
+    name.map(str::to_owned)
 }
 
 pub(super) fn contains(text: &[u8], part: &[u8]) -> bool {

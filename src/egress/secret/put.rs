@@ -10,6 +10,7 @@ use zeroize::Zeroizing;
 use super::credential::{self, AUTHORIZATION, basic, is_header, is_parameter, of_basic, sensitive};
 use super::{Live, aws, contains};
 use crate::egress::host::Authority;
+use crate::egress::path::percent_decoded;
 use crate::secret::ExposeSecret;
 use crate::task::SecretPlace;
 
@@ -270,25 +271,4 @@ pub(super) fn percent_encoded(text: &str) -> String {
         }
     }
     encoded
-}
-
-/// Escapes that are none stay as they are.
-pub(super) fn percent_decoded(text: &str) -> Vec<u8> {
-    let bytes = text.as_bytes();
-    let mut decoded = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let digit = |n: usize| bytes.get(at + n).and_then(|&b| char::from(b).to_digit(16));
-        match (byte, digit(1), digit(2)) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push(u8::try_from(high << 4 | low).unwrap_or_default());
-                at += 3;
-            }
-            _ => {
-                decoded.push(byte);
-                at += 1;
-            }
-        }
-    }
-    decoded
 }

@@ -20,6 +20,14 @@ use crate::task::{HostRule, Methods, SecretSource};
 
 const VALUE: &str = "ghp_aaaaBBBBccccDDDDeeeeFFFFgggg00001111";
 
+/// What asks for a switch, and for frames that could not be looked through.
+const WEBSOCKET: [(&str, &str); 4] = [
+    ("connection", "Upgrade"),
+    ("upgrade", "websocket"),
+    ("sec-websocket-key", "eA=="),
+    ("sec-websocket-extensions", "permessage-deflate"),
+];
+
 /// A secret in a file of its own.
 struct Keep {
     folder: tempfile::TempDir,
@@ -264,6 +272,20 @@ async fn no_other_credential_reaches_a_host_that_gets_a_secret() {
     assert_eq!(got.headers["accept-encoding"], "identity");
     assert!(!got.headers.contains_key("range"));
     drop(client);
+    // Nor behind a body.
+    let mut client = world.http2().await;
+    let mut trailers = HeaderMap::new();
+    for (name, value) in [("x-api-key", "attacker"), ("x-checksum", "kept")] {
+        trailers.insert(name, value.parse().unwrap());
+    }
+    let frames = [Ok(Frame::data(Bytes::from("body"))), Ok(Frame::trailers(trailers))];
+    let body = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
+    let asked = with(request2("POST", "/"), &[("te", "trailers")]).map(|_| body);
+    assert_eq!(text(client.send_request(asked).await.unwrap()).await.0, 200);
+    let got = world.got.lock().unwrap()[1].clone();
+    assert_eq!(got.trailers["x-checksum"], "kept");
+    assert!(!got.trailers.contains_key("x-api-key"), "{got:?}");
+    drop(client);
     let events = end(world).await;
     let removed = events.iter().find_map(|event| match event {
         Event::EgressJudged { rule, reason, .. } if rule == "secrets" => Some(reason.clone()),
@@ -305,6 +327,15 @@ async fn a_placeholder_is_let_out_to_its_own_hosts_only() {
         to(&format!("/{placeholder}")),
         to(&format!("/?q={placeholder}")),
         to(&format!("/?q={encoded}")),
+        with(to("/"), &[("cookie", &format!("a=b; token={encoded}"))]),
+        to(&format!("/?q={}", STANDARD.encode(format!("x{placeholder}")))),
+        with(
+            to("/"),
+            &[(
+                "x-note",
+                &STANDARD.encode(format!("long text before {placeholder} and after")),
+            )],
+        ),
     ];
     let count = heads.len();
     for head in heads {
@@ -318,6 +349,34 @@ async fn a_placeholder_is_let_out_to_its_own_hosts_only() {
     let body = StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync();
     let (status, _) = text(client.send_request(to("/").map(|_| body)).await.unwrap()).await;
     assert_eq!(status, 403);
+    // Packed, behind more than is unpacked at once.
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    packed.write_all(&vec![b'a'; 100_000]).unwrap();
+    packed.write_all(placeholder.as_bytes()).unwrap();
+    let body = whole(packed.finish().unwrap());
+    let packed = with(to("/"), &[("content-encoding", "gzip")]).map(|_| body);
+    assert_eq!(text(client.send_request(packed).await.unwrap()).await.0, 403);
+    // In base64, and behind the body.
+    let body = whole(format!(
+        "{{\"auth\":\"{}\"}}",
+        STANDARD.encode(format!("user:{placeholder}"))
+    ));
+    assert_eq!(
+        text(client.send_request(to("/").map(|_| body)).await.unwrap()).await.0,
+        403
+    );
+    let frames = || {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-after", placeholder.parse().unwrap());
+        let frames = [Ok(Frame::data(Bytes::from("body"))), Ok(Frame::trailers(trailers))];
+        StreamBody::new(futures_util::stream::iter(frames)).boxed_unsync()
+    };
+    assert_eq!(
+        text(client.send_request(to("/").map(|_| frames())).await.unwrap())
+            .await
+            .0,
+        403
+    );
     let seen = world
         .got
         .lock()
@@ -341,7 +400,50 @@ async fn a_placeholder_is_let_out_to_its_own_hosts_only() {
             .ends_with(placeholder.as_bytes())
     );
     drop((client, own));
-    assert_eq!(refused(&end(world).await), count + 1);
+    assert_eq!(refused(&end(world).await), count + 4);
+}
+
+/// What a client sends on a WebSocket is disguised by a key that stands before it.
+#[tokio::test]
+async fn a_placeholder_does_not_leave_by_a_websocket() {
+    let keep = Keep::new(SecretPlace::Placeholder);
+    let (world, placeholder) = keep.world(mirror).await;
+    let stream = world.tls("other.example.com", &["http/1.1"]).await.unwrap();
+    let (mut client, driver) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(driver.with_upgrades());
+    let mut asked = with(request("GET", "/"), &WEBSOCKET);
+    asked.headers_mut().insert("host", "other.example.com".parse().unwrap());
+    let switched = client.send_request(asked).await.unwrap();
+    assert_eq!(switched.status(), 101);
+    let mut socket = TokioIo::new(hyper::upgrade::on(switched).await.unwrap());
+    let disguised = |text: &str| {
+        let mut frame = vec![0x82, 0x80 | u8::try_from(text.len()).unwrap(), 1, 2, 3, 4];
+        frame.extend(
+            text.bytes()
+                .zip([1, 2, 3, 4].into_iter().cycle())
+                .map(|(byte, key)| byte ^ key),
+        );
+        frame
+    };
+    // The server gives back what it gets.
+    let plain = disguised("a word");
+    socket.write_all(&plain).await.unwrap();
+    socket.flush().await.unwrap();
+    let mut seen = vec![0; plain.len()];
+    socket.read_exact(&mut seen).await.unwrap();
+    assert_eq!(seen, plain);
+    let _ = socket.write_all(&disguised(&placeholder)).await;
+    let _ = socket.flush().await;
+    let mut rest = Vec::new();
+    let _ = socket.read_to_end(&mut rest).await;
+    assert_eq!(
+        rest,
+        Vec::<u8>::new(),
+        "the connection is ended, and nothing of it came back"
+    );
+    assert_eq!(refused(&end(world).await), 1);
 }
 
 #[tokio::test]
@@ -490,25 +592,23 @@ async fn a_websocket_comes_back_masked() {
     let keep = Keep::new(SecretPlace::Placeholder);
     let (world, placeholder) = keep.world(mirror).await;
     let mut client = world.http1().await;
-    let headers = [
-        ("connection", "Upgrade"),
-        ("upgrade", "websocket"),
-        ("sec-websocket-key", "eA=="),
-        ("sec-websocket-extensions", "permessage-deflate"),
-    ];
-    let switched = client.send_request(with(request("GET", "/"), &headers)).await.unwrap();
+    let switched = client
+        .send_request(with(request("GET", "/"), &WEBSOCKET))
+        .await
+        .unwrap();
     assert_eq!(switched.status(), 101);
     let mut socket = TokioIo::new(hyper::upgrade::on(switched).await.unwrap());
     // The server gives back what it gets.
-    let text = format!("one {VALUE} two");
-    let (first, second) = text.as_bytes().split_at(15);
-    for piece in [first, second] {
-        socket.write_all(piece).await.unwrap();
-        socket.flush().await.unwrap();
-    }
-    let mut seen = vec![0; text.len()];
+    let (first, second) = VALUE.split_at(15);
+    // A message in two frames, as a server may send it, with another one between that says where to go on.
+    let frame = |head: u8, text: &str| [&[head, u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
+    let sent = [frame(0x01, first), frame(0x89, VALUE), frame(0x80, second)].concat();
+    socket.write_all(&sent).await.unwrap();
+    socket.flush().await.unwrap();
+    let wanted = [frame(0x89, &placeholder), frame(0x81, &placeholder)].concat();
+    let mut seen = vec![0; wanted.len()];
     socket.read_exact(&mut seen).await.unwrap();
-    assert_eq!(String::from_utf8(seen).unwrap(), format!("one {placeholder} two"));
+    assert_eq!(seen, wanted);
     drop(socket);
     end(world).await;
 }

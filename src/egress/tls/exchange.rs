@@ -13,19 +13,20 @@ use hyper::{Method, Request, Response, StatusCode, Uri, Version};
 use tokio::time::timeout;
 
 use super::Inspection;
+use super::frames::{Guarding, Masking};
 use super::serve::Upstream;
 use super::websocket::Upgraded;
 use crate::audit::record::Event;
 use crate::egress::account::Account;
 use crate::egress::body::{Carried, Failure};
 use crate::egress::client::Client;
-use crate::egress::front::http::{Answer, misplaced, plain, refusal, strip, unreachable, whole_chain};
+use crate::egress::front::http::{Answer, method_of, misplaced, plain, refusal, strip, unreachable, whole_chain};
 use crate::egress::gate::{Denial, DenialKind, Destination, Route};
 use crate::egress::host::Authority;
 use crate::egress::request::Asked;
 use crate::egress::secret::answer::{Looking, Packing, mask_headers};
 use crate::egress::secret::mask::{Masker, Patterns};
-use crate::egress::secret::{Outgoing, aws};
+use crate::egress::secret::{Outgoing, aws, found_in_head};
 use crate::egress::way::{Way, Who};
 use crate::task::SecretPlace;
 
@@ -57,6 +58,8 @@ struct Prepared {
     request: Request<Sent>,
     /// What is masked in the answer, where the host got a secret.
     patterns: Option<Arc<Patterns>>,
+    /// What looks at the frames of a WebSocket, where other hosts got secrets.
+    guarding: Option<Guarding>,
     /// The name of a secret whose placeholder was found in the body.
     found: Arc<OnceLock<String>>,
 }
@@ -123,6 +126,7 @@ impl Session {
         let Prepared {
             request,
             patterns,
+            guarding,
             found,
         } = prepared;
         let answered = match timeout(limits.response_time, self.send(request)).await {
@@ -134,7 +138,7 @@ impl Session {
             }
         };
         match answered {
-            Ok(response) => self.give_back(response, switch, patterns),
+            Ok(response) => self.give_back(response, switch.map(|client| (client, guarding)), patterns),
             Err(_) if let Some(name) = found.get() => {
                 let denial = misplaced(destination, name);
                 self.record_refusal(&denial).await;
@@ -152,7 +156,7 @@ impl Session {
     fn give_back(
         &self,
         mut response: Response<Incoming>,
-        switch: Option<OnUpgrade>,
+        switch: Option<(OnUpgrade, Option<Guarding>)>,
         patterns: Option<Arc<Patterns>>,
     ) -> Reply {
         let (destination, account) = (&self.destination, &self.account);
@@ -168,15 +172,17 @@ impl Session {
         if response.status() == StatusCode::SWITCHING_PROTOCOLS {
             let is_websocket = response.headers().get(header::UPGRADE).is_some_and(says_websocket);
             // Nothing that could be packed was offered (RFC 6455, 9.1); a server that packs all the same is not understood.
-            let is_packed = patterns.is_some() && response.headers().contains_key(header::SEC_WEBSOCKET_EXTENSIONS);
-            let (Some(client), true, false) = (switch, is_websocket, is_packed) else {
+            let is_looked_through = patterns.is_some() || matches!(switch, Some((_, Some(_))));
+            let is_packed = is_looked_through && response.headers().contains_key(header::SEC_WEBSOCKET_EXTENSIONS);
+            let (Some((client, guarding)), true, false) = (switch, is_websocket, is_packed) else {
                 return failed("the server switched protocols unasked");
             };
             let server = hyper::upgrade::on(&mut response);
             *self.upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(Upgraded {
                 client,
                 server,
-                masker: patterns.clone().map(Masker::new),
+                guarding,
+                masking: patterns.clone().map(Masking::new),
             });
             let (mut parts, _) = response.into_parts();
             clean(&mut parts.headers);
@@ -193,12 +199,13 @@ impl Session {
             return Response::from_parts(parts, body);
         }
         let (mut parts, body) = response.into_parts();
+        let packing = Packing::of(&parts.headers);
         clean(&mut parts.headers);
         parts.version = Version::default();
         parts.extensions.clear();
         let mut body = Carried::response(body, account.clone());
         if let Some(patterns) = patterns {
-            let packing = match Packing::of(&parts.headers) {
+            let packing = match packing {
                 Ok(packing) => packing,
                 Err(error) => return failed(&error),
             };
@@ -213,15 +220,32 @@ impl Session {
     async fn prepare(&self, request: Request<Incoming>, switch: bool) -> Result<Prepared, Box<Reply>> {
         let Destination { host, port, .. } = &self.destination;
         let secrets = self.inspection.secrets();
-        let foreign = secrets.foreign(host, *port);
+        let guard = secrets.foreign(host, *port).guard();
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
-        if let Some(name) = foreign.in_head(path, request.headers()) {
+        let misplaced_in_head = guard
+            .as_ref()
+            .and_then(|guard| found_in_head(guard, path, request.headers()));
+        if let Some(name) = misplaced_in_head {
             return Err(self.refuse(&misplaced(&self.destination, &name)).await);
         }
         let found = Arc::new(OnceLock::new());
         let (mut parts, body) = request.into_parts();
-        let body = Carried::request(body, self.account.clone(), self.way.limits.request_body);
-        let mut body = body.guarded(foreign.guard(), &found).boxed_unsync();
+        if guard.is_some() {
+            // Frames that are packed cannot be looked at.
+            parts.headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
+        }
+        let guarding = guard
+            .as_ref()
+            .map(|guard| Guarding::new(Masker::new(guard.patterns().clone())));
+        let mut body = Carried::request(body, self.account.clone(), self.way.limits.request_body).guarded(
+            guard,
+            &parts.headers,
+            &found,
+        );
+        if secrets.are_for(host, *port) {
+            body = body.without_credentials();
+        }
+        let mut body = body.boxed_unsync();
         if let Err(error) = self.rewrite(&mut parts, switch) {
             return Err(Box::new(unreachable(&self.destination, &error.to_string())));
         }
@@ -230,6 +254,7 @@ impl Session {
             return Ok(Prepared {
                 request,
                 patterns: None,
+                guarding,
                 found,
             });
         }
@@ -261,6 +286,7 @@ impl Session {
         Ok(Prepared {
             request: Request::from_parts(parts, body),
             patterns: Some(Arc::new(Patterns::masking(&live))),
+            guarding,
             found,
         })
     }
@@ -300,6 +326,13 @@ impl Session {
     async fn refuse(&self, denial: &Denial) -> Box<Reply> {
         self.record_refusal(denial).await;
         Box::new(refusal(denial))
+    }
+
+    /// Writes down that a connection which was switched is ended, for what was about to be sent on it.
+    pub async fn refuse_midway(&self, name: &str) -> String {
+        let denial = misplaced(&self.destination, name);
+        self.record_refusal(&denial).await;
+        denial.reason
     }
 
     async fn record_refusal(&self, denial: &Denial) {
@@ -426,6 +459,9 @@ fn clean(headers: &mut HeaderMap) {
 pub(super) fn agree(destination: &Destination, request: &Request<Incoming>) -> Result<(), Denial> {
     let denied = |reason: String| Err(Denial::new(destination, DenialKind::Denied, "authority", reason));
     let method = request.method();
+    if let Err(reason) = method_of(request) {
+        return denied(reason);
+    }
     if method == Method::CONNECT || method == Method::TRACE {
         return denied(format!("{method} is not let through"));
     }

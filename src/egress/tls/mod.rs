@@ -15,6 +15,7 @@
 mod authority;
 mod bundle;
 mod exchange;
+mod frames;
 mod java;
 mod serve;
 mod tokens;

@@ -19,7 +19,8 @@ use tokio::time::timeout;
 use tokio_rustls::LazyConfigAcceptor;
 
 use super::exchange::{Reply, Sent, Session, agree, misdirected};
-use super::{Alpn, Inspection, websocket};
+use super::websocket::{self, Ended};
+use super::{Alpn, Inspection};
 use crate::egress::account::Account;
 use crate::egress::cache::{self, Store, Url};
 use crate::egress::client;
@@ -117,9 +118,14 @@ pub(in crate::egress) async fn serve(
     if let Some(upgraded) = session.take_upgrade() {
         let carried = websocket::carry(upgraded, account);
         // The server's half is handed over by its driver.
-        return match driver {
+        let ended = match driver {
             Some(driver) => tokio::join!(carried, driver).0,
             None => carried.await,
+        };
+        return match ended {
+            Ok(()) => Ok(()),
+            Err(Ended::Failed(error)) => Err(error),
+            Err(Ended::Placeholder(name)) => Err(session.refuse_midway(&name).await),
         };
     }
     served.map_err(|error| error.to_string())

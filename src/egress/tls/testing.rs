@@ -91,6 +91,7 @@ pub struct Got {
     pub line: String,
     pub headers: hyper::HeaderMap,
     pub body: Bytes,
+    pub trailers: hyper::HeaderMap,
 }
 
 /// A proxy, a server behind it, and the means to be a client of it.
@@ -257,10 +258,12 @@ async fn note(
         return Ok(Response::new(body.boxed_unsync()));
     }
     let collected = body.collect().await;
+    let trailers = collected.as_ref().ok().and_then(|body| body.trailers().cloned());
     let got = Got {
         line,
         headers: parts.headers,
         body: collected.map(|body| body.to_bytes()).unwrap_or_default(),
+        trailers: trailers.unwrap_or_default(),
     };
     let answer = answer(&got);
     seen.lock().unwrap().push(got);

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -15,11 +15,13 @@ use bollard::models::{
 
 use super::Facts;
 use super::owned::Owned;
+use crate::image::pack::{self, Top};
 use crate::path::SandboxPath;
 use crate::sandbox::bundle::{self, CHANNEL_INSIDE, GUEST_INSIDE, HardLimits};
 use crate::sandbox::launcher;
 use crate::sandbox::plan::{AGENT, Ids, Mount, Plan, Source, What};
 use crate::sandbox::seccomp;
+use crate::sandbox::users::{self, Table};
 
 /// Names in the task's folder: the guest's program and its socket, and an empty file.
 const GUEST: &str = "guest";
@@ -31,12 +33,13 @@ const FILTER: &str = "seccomp.json";
 
 /// What is made in the disposable layer elsewhere lies in the image here, which all tasks could share; but these say something of the
 /// task, or the engine puts files of its own there.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "/etc/group",
     "/etc/hostname",
     "/etc/hosts",
     "/etc/passwd",
     "/etc/resolv.conf",
+    belljar_guest::LIMITS_FILE,
     "/run/belljar/task",
 ];
 
@@ -49,6 +52,8 @@ pub struct Made<'a> {
     pub image: &'a str,
     pub folder: &'a Path,
     pub owned: &'a Owned,
+    /// See [`write_files`].
+    pub files: &'a [SandboxPath],
     pub labels: HashMap<String, String>,
     pub runtime: Option<&'a str>,
     pub facts: &'a Facts,
@@ -65,8 +70,8 @@ fn ids(plan: &Plan, facts: &Facts) -> (u32, u32) {
     }
 }
 
-/// Writes what is mounted from the task's folder. Everybody inside may read it.
-pub fn write_files(plan: &Plan, folder: &Path, facts: &Facts) -> io::Result<()> {
+/// Writes what is mounted from the task's folder, which everybody inside may read. Returns which files of the root are among it.
+pub fn write_files(plan: &Plan, folder: &Path, facts: &Facts) -> io::Result<Vec<SandboxPath>> {
     let put = |name: &str, content: &[u8], mode: u32| {
         let path = folder.join(name);
         fs::write(&path, content)?;
@@ -78,6 +83,7 @@ pub fn write_files(plan: &Plan, folder: &Path, facts: &Facts) -> io::Result<()> 
         put(FILTER, profile().as_bytes(), 0o444)?;
     }
     let (uid, gid) = ids(plan, facts);
+    let mut own = Vec::new();
     for (path, content) in files(plan) {
         let content = match path.as_str() {
             // The agent by the id that it has here.
@@ -86,9 +92,18 @@ pub fn write_files(plan: &Plan, folder: &Path, facts: &Facts) -> io::Result<()> 
                 .replace(&format!("agent:x:{AGENT}:"), &format!("agent:x:{gid}:")),
             _ => content.to_owned(),
         };
-        put(&file_name(path), content.as_bytes(), 0o444)?;
+        own.push((path.clone(), content));
     }
-    Ok(())
+    let agent = match plan.process.uid {
+        AGENT => (uid, gid),
+        _ => (AGENT, AGENT),
+    };
+    own.extend(tables(plan, agent)?);
+    for (path, content) in &own {
+        // Its owner writes the limits anew; inside it is mounted read-only.
+        put(&file_name(path), content.as_bytes(), 0o644)?;
+    }
+    Ok(own.into_iter().map(|(path, _)| path).collect())
 }
 
 /// The files of the plan that are mounted one by one.
@@ -97,6 +112,37 @@ fn files(plan: &Plan) -> impl Iterator<Item = (&SandboxPath, &str)> {
         What::File { content, .. } if is_own(&made.path) => Some((&made.path, content.as_str())),
         What::File { .. } | What::Bytes { .. } | What::Folder { .. } | What::Link { .. } => None,
     })
+}
+
+/// An image's own users with the agent among them. Where a link leads to them they stay as they are.
+fn tables(plan: &Plan, agent: (u32, u32)) -> io::Result<Vec<(SandboxPath, String)>> {
+    let mut tables = Vec::new();
+    if plan.root.layers.is_empty() {
+        return Ok(tables);
+    }
+    for table in Table::BOTH {
+        let path = SandboxPath::new(&format!("/etc/{}", table.name())).map_err(io::Error::other)?;
+        let own = match pack::top_file(&plan.root.layers, Path::new(path.relative()), users::MOST_BYTES)? {
+            Top::File(content) => Some(String::from_utf8_lossy(&content).into_owned()),
+            Top::Absent => None,
+            Top::Other => continue,
+        };
+        tables.extend(table.with_agent(own.as_deref(), agent).map(|text| (path, text)));
+    }
+    Ok(tables)
+}
+
+/// Puts a text into the file that tells commands their limits: in place, for it is mounted.
+pub fn write_limits(folder: &Path, text: &str) -> io::Result<()> {
+    let mut file = fs::File::options()
+        .write(true)
+        .open(folder.join(file_name(&limits_file())))?;
+    file.write_all(text.as_bytes())?;
+    file.set_len(text.len() as u64)
+}
+
+fn limits_file() -> SandboxPath {
+    SandboxPath::new(belljar_guest::LIMITS_FILE).expect("it is a path")
 }
 
 /// Whether a file is mounted for the task, and so need not be in the image.
@@ -252,7 +298,7 @@ fn shm_bytes(mount: &Mount) -> Option<u64> {
 fn mounts(plan: &Plan, made: &Made<'_>) -> Vec<EngineMount> {
     let own = |name: &str, inside: &str| bind(made.folder.join(name), inside, true);
     let mut mounts = vec![own(GUEST, GUEST_INSIDE), own(CHANNEL, CHANNEL_INSIDE)];
-    mounts.extend(files(plan).map(|(path, _)| own(&file_name(path), path.as_str())));
+    mounts.extend(made.files.iter().map(|path| own(&file_name(path), path.as_str())));
     for mount in &plan.mounts {
         let read_only = mount.attributes.read_only;
         match &mount.source {

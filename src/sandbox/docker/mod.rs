@@ -6,22 +6,25 @@
 //! ```
 //!
 //! The engine gets the same plan as any backend, in its own words (`create`); commands, streams and the way out go by the relay and
-//! never through the engine. Where PID 1 is a process of this machine's kernel it is put into the task's own cgroup, and execs are
+//! never through the engine. Images are imported for a task and go with it, those that the engine has of its own included (`saved`);
+//! networks are never made. Where PID 1 is a process of this machine's kernel it is put into the task's own cgroup, and execs are
 //! counted there. All that is made carries the label [`TASK_LABEL`], by which it is found when belljar was killed.
 
 mod create;
 mod owned;
 mod root;
+mod saved;
 
 pub use create::CHANNEL;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bollard::Docker;
+use bollard::models::ContainerSummary;
 use bollard::query_parameters::{
     CreateContainerOptions, ListContainersOptions, ListImagesOptions, RemoveContainerOptions, RemoveImageOptions,
     StartContainerOptions, WaitContainerOptions,
@@ -30,7 +33,7 @@ use futures_util::StreamExt;
 
 use super::launcher::{Carry, LaunchError, Launcher};
 use super::outside;
-use super::plan::{CallerIds, Ids, Plan};
+use super::plan::{CallerIds, Ids, OutsideUser, Plan};
 use crate::audit::record::{Control, Enforced};
 use crate::sys::cgroup::{Cgroups, Version};
 use crate::task::Runtime;
@@ -66,6 +69,11 @@ pub enum DockerError {
     NotLocal { host: String },
     #[error("the engine has no runtime \"{runtime}\", only {known}")]
     NoRuntime { runtime: String, known: String },
+    #[error(
+        "Podman's service runs everything with the one runtime that it was started with, which is {own} and not \"{runtime}\" \
+         (podman --runtime {runtime} system service)"
+    )]
+    OneRuntime { runtime: String, own: String },
     #[error(
         "user = \"root\" would be root of the host: this engine maps no ids (dockerd --userns-remap, or a rootless engine, does)"
     )]
@@ -132,15 +140,60 @@ pub struct Facts {
     pub is_rootless: bool,
     /// The ids outside that are 0 inside, where it maps them for a whole daemon.
     pub remapped: Option<(u32, u32)>,
-    pub runtimes: Vec<String>,
+    /// By name, with what it says of each: the program, its arguments.
+    pub runtimes: BTreeMap<String, String>,
     pub default_runtime: String,
 }
 
 impl Facts {
     /// A user and group of a container as the host numbers them.
-    fn outside(&self, uid: u32, gid: u32) -> (u32, u32) {
+    fn outside(&self, uid: u32, gid: u32) -> OutsideUser {
         let (first_uid, first_gid) = self.remapped.unwrap_or_default();
-        (first_uid + uid, first_gid + gid)
+        OutsideUser {
+            uid: first_uid + uid,
+            gid: first_gid + gid,
+        }
+    }
+
+    /// The runtime to name for a task; `None` for the engine's default.
+    pub fn runtime<'r>(&self, runtime: &'r Runtime) -> Result<Option<&'r str>, DockerError> {
+        match runtime {
+            Runtime::Builtin => Ok(None),
+            // It is asked for one, and does not hear it.
+            Runtime::Outside(name) if self.is_podman => match *name == self.default_runtime {
+                true => Ok(None),
+                false => Err(DockerError::OneRuntime {
+                    runtime: name.clone(),
+                    own: self.default_runtime.clone(),
+                }),
+            },
+            Runtime::Outside(name) if self.runtimes.contains_key(name) => Ok(Some(name)),
+            Runtime::Outside(name) => {
+                let known: Vec<&str> = self.runtimes.keys().map(String::as_str).collect();
+                Err(DockerError::NoRuntime {
+                    runtime: name.clone(),
+                    known: known.join(", "),
+                })
+            }
+        }
+    }
+
+    /// What is known of a runtime: its name, and what stands behind a name that an admin chose.
+    fn about_runtime(&self, runtime: &Runtime) -> String {
+        let name = match runtime {
+            Runtime::Builtin => &self.default_runtime,
+            Runtime::Outside(name) => name,
+        };
+        let behind = self.runtimes.get(name).map(String::as_str).unwrap_or_default();
+        format!("{name} {behind}")
+    }
+
+    fn carry(&self, runtime: &Runtime) -> Carry {
+        let about = self.about_runtime(runtime);
+        match ["runsc", "gvisor"].iter().any(|word| about.contains(word)) {
+            true => Carry::Stream,
+            false => Carry::Descriptors,
+        }
     }
 }
 
@@ -169,8 +222,8 @@ impl Engine {
         let is_rootless = has("name=rootless");
         let components = version.components.unwrap_or_default();
         let is_podman = components.iter().any(|one| one.name.contains("Podman"));
-        let mut runtimes: Vec<String> = info.runtimes.unwrap_or_default().into_keys().collect();
-        runtimes.sort();
+        let runtimes = info.runtimes.unwrap_or_default().into_iter();
+        let runtimes = runtimes.map(|(name, behind)| (name, serde_json::json!(behind).to_string()));
         Ok(Engine {
             docker,
             facts: Facts {
@@ -187,7 +240,7 @@ impl Engine {
                     true => info.docker_root_dir.as_deref().and_then(remapped),
                     false => None,
                 },
-                runtimes,
+                runtimes: runtimes.collect(),
                 default_runtime: info.default_runtime.unwrap_or_default(),
             },
         })
@@ -210,6 +263,13 @@ impl Engine {
                 "protected_names",
                 "the engine follows links where it mounts, so one that stands for a protected name can be replaced",
             ));
+            if self.facts.remapped.is_some() {
+                less.push(partial(
+                    "owners",
+                    "the engine runs all under ids of its own, none of which is yours: a command can write in writable roots only where \
+                     everybody can (needed: root, a rootless engine, or one without --userns-remap)",
+                ));
+            }
         }
         let ids = "the engine makes no user namespace: ids inside are ids outside (dockerd --userns-remap, or a rootless engine, maps them)";
         let cgroups =
@@ -221,21 +281,20 @@ impl Engine {
             (true, true) => less.push(partial("namespaces", cgroups)),
             (true, false) => {}
         }
-        less.extend(outside::shortfalls(self.runtime_name(runtime)));
-        less
-    }
-
-    fn runtime_name<'a>(&'a self, runtime: &'a Runtime) -> &'a str {
-        match runtime {
-            Runtime::Builtin => &self.facts.default_runtime,
-            Runtime::Outside(name) => name,
+        less.extend(outside::shortfalls_of(self.facts.carry(runtime)));
+        if self.facts.about_runtime(runtime).contains("ignore-cgroups") {
+            let why = "the engine starts this runtime with --ignore-cgroups, so nothing bounds it";
+            less.extend(["limit.memory", "limit.cpus", "limit.pids"].map(|limit| Control {
+                enforced: Enforced::None,
+                ..partial(limit, why)
+            }));
         }
+        less
     }
 
     /// Whether what a runtime of the engine's runs has a kernel that is not this machine's.
     pub fn has_own_kernel(&self, runtime: &Runtime) -> bool {
-        let name = self.runtime_name(runtime);
-        outside::carry(name) == Carry::Stream || name.contains("kata")
+        self.facts.carry(runtime) == Carry::Stream || self.facts.about_runtime(runtime).contains("kata")
     }
 
     /// Makes and starts a task's container. `folder` is the task's own, `mounts` one beside it, see [`owned`]; the socket of the guest
@@ -250,23 +309,19 @@ impl Engine {
                 gid: user.gid,
             });
         }
-        let runtime = match runtime {
-            Runtime::Builtin => None,
-            Runtime::Outside(runtime) if self.facts.runtimes.contains(runtime) || self.facts.is_podman => {
-                Some(runtime.as_str())
-            }
-            Runtime::Outside(runtime) => {
-                return Err(DockerError::NoRuntime {
-                    runtime: runtime.clone(),
-                    known: self.facts.runtimes.join(", "),
-                });
-            }
-        };
-        create::write_files(plan, place.folder, &self.facts).map_err(io("write the task's files"))?;
+        let carry = self.facts.carry(runtime);
+        let runtime = self.facts.runtime(runtime)?;
+        let files = create::write_files(plan, place.folder, &self.facts).map_err(io("write the task's files"))?;
         let owned = {
             let (plan, mounts, launcher) = (plan.clone(), place.mounts.to_owned(), place.launcher.clone());
-            let ids = self.facts.outside(plan.process.uid, plan.process.gid);
-            let made = tokio::task::spawn_blocking(move || owned::Owned::make(&plan, &mounts, &launcher, ids));
+            let who = owned::Who {
+                user: self.facts.outside(plan.process.uid, plan.process.gid),
+                maker: match carry {
+                    Carry::Stream => Some(self.facts.outside(0, 0)),
+                    Carry::Descriptors => None,
+                },
+            };
+            let made = tokio::task::spawn_blocking(move || owned::Owned::make(&plan, &mounts, &launcher, who));
             made.await
                 .map_err(|error| io("mount the roots")(io::Error::other(error)))??
         };
@@ -279,6 +334,7 @@ impl Engine {
             docker: self.docker.clone(),
             id: plan.task.to_string(),
             image,
+            folder: place.folder.to_owned(),
         };
         let body = create::body(
             plan,
@@ -286,13 +342,14 @@ impl Engine {
                 image: &container.image,
                 folder: place.folder,
                 owned: &owned,
+                files: &files,
                 labels,
                 runtime,
                 facts: &self.facts,
             },
         );
         let name = CreateContainerOptions {
-            name: Some(format!("belljar-{}", plan.task)),
+            name: Some(container_name(&plan.task.to_string())),
             ..CreateContainerOptions::default()
         };
         let started = async {
@@ -325,24 +382,37 @@ impl Engine {
             filters: Some(HashMap::from([("label".to_owned(), vec![IMAGE_LABEL.to_owned()])])),
             ..ListImagesOptions::default()
         };
-        let is_dead = |labels: &HashMap<String, String>| labels.get(TASK_LABEL).is_some_and(|task| !is_alive(task));
         let mut removed = 0;
         let containers = self.docker.list_containers(Some(containers)).await;
         for one in containers.map_err(call("list its containers"))? {
-            if let (Some(id), true) = (one.id, one.labels.as_ref().is_some_and(is_dead)) {
-                remove_container(&self.docker, &id).await;
+            if let (Some(id), true) = (&one.id, task_of(&one).is_some_and(|task| !is_alive(task))) {
+                remove_container(&self.docker, id).await;
                 removed += 1;
             }
         }
         let images = self.docker.list_images(Some(images)).await;
         for one in images.map_err(call("list its images"))? {
             let label = one.labels.get(IMAGE_LABEL).and_then(|label| label.split_once('@'));
-            if label.is_some_and(|(task, of)| Path::new(of) == state && !is_alive(task)) {
+            // A label is whatever an image's maker writes; the name is what belljar gave.
+            let is_ours = |task: &str| one.repo_tags.iter().any(|tag| tag.ends_with(&root::tag(task)));
+            if label.is_some_and(|(task, of)| Path::new(of) == state && !is_alive(task) && is_ours(task)) {
                 remove_image(&self.docker, &one.id).await;
             }
         }
         Ok(removed)
     }
+}
+
+/// The task that a container was made for. It has the labels of its image too, which are anybody's: so its name has to agree.
+fn task_of(container: &ContainerSummary) -> Option<&str> {
+    let task = container.labels.as_ref()?.get(TASK_LABEL)?;
+    let name = format!("/{}", container_name(task));
+    let names = container.names.as_deref().unwrap_or_default();
+    names.contains(&name).then_some(task)
+}
+
+fn container_name(task: &str) -> String {
+    format!("belljar-{task}")
 }
 
 /// Where a task's files for an engine are.
@@ -372,11 +442,20 @@ pub struct Container {
     /// The task's id.
     id: String,
     image: String,
+    /// The task's own.
+    folder: PathBuf,
 }
 
 impl Container {
     fn name(&self) -> String {
-        format!("belljar-{}", self.id)
+        container_name(&self.id)
+    }
+
+    /// Puts a text into the file that tells commands their limits. The guest cannot: the root is read-only, and the file is the host's,
+    /// which nobody inside may fill.
+    pub fn tell_limits(&self, text: &str) {
+        // The folder of a task that is over is gone.
+        let _ = create::write_limits(&self.folder, text);
     }
 
     /// Waits until the container is over; says how.

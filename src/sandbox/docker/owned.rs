@@ -20,7 +20,7 @@ use rustix::fs::{FileType, Mode, OFlags};
 use super::{DockerError, io as io_error};
 use crate::path::{HostPath, SandboxPath};
 use crate::sandbox::launcher::{GiveRequest, Launcher};
-use crate::sandbox::plan::{Ids, Mount, Owner, Plan, Source};
+use crate::sandbox::plan::{Ids, Mount, OutsideUser, Owner, Plan, Source};
 use crate::sandbox::setup;
 use crate::sys::mount::{self, Attributes, Depth};
 
@@ -31,12 +31,21 @@ pub struct Owned {
     mounted: Vec<(SandboxPath, PathBuf)>,
 }
 
+/// Who files are made by, as the host numbers them.
+#[derive(Debug, Clone, Copy)]
+pub struct Who {
+    /// The command's.
+    pub user: OutsideUser,
+    /// See [`GiveRequest`].
+    pub maker: Option<OutsideUser>,
+}
+
 /// Below the folder of a task: an empty file.
 const NOTHING: &str = "nothing";
 
 impl Owned {
-    /// Mounts what a caller who is root has the engine mount. `user` and `group` are the command's as the host numbers them. Blocking.
-    pub fn make(plan: &Plan, mounts: &Path, launcher: &Mutex<Launcher>, ids: (u32, u32)) -> Result<Owned, DockerError> {
+    /// Mounts what a caller who is root has the engine mount. Blocking.
+    pub fn make(plan: &Plan, mounts: &Path, launcher: &Mutex<Launcher>, who: Who) -> Result<Owned, DockerError> {
         let mut owned = Owned {
             folder: mounts.join(plan.task.to_string()),
             mounted: Vec::new(),
@@ -57,8 +66,8 @@ impl Owned {
                             let request = GiveRequest {
                                 host: host.clone(),
                                 attributes: mount.attributes,
-                                uid: ids.0,
-                                gid: ids.1,
+                                user: who.user,
+                                maker: who.maker,
                             };
                             let given = launcher.lock().unwrap_or_else(PoisonError::into_inner).give(&request);
                             given.map_err(|source| DockerError::Give { source })?

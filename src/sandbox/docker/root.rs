@@ -35,12 +35,13 @@ pub async fn import(docker: &Docker, plan: &Plan, state: &Path) -> Result<String
         let piece: Bytes = archive.recv().await?;
         Some((piece, archive))
     });
-    let name = format!("belljar-{}", plan.task);
+    let name = tag(&plan.task.to_string());
+    let (name, version) = name.split_once(':').unwrap_or((&name, "latest"));
     let change = format!("LABEL {IMAGE_LABEL}={}", serde_json::json!(label));
     let mut options = CreateImageOptionsBuilder::default()
         .from_src("-")
-        .repo(&name)
-        .tag("root")
+        .repo(name)
+        .tag(version)
         .build();
     options.changes = vec![change];
     let mut answers = docker.create_image(Some(options), Some(bollard::body_stream(Box::pin(archive))), None);
@@ -59,6 +60,11 @@ pub async fn import(docker: &Docker, plan: &Plan, state: &Path) -> Result<String
     answered?;
     packed.map_err(io_error("pack the root file system"))?;
     id_of(docker, &label).await
+}
+
+/// What the image of a task is called.
+pub fn tag(task: &str) -> String {
+    format!("belljar-{task}:root")
 }
 
 /// Engines differ in what they make of a name that says nothing of a registry, so the image is found by its label.

@@ -1,0 +1,106 @@
+//! Who may be at an engine: root at one that maps ids, and an ordinary user at one that lets it in.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::path::PathBuf;
+use std::process::Command;
+
+use crate::engines::Daemon;
+
+const ORDINARY: u32 = 1234;
+
+/// A folder of the caller's own, with a program that it can reach.
+struct Place {
+    folder: tempfile::TempDir,
+    host: String,
+    /// In whose mounts the engine is.
+    within: Option<u32>,
+    uid: u32,
+}
+
+impl Place {
+    fn new(daemon: &Daemon, uid: u32, within: Option<u32>) -> Place {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        for name in ["work", "state", "home"] {
+            let path = folder.path().join(name);
+            std::fs::create_dir(&path).unwrap();
+            chown(path, Some(uid), Some(uid)).unwrap();
+        }
+        std::fs::copy(env!("CARGO_BIN_EXE_belljar"), folder.path().join("belljar")).unwrap();
+        // As for a member of the socket's group.
+        std::fs::set_permissions(daemon.socket(), std::fs::Permissions::from_mode(0o666)).unwrap();
+        std::fs::set_permissions(daemon.folder(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        Place {
+            folder,
+            host: format!("unix://{}", daemon.socket().display()),
+            within,
+            uid,
+        }
+    }
+
+    fn work(&self) -> PathBuf {
+        self.folder.path().join("work")
+    }
+
+    fn run(&self, accepted: &[&str], script: &str) -> (Option<i32>, String) {
+        let mut words: Vec<String> = Vec::new();
+        if let Some(process) = self.within {
+            words.extend(["nsenter", "-t", &process.to_string(), "-m", "--"].map(str::to_owned));
+        }
+        let id = self.uid.to_string();
+        words.extend(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups", "--"].map(str::to_owned));
+        let output = Command::new(&words[0])
+            .args(&words[1..])
+            .arg(self.folder.path().join("belljar"))
+            .args(["run", "--quiet", "--backend", "docker", "--write"])
+            .arg(self.work())
+            .args(accepted.iter().flat_map(|control| ["--accept-partial", control]))
+            .args(["--", "sh", "-c", script])
+            .env("BELLJAR_STATE", self.folder.path().join("state"))
+            .env("HOME", self.folder.path().join("home"))
+            .env("DOCKER_HOST", &self.host)
+            .output()
+            .unwrap();
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+    }
+
+    fn owner(&self) -> u32 {
+        std::fs::metadata(self.work().join("made")).unwrap().uid()
+    }
+}
+
+/// Whom the sandbox knows, and a file in its root.
+const WORK: &str = "id -un; echo x > made; grep -c ^memory_limit.= /run/belljar/limits";
+
+pub fn an_ordinary_user_works_at_an_engine_that_lets_it_in(daemon: &Daemon) {
+    let place = Place::new(daemon, ORDINARY, None);
+    let (code, said) = place.run(&[], WORK);
+    assert_eq!(code, Some(120), "{said}");
+    for control in ["namespaces", "mounts", "protected_names"] {
+        assert!(
+            said.contains(&format!("{control} can be enforced only in part here")),
+            "{control}: {said}"
+        );
+    }
+    let all = ["namespaces", "mounts", "protected_names"];
+    assert_eq!(place.run(&all, WORK), (Some(0), "agent\n1\n".to_owned()));
+    assert_eq!(place.owner(), ORDINARY);
+}
+
+/// Nothing has to be accepted there; but an ordinary user is none of those that such an engine knows.
+pub fn an_engine_that_maps_ids_gives_all_to_root_and_says_what_others_lack(daemon: &Daemon) {
+    let place = Place::new(daemon, 0, Some(daemon.pid()));
+    let (code, said) = place.run(&[], &format!("{WORK}; cat /proc/self/uid_map"));
+    assert_eq!(code, Some(0), "{said}");
+    let words: Vec<&str> = said.split_whitespace().collect();
+    assert_eq!(words[..4], ["agent", "1", "0", "200000"], "{said}");
+    assert_eq!(place.owner(), 0);
+    let other = Place::new(daemon, ORDINARY, Some(daemon.pid()));
+    let (code, said) = other.run(&["mounts", "protected_names"], WORK);
+    assert_eq!(code, Some(120), "{said}");
+    assert!(
+        said.contains("owners can be enforced only in part here: the engine runs all under ids of its own"),
+        "{said}"
+    );
+}
