@@ -1,8 +1,9 @@
-//! A stream at full speed: read in a thread of its own, in large pieces.
+//! A stream at full speed: read and digested in a thread of its own, in large pieces.
 //!
 //! While the reactor watches a pipe, each write of the command wakes one of our threads, and for commands that write 8 KiB at a time
 //! that costs both sides more than moving the bytes. So a stream that has shown to be fast is taken from the reactor for as long as it
-//! is: a thread looks at it every now and then, and finds much.
+//! is: a thread looks at it every now and then, and finds much. The thread is nice: what it is late with only holds up the command that
+//! is so loud, and the start of another command must not wait for it.
 
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::io::Errno;
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinHandle;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::pump::Tally;
 
 /// One piece at most: what stays in a core's cache until it is digested, and so little that nobody waits long for its end.
 const PIECE_BYTES: usize = 256 << 10;
@@ -27,8 +29,10 @@ const IDLE_LOOKS: u32 = 30;
 const FAST_BYTES: usize = 1 << 20;
 const FAST_TIME: Duration = Duration::from_millis(5);
 
-/// Threads for this at once; other streams stay with the reactor. They come from the pool that starts and ends tasks too, and that must
-/// never run dry because some commands are loud.
+/// How nice such a thread is: next to one that is not, it gets a ninth of a core.
+const NICE: i32 = 10;
+
+/// Threads for this at once; other streams stay with the reactor.
 static THREADS: Semaphore = Semaphore::const_new(8);
 
 /// How fast a stream is.
@@ -61,29 +65,40 @@ impl Pace {
 pub struct Bulk {
     pieces: mpsc::Receiver<Bytes>,
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<Option<OwnedFd>>,
+    end: oneshot::Receiver<Option<OwnedFd>>,
 }
 
 impl Bulk {
-    /// Takes a stream that does not block; gives it back where no thread can be had.
-    pub fn start(fd: OwnedFd) -> Result<Bulk, OwnedFd> {
-        Bulk::start_within(&THREADS, fd)
+    /// Takes a stream that does not block, and what is to count it; gives the stream back where no thread can be had.
+    pub fn start(fd: OwnedFd, tally: Tally) -> Result<Bulk, OwnedFd> {
+        Bulk::start_within(&THREADS, fd, tally)
     }
 
-    fn start_within(threads: &'static Semaphore, fd: OwnedFd) -> Result<Bulk, OwnedFd> {
+    fn start_within(threads: &'static Semaphore, fd: OwnedFd, tally: Tally) -> Result<Bulk, OwnedFd> {
         let Ok(permit) = threads.try_acquire() else {
             return Err(fd);
         };
         let (send, pieces) = mpsc::channel(2);
+        let (give_back, end) = oneshot::channel();
         let stop = Arc::new(AtomicBool::new(false));
         let told = stop.clone();
+        // It gets the stream when it is there: a thread that cannot be had would take the stream with it.
+        let (hand, handed) = std::sync::mpsc::sync_channel(1);
+        let thread = std::thread::Builder::new().name("belljar-output".to_owned());
         // Ends with the stream, with this, or when it is told to.
-        let thread = tokio::task::spawn_blocking(move || {
-            let back = read(fd, &send, &told);
+        let begun = thread.spawn(move || {
+            // Where it may not be nice, it is only as loud as its command.
+            let _ = rustix::process::setpriority_process(None, NICE);
+            let back = handed.recv().ok().and_then(|fd| read(fd, &tally, &send, &told));
             drop(permit);
-            back
+            // Whoever asked for it may have gone.
+            let _ = give_back.send(back);
         });
-        Ok(Bulk { pieces, stop, thread })
+        if begun.is_err() {
+            return Err(fd);
+        }
+        hand.send(fd).map_err(|unsent| unsent.0)?;
+        Ok(Bulk { pieces, stop, end })
     }
 
     /// Asks for the stream back; what was read comes first.
@@ -98,11 +113,11 @@ impl Bulk {
 
     /// The stream, where it only fell silent.
     pub async fn end(self) -> Option<OwnedFd> {
-        self.thread.await.ok().flatten()
+        self.end.await.ok().flatten()
     }
 }
 
-fn read(fd: OwnedFd, pieces: &mpsc::Sender<Bytes>, stop: &AtomicBool) -> Option<OwnedFd> {
+fn read(fd: OwnedFd, tally: &Tally, pieces: &mpsc::Sender<Bytes>, stop: &AtomicBool) -> Option<OwnedFd> {
     let pool = Arc::new(Pool::default());
     let mut idle = 0;
     while idle < IDLE_LOOKS && !stop.load(Ordering::Relaxed) {
@@ -111,6 +126,7 @@ fn read(fd: OwnedFd, pieces: &mpsc::Sender<Bytes>, stop: &AtomicBool) -> Option<
             Ok(0) => return None,
             Ok(read) => {
                 idle = 0;
+                tally.add(&buffer);
                 pieces.blocking_send(pool.lend(buffer)).ok()?;
                 if read < PIECE_BYTES / 2 {
                     std::thread::sleep(PAUSE);
@@ -192,15 +208,19 @@ mod tests {
             pipe.write_all(&bytes).unwrap();
             pipe
         });
-        let mut bulk = Bulk::start(read).unwrap();
+        let tally = Tally::default();
+        let mut bulk = Bulk::start(read, tally.clone()).unwrap();
         let mut got = Vec::new();
         while let Some(piece) = bulk.next().await {
             got.extend_from_slice(&piece);
         }
         assert!(got == expected);
+        let sum = tally.sum();
+        assert_eq!(sum.bytes, expected.len() as u64);
+        assert_eq!(sum.digest, Some(format!("blake3:{}", blake3::hash(&expected).to_hex())));
         let read = bulk.end().await.expect("the other end is still open");
         drop(writer.join().unwrap());
-        let mut bulk = Bulk::start(read).unwrap();
+        let mut bulk = Bulk::start(read, tally.clone()).unwrap();
         assert_eq!(bulk.next().await, None);
         assert!(bulk.end().await.is_none());
     }
@@ -208,12 +228,12 @@ mod tests {
     #[tokio::test]
     async fn a_stream_is_given_back_when_it_is_asked_for() {
         let (read, write) = packet::output_pipe(1 << 20).unwrap();
-        let mut bulk = Bulk::start(read).unwrap();
+        let mut bulk = Bulk::start(read, Tally::default()).unwrap();
         bulk.stop();
         assert_eq!(bulk.next().await, None);
         let read = bulk.end().await.unwrap();
         std::fs::File::from(write).write_all(b"later").unwrap();
-        let mut bulk = Bulk::start(read).unwrap();
+        let mut bulk = Bulk::start(read, Tally::default()).unwrap();
         assert_eq!(bulk.next().await.unwrap(), "later");
     }
 
@@ -222,13 +242,13 @@ mod tests {
         static ONE: Semaphore = Semaphore::const_new(1);
         let (first, _first) = packet::output_pipe(1 << 20).unwrap();
         let (second, _second) = packet::output_pipe(1 << 20).unwrap();
-        let bulk = Bulk::start_within(&ONE, first).unwrap();
-        let second = Bulk::start_within(&ONE, second)
+        let bulk = Bulk::start_within(&ONE, first, Tally::default()).unwrap();
+        let second = Bulk::start_within(&ONE, second, Tally::default())
             .err()
             .expect("the only thread is taken");
         bulk.stop();
         assert!(bulk.end().await.is_some());
-        assert!(Bulk::start_within(&ONE, second).is_ok());
+        assert!(Bulk::start_within(&ONE, second, Tally::default()).is_ok());
     }
 
     #[test]

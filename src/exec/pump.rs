@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -64,7 +65,7 @@ impl Budget {
 pub async fn pump(
     fd: OwnedFd,
     stream: Stream,
-    tally: &mut Tally,
+    tally: &Tally,
     budget: &Budget,
     log: &Log,
     over: watch::Receiver<Option<Duration>>,
@@ -74,6 +75,7 @@ pub async fn pump(
     };
     let mut source = Source {
         from: Reading::Watched(fd),
+        tally: tally.clone(),
         over,
         patience: None,
         left: PIPE_BYTES,
@@ -81,7 +83,6 @@ pub async fn pump(
         pace: Pace::new(),
     };
     while let Some(data) = source.next().await {
-        tally.add(&data);
         let allowed = budget.take(data.len() as u64) as usize;
         if allowed > 0 {
             log.append(ExecEvent::Output {
@@ -98,6 +99,7 @@ pub async fn pump(
 /// A stream on its way to its end.
 struct Source {
     from: Reading,
+    tally: Tally,
     over: watch::Receiver<Option<Duration>>,
     /// For how long it may be silent; known once the command is over.
     patience: Option<Duration>,
@@ -125,6 +127,7 @@ impl Source {
             let data = match &mut self.from {
                 Reading::Watched(fd) => {
                     let data = read(fd, &mut self.buffer, &mut self.over, &mut self.patience).await?;
+                    self.tally.add(&data);
                     if self.patience.is_some() {
                         self.left = self.left.saturating_sub(data.len());
                     }
@@ -149,7 +152,7 @@ impl Source {
     /// Leaves the reading to a thread, where one is free.
     fn hurry(&mut self) {
         self.from = match std::mem::replace(&mut self.from, Reading::Over) {
-            Reading::Watched(fd) => match Bulk::start(fd.into_inner()) {
+            Reading::Watched(fd) => match Bulk::start(fd.into_inner(), self.tally.clone()) {
                 Ok(bulk) => Reading::Bulk(bulk),
                 Err(fd) => packet::watched(fd, Interest::READABLE).map_or(Reading::Over, Reading::Watched),
             },
@@ -230,24 +233,33 @@ async fn read(
     }
 }
 
-/// What went through a stream so far. Its digest is BLAKE3 (`b3sum` prints the same): it keeps up with a pipe, where SHA-256 takes
-/// longer than all the rest of a stream's way together.
+/// What went through a stream so far, shared by those who read it. Its digest is BLAKE3 (`b3sum` prints the same): it keeps up with a
+/// pipe, where SHA-256 takes longer than all the rest of a stream's way together.
+#[derive(Clone, Default)]
+pub struct Tally(Arc<Mutex<Sum>>);
+
 #[derive(Default)]
-pub struct Tally {
+struct Sum {
     bytes: u64,
     hash: blake3::Hasher,
 }
 
 impl Tally {
-    fn add(&mut self, data: &[u8]) {
-        self.bytes += data.len() as u64;
-        self.hash.update(data);
+    fn lock(&self) -> MutexGuard<'_, Sum> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add(&self, data: &[u8]) {
+        let mut sum = self.lock();
+        sum.bytes += data.len() as u64;
+        sum.hash.update(data);
     }
 
     pub fn sum(&self) -> Streamed {
+        let sum = self.lock();
         Streamed {
-            bytes: self.bytes,
-            digest: Some(format!("blake3:{}", self.hash.finalize().to_hex())),
+            bytes: sum.bytes,
+            digest: Some(format!("blake3:{}", sum.hash.finalize().to_hex())),
         }
     }
 }
@@ -291,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_digest_is_over_all_pieces_and_is_what_b3sum_prints() {
-        let mut tally = Tally::default();
+        let tally = Tally::default();
         for piece in ["a", "", "bc"] {
             tally.add(piece.as_bytes());
         }

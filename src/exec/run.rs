@@ -254,8 +254,8 @@ async fn attend(
     let mut callers = true;
     let mut report = None;
 
-    let mut stdout = Tally::default();
-    let mut stderr = Tally::default();
+    let stdout = Tally::default();
+    let stderr = Tally::default();
     let (terminal, out, err, feed) = match streams {
         Streams::Pipes { out, err, feed } => (None, Some(out), Some(err), feed),
         Streams::Terminal(master) => (Some(master), None, None, None),
@@ -277,12 +277,12 @@ async fn attend(
         tokio::join!(
             async {
                 if let Some((fd, stream)) = first {
-                    pump(fd, stream, &mut stdout, budget, log, over.subscribe()).await;
+                    pump(fd, stream, &stdout, budget, log, over.subscribe()).await;
                 }
             },
             async {
                 if let Some(fd) = err {
-                    pump(fd, Stream::Stderr, &mut stderr, budget, log, over.subscribe()).await;
+                    pump(fd, Stream::Stderr, &stderr, budget, log, over.subscribe()).await;
                 }
             },
         );

@@ -31,5 +31,5 @@ pub mod relay;
 pub mod seccomp;
 mod setup;
 mod ssh;
-mod unfold;
+pub mod unfold;
 mod users;
