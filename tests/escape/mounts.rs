@@ -45,6 +45,15 @@ print("EXPOSED" if done else "BLOCKED")
     assert_eq!(place.on_host("ls ../readable; cat ../readable/file"), "file\nsame\n");
 }
 
+/// Ends the swapping however the test ends: one that fails would wait for ever else.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Runs something over and over while a thread swaps two names.
 fn while_swapped(one: &Path, other: &Path, mut act: impl FnMut()) {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -56,10 +65,10 @@ fn while_swapped(one: &Path, other: &Path, mut act: impl FnMut()) {
                 let _ = renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE);
             }
         });
+        let _stop = Stop(&stop);
         for _ in 0..12 {
             act();
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 
@@ -208,7 +217,7 @@ pub fn a_root_on_an_overlay_is_its_owners_and_no_task_is_root_unasked(caller: Ca
         "mount -t overlay -o lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/scratch none {at}/work; echo done; read line; {owner}; echo done; read line"
     ));
     let place = place.within(mounts.shell.id());
-    let script = "cat there && echo made > made && chmod 600 there && ! mkdir .vscode/x 2> /dev/null && ! chmod 600 /dev/null 2> /dev/null";
+    let script = "cat there && echo made > made && chmod 600 there && ! mkdir .vscode/x 2> /dev/null && ! chmod 666 /dev/full 2> /dev/null";
     // The folder that a shell starts in is the one below the overlay.
     let owners = || place.on_host(&format!("cd {at}/work; stat -c %u:%g there made; rm made"));
     let accept = ["--accept-partial", "ids"];
