@@ -1,5 +1,6 @@
 //! `belljar plan`: what a task's sandbox would be, and the OCI bundle that follows from it. Nothing is started.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
@@ -13,7 +14,7 @@ use crate::image::Store;
 use crate::sandbox::bundle::{self, HardLimits};
 use crate::sandbox::launcher::Launcher;
 use crate::sandbox::plan::{Ids, Plan, Source, What};
-use crate::sandbox::{enforcement, outside, protect, seccomp};
+use crate::sandbox::{enforcement, outside, protect, seccomp, unfold};
 use crate::supervisor::{self, Heard, RootFacts};
 use crate::sys::cgroup::Cgroups;
 use crate::task::Backend;
@@ -163,7 +164,16 @@ fn text(plan: &Plan, runtime: &str) -> String {
         let access = if mount.attributes.read_only { "ro" } else { "rw" };
         line("mount", format!("{} {access} <- {source}", mount.path));
     }
+    // Of folders that the machine fills there are hundreds, which all say the same.
+    let mut linked = BTreeMap::<&str, usize>::new();
     for made in &plan.root.made {
+        if let What::Link { target } = &made.what
+            && let (Some((to, _)), Some((folder, _))) = (target.rsplit_once('/'), made.path.as_str().rsplit_once('/'))
+            && to.starts_with(unfold::PLACE)
+        {
+            *linked.entry(folder).or_default() += 1;
+            continue;
+        }
         let what = match &made.what {
             What::Folder { mode } => format!("a folder, {mode:04o}"),
             What::File { content, mode } => format!("a file, {mode:04o}, {} bytes", content.len()),
@@ -171,6 +181,9 @@ fn text(plan: &Plan, runtime: &str) -> String {
             What::Link { target } => format!("a link to {target}"),
         };
         line("made", format!("{}: {what}", made.path));
+    }
+    for (folder, count) in linked {
+        line("made", format!("{folder}: links to {count} of the machine's own files"));
     }
     for path in &plan.masked {
         line("masked", path.to_string());

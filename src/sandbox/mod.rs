@@ -12,6 +12,7 @@
 //! Called by `supervisor` (to start and end) and by `exec` (to run one command in a slot). What the network of a sandbox may
 //! reach is `egress`'s; the sandbox only hands out the listeners.
 
+mod begin;
 pub mod bundle;
 pub mod channel;
 pub mod contained;
@@ -30,5 +31,5 @@ pub mod relay;
 pub mod seccomp;
 mod setup;
 mod ssh;
-mod unfold;
+pub mod unfold;
 mod users;

@@ -1,4 +1,4 @@
-//! The `oci` backend with the builtin launcher: starting a sandbox, keeping slots ready, ending it without a trace.
+//! A live sandbox: started (`begin`), with slots kept ready for commands, ended without a trace.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,16 +15,16 @@ use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::bundle::{self, HardLimits};
+use super::begin::{Begun, launch, launched_by, reason};
 use super::channel::{ChannelError, Guest, SlotLink, SlotProcess};
 use super::holders::{Holders, Holding, Transport};
-use super::launcher::{self, Carry, LaunchError, LaunchRequest, LaunchedBy, Launcher};
+use super::launcher::{Carry, LaunchError, Launcher};
 use super::plan::Plan;
-use super::{docker, outside, relay, seccomp};
+use super::{docker, relay};
 use crate::id::ExecId;
 use crate::path::HostPath;
 use crate::policy::{Command, Digest, Permit};
-use crate::sys::cgroup::{Caps, Cgroups, Counters, Leaf, Stall, TaskCgroup, Version};
+use crate::sys::cgroup::{Cgroups, Counters, Leaf, Stall, TaskCgroup, Version};
 use crate::sys::{packet, process};
 use crate::task::Runtime;
 
@@ -516,104 +516,9 @@ impl Sandbox {
     }
 }
 
-/// What of the launcher's request depends on the runtime, and how its guest is spoken to.
-fn launched_by(plan: &Plan, runtime: &Runtime) -> Result<(LaunchedBy, Carry), LaunchError> {
-    match runtime {
-        Runtime::Builtin => {
-            let seccomp = seccomp::FILTER.program.clone();
-            Ok((LaunchedBy::Builtin { seccomp }, Carry::Descriptors))
-        }
-        Runtime::Outside(runtime) => {
-            outside::check(plan, runtime)?;
-            let (program, carry) = (outside::find(runtime)?, outside::carry(runtime));
-            let bundle = bundle::of(plan, &seccomp::ALLOWED, HardLimits::of_process(), carry)
-                .map_err(|source| LaunchError::Bundle { source })?;
-            let config = serde_json::to_string(&bundle).expect("a bundle is plain data");
-            Ok((LaunchedBy::Runtime { program, config, carry }, carry))
-        }
-    }
-}
-
-/// A sandbox whose PID 1 was made.
-struct Begun {
-    pid1: OwnedFd,
-    /// What an outside runtime says when it fails.
-    failure: Option<OwnedFd>,
-    cgroup: Option<Arc<Mutex<TaskCgroup>>>,
-    /// For the first slot.
-    leaf: Option<Leaf>,
-    plan: Plan,
-}
-
-fn launch(
-    machinery: &Machinery,
-    plan: Plan,
-    place: HostPath,
-    by: LaunchedBy,
-    control: OwnedFd,
-) -> Result<Begun, SandboxError> {
-    let caps = Caps {
-        memory_bytes: plan.limits.memory_bytes,
-        cpus: plan.limits.cpus,
-        pids: plan.limits.pids,
-    };
-    let cgroup = machinery
-        .cgroups
-        .create_task(&plan.task.to_string(), caps)
-        .map_err(|source| SandboxError::Cgroup { source })?;
-    let joins = cgroup.as_ref().map(TaskCgroup::guest_joins).unwrap_or_default();
-    let cgroup = cgroup.map(|cgroup| Arc::new(Mutex::new(cgroup)));
-    let request = LaunchRequest { plan, place, joins, by };
-    let launched = {
-        let mut launcher = machinery.launcher.lock().unwrap_or_else(PoisonError::into_inner);
-        launcher.launch(&request, control.as_fd())
-    };
-    drop(control);
-    // While the new process sets itself up.
-    let leaf = cgroup.as_ref().map(make_leaf).transpose();
-    let result = launched.and_then(|launched| match request.by {
-        // It keeps the pipe for as long as it lives; the guest's first word tells that it went well.
-        LaunchedBy::Runtime { .. } => Ok((launched.pidfd, Some(launched.failure))),
-        LaunchedBy::Builtin { .. } => match launcher::read_failure(launched.failure) {
-            None => Ok((launched.pidfd, None)),
-            Some(error) => Err(error),
-        },
-    });
-    let begun = match (result, leaf) {
-        (Ok((pid1, failure)), Ok(leaf)) => {
-            return Ok(Begun {
-                pid1,
-                failure,
-                cgroup,
-                leaf,
-                plan: request.plan,
-            });
-        }
-        (Err(error), _) => Err(error.into()),
-        (Ok((pid1, _)), Err(error)) => {
-            let _ = process::pidfd_kill(pid1.as_fd());
-            Err(error)
-        }
-    };
-    if let Some(cgroup) = cgroup {
-        end_and_remove(&cgroup.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-    begun
-}
-
-fn make_leaf(cgroup: &Arc<Mutex<TaskCgroup>>) -> Result<Leaf, SandboxError> {
+pub(super) fn make_leaf(cgroup: &Arc<Mutex<TaskCgroup>>) -> Result<Leaf, SandboxError> {
     let leaf = cgroup.lock().unwrap_or_else(PoisonError::into_inner).create_leaf();
     leaf.map_err(|source| SandboxError::Cgroup { source })
-}
-
-/// Why the guest of a runtime that is being killed did not speak: what the runtime said, where it said something.
-async fn reason(error: ChannelError, failure: Option<OwnedFd>) -> SandboxError {
-    let Some(failure) = failure else { return error.into() };
-    // Blocking until the killed runtime lets go of the pipe.
-    match tokio::task::spawn_blocking(move || launcher::read_failure(failure)).await {
-        Ok(Some(said)) => said.into(),
-        Ok(None) | Err(_) => error.into(),
-    }
 }
 
 pub(super) async fn remove_cgroup(cgroup: Arc<Mutex<TaskCgroup>>) {

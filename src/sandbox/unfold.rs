@@ -10,7 +10,7 @@ use super::plan::{Made, Mount, Owner, Source, What};
 use crate::path::{HostPath, SandboxPath};
 
 /// Where the machine's own folders lie then.
-const PLACE: &str = "/run/belljar/machine";
+pub const PLACE: &str = "/run/belljar/machine";
 
 /// More than there are roots of trust, or anything else in such a folder; what is beyond is not there inside.
 const ENTRIES_MAX: usize = 4096;

@@ -22,6 +22,8 @@ pub enum Runtime {
     Engine(&'static Path),
     /// Likewise its gVisor.
     EngineGvisor(&'static Path),
+    /// Podman's.
+    EnginePodman(&'static Path),
 }
 
 impl Runtime {
@@ -32,7 +34,21 @@ impl Runtime {
 
     /// Whether ids inside are ids outside.
     pub fn shares_ids(self) -> bool {
-        matches!(self, Runtime::Engine(_) | Runtime::EngineGvisor(_))
+        self.socket().is_some()
+    }
+
+    /// Whether the names of cgroups outside can be read inside, as is reported.
+    pub fn shares_cgroup_namespace(self) -> bool {
+        let is_v1 = belljar::sys::cgroup::Cgroups::detect().version() == Some(belljar::sys::cgroup::Version::V1);
+        matches!(self, Runtime::EnginePodman(_)) && is_v1
+    }
+
+    /// An engine's.
+    fn socket(self) -> Option<&'static Path> {
+        match self {
+            Runtime::Engine(socket) | Runtime::EngineGvisor(socket) | Runtime::EnginePodman(socket) => Some(socket),
+            Runtime::Builtin | Runtime::Runc | Runtime::Runsc => None,
+        }
     }
 
     fn name(self) -> &'static str {
@@ -41,7 +57,7 @@ impl Runtime {
             Runtime::Runc => "runc",
             Runtime::Runsc => "runsc",
             // Whatever the engine's own default is.
-            Runtime::Engine(_) => "builtin",
+            Runtime::Engine(_) | Runtime::EnginePodman(_) => "builtin",
             // See `engines`.
             Runtime::EngineGvisor(_) => "sandboxed",
         }
@@ -50,10 +66,9 @@ impl Runtime {
 
 /// The runtime, if it is here; where everything must be here, its absence is a failure.
 pub fn installed(runtime: Runtime) -> Option<Runtime> {
-    if matches!(
-        runtime,
-        Runtime::Builtin | Runtime::Engine(_) | Runtime::EngineGvisor(_)
-    ) || belljar::sandbox::outside::find(runtime.name()).is_ok()
+    if runtime == Runtime::Builtin
+        || runtime.socket().is_some()
+        || belljar::sandbox::outside::find(runtime.name()).is_ok()
     {
         return Some(runtime);
     }
@@ -110,7 +125,7 @@ impl Live {
         runtime: Runtime,
         change: impl FnOnce(&mut TaskArgs),
     ) -> Result<(Supervisor, TaskHandle), StartError> {
-        let (Runtime::Engine(socket) | Runtime::EngineGvisor(socket)) = runtime else {
+        let Some(socket) = runtime.socket() else {
             return Live::begin(state, runtime.name(), change).await;
         };
         let backend = |args: &mut TaskArgs| {

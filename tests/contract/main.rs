@@ -87,11 +87,10 @@ promises!(
     a_killed_sandbox_leaves_nothing_running,
 );
 
-// Without two: Podman 4.3 leaves the home unwritable (`read_only_roots_and_masked_paths_hold`), and makes no cgroup namespace on cgroups
-// of version 1, which is reported (`the_box_is_sealed`).
 promised_by_engine!(
     podman_keeps_its_promises,
     engines::Daemon::podman(),
+    Runtime::EnginePodman,
     the_command_is_the_agent_and_its_files_belong_to_the_caller,
     the_environment_is_the_tasks_and_nothing_else,
     the_command_starts_in_its_folder,
@@ -108,6 +107,8 @@ promised_by_engine!(
     a_pipe_in_the_hands_of_another_command_holds_nobody_up,
     killing_what_watches_over_commands_harms_no_later_one,
     two_commands_run_at_once,
+    the_box_is_sealed,
+    read_only_roots_and_masked_paths_hold,
     the_way_out_is_the_proxy_alone,
     the_systems_certificates_include_the_tasks_own,
     an_images_layers_stay_as_they_are,

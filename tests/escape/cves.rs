@@ -262,3 +262,28 @@ pub fn what_an_exec_is_made_of_is_no_script(caller: Caller) {
     jail.end();
     row("CVE-2026-65086 arguments as a script", caller, "BLOCKED");
 }
+
+/// CVE-2026-65093: helpers of the host's that are looked for where an agent can put them. A folder of PATH that is not absolute lies
+/// wherever belljar was started, which is a folder that its last task wrote to.
+pub fn no_helper_comes_from_a_folder_that_a_task_wrote_to(caller: Caller) {
+    let place = Place::new(caller);
+    let mut jail = place.start("");
+    // Not ls and cp: gVisor's of 2022 refuses what they ask for.
+    let plant = format!(
+        "mkdir bin; for name in runc runsc git newuidmap newgidmap nsenter mount sh belljar-guest belljar-launcher docker; do
+         for at in $name bin/$name; do printf '#!/bin/sh\\ntouch {}/RAN\\n' > $at; chmod 755 $at; done; done; set -- bin/*; echo $#",
+        place.path().display()
+    );
+    assert_eq!(jail.sh(&plant).stdout, "11\n");
+    jail.end();
+    let script = format!(
+        "PATH=.::bin:./bin:$PATH; export PATH; exec {} run --quiet {} --write . --stdio",
+        place.program().display(),
+        caller.flags().join(" "),
+    );
+    let mut jail = place.start_by(&script);
+    assert_eq!(jail.run(&["/bin/echo", "fine"]).stdout, "fine\n");
+    jail.end();
+    assert_eq!(place.on_host("ls .. | grep RAN || echo none"), "none\n");
+    row("CVE-2026-65093 helpers by a search path", caller, "BLOCKED");
+}

@@ -38,7 +38,7 @@
 //! | CVE-2026-31431, CVE-2026-43284, CVE-2026-43500, CVE-2026-46300, CVE-2026-31635, CVE-2026-46243 | `cves::exotic_sockets_and_calls_do_not_exist` |
 //! | CVE-2025-32463 | no set-id program gives anything: `probes` IDN |
 //! | CVE-2026-109569 | `cves::an_exec_is_in_every_namespace_of_its_sandbox` |
-//! | CVE-2026-65093 | helpers have an environment of their own: `sandbox::launcher`, and a runtime is found in absolute folders only: `sandbox::outside` |
+//! | CVE-2026-65093 | `cves::no_helper_comes_from_a_folder_that_a_task_wrote_to` |
 //! | CVE-2026-65083, CVE-2025-66479 | lists are of what is allowed: `config` |
 //! | CVE-2026-65086, CVE-2026-65091 | `cves::what_an_exec_is_made_of_is_no_script` |
 //! | CVE-2025-59532, CVE-2026-50548 | `cves::a_folder_of_work_opens_nothing` |
@@ -122,6 +122,7 @@ attacks!(
     cves::a_folder_of_work_opens_nothing,
     cves::an_exec_is_in_every_namespace_of_its_sandbox,
     cves::what_an_exec_is_made_of_is_no_script,
+    cves::no_helper_comes_from_a_folder_that_a_task_wrote_to,
     mounts::a_readable_root_stays_so,
     mounts::a_root_that_is_swapped_for_a_link_is_mounted_or_refused_and_never_followed,
     mounts::names_that_a_neighbour_swaps_while_a_task_starts_lead_nowhere,

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -437,7 +438,8 @@ async fn a_placeholder_does_not_leave_by_a_websocket() {
     let _ = socket.write_all(&disguised(&placeholder)).await;
     let _ = socket.flush().await;
     let mut rest = Vec::new();
-    let _ = socket.read_to_end(&mut rest).await;
+    let over = tokio::time::timeout(Duration::from_secs(20), socket.read_to_end(&mut rest)).await;
+    assert!(over.is_ok(), "the connection goes on");
     assert_eq!(
         rest,
         Vec::<u8>::new(),

@@ -45,7 +45,10 @@ const FILES: [&str; 7] = [
 
 /// The places that the command's user may write to beside the roots, each with its share of the disposable bytes: the root itself is
 /// read-only, for no engine can bound what is written there.
-const WRITABLE: [(&str, u64, u32); 3] = [("/tmp", 2, 0o1777), ("/var/tmp", 4, 0o1777), ("/home/agent", 4, 0o755)];
+const WRITABLE: [(&str, u64, u32); 3] = [("/tmp", 2, 0o1777), ("/var/tmp", 4, 0o1777), (HOME, 4, 0o755)];
+
+/// One user's alone.
+pub const HOME: &str = "/home/agent";
 
 /// What was made for the container before.
 pub struct Made<'a> {
@@ -277,9 +280,9 @@ fn tmpfs(plan: &Plan, facts: &Facts, (uid, gid): (u32, u32)) -> HashMap<String, 
                 false => format!(",nr_inodes={}", plan.root.inodes / share),
             };
             let (mode, owner) = match *at {
-                // Nor an owner, and by itself it takes the image's mode: what is one user's alone may as well be open to all.
-                "/home/agent" if facts.is_podman => (0o1777, ",notmpcopyup".to_owned()),
-                "/home/agent" => (*mode, format!(",uid={uid},gid={gid}")),
+                // Nor an owner, so what is one user's alone is open to all; see `root` for the mode.
+                HOME if facts.is_podman => (0o1777, ",notmpcopyup".to_owned()),
+                HOME => (*mode, format!(",uid={uid},gid={gid}")),
                 _ => (*mode, String::new()),
             };
             let options = format!("rw,nosuid,nodev,exec,size={bytes}{inodes},mode={mode:o}{owner}");

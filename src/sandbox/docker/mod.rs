@@ -329,7 +329,7 @@ impl Engine {
             (TASK_LABEL.to_owned(), plan.task.to_string()),
             (STATE_LABEL.to_owned(), place.state.display().to_string()),
         ]);
-        let image = root::import(&self.docker, plan, place.state).await?;
+        let image = root::import(&self.docker, plan, &self.facts, place.state).await?;
         let container = Container {
             docker: self.docker.clone(),
             id: plan.task.to_string(),

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use tokio::sync::mpsc;
 
-use super::create::is_own;
-use super::{DockerError, IMAGE_LABEL, call, io as io_error};
+use super::create::{HOME, is_own};
+use super::{DockerError, Facts, IMAGE_LABEL, call, io as io_error};
 use crate::image::pack::{self, Extra, ExtraKind};
 use crate::sandbox::plan::{Made, Mount, Plan, Source, What};
 
@@ -22,10 +22,10 @@ const PIECES: usize = 16;
 const PIECE_BYTES: usize = 256 << 10;
 
 /// Makes the image and gives its id; it goes with the task.
-pub async fn import(docker: &Docker, plan: &Plan, state: &Path) -> Result<String, DockerError> {
+pub async fn import(docker: &Docker, plan: &Plan, facts: &Facts, state: &Path) -> Result<String, DockerError> {
     let label = format!("{}@{}", plan.task, state.display());
     let (pieces, archive) = mpsc::channel(PIECES);
-    let (layers, extras) = (plan.root.layers.clone(), extras(plan));
+    let (layers, extras) = (plan.root.layers.clone(), extras(plan, facts));
     let packing = tokio::task::spawn_blocking(move || {
         let mut out = io::BufWriter::with_capacity(PIECE_BYTES, Pieces(pieces));
         pack::pack(&layers, &extras, &mut out)?;
@@ -79,13 +79,15 @@ async fn id_of(docker: &Docker, label: &str) -> Result<String, DockerError> {
     image.map(|image| image.id).ok_or(DockerError::NoImage)
 }
 
-fn extras(plan: &Plan) -> Vec<Extra> {
+fn extras(plan: &Plan, facts: &Facts) -> Vec<Extra> {
     let extra = |made: &Made| {
         let (uid, gid) = match made.users {
             true => (plan.process.uid, plan.process.gid),
             false => (0, 0),
         };
         let what = match &made.what {
+            // What is mounted there is root's, has this mode, and for Podman no other: it drops the one that it is given.
+            What::Folder { .. } if facts.is_podman && made.path.as_str() == HOME => ExtraKind::Folder { mode: 0o1777 },
             What::Folder { mode } => ExtraKind::Folder { mode: *mode },
             What::File { .. } if is_own(&made.path) => return None,
             What::File { content, mode } => ExtraKind::File {
