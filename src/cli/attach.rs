@@ -36,6 +36,7 @@ pub async fn run(args: AttachArgs) -> anyhow::Result<u8> {
         stdin: args.interactive,
         tty: args.interactive && info.tty,
         form: if args.json { Form::Json } else { Form::Bytes },
+        tells_waits: !args.quiet && !args.json,
     };
     let end = pump::carry(pump::Exec::There { task, id: info.id }, manner).await?;
     if !args.quiet && !args.json {

@@ -54,6 +54,7 @@ pub async fn run(args: ExecArgs) -> anyhow::Result<u8> {
         stdin: args.interactive,
         tty: args.tty,
         form: if args.json { Form::Json } else { Form::Bytes },
+        tells_waits: !args.quiet && !args.json,
     };
     let start = ExecStart {
         id: None,

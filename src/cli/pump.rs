@@ -55,6 +55,8 @@ pub struct Manner {
     pub stdin: bool,
     pub tty: bool,
     pub form: Form,
+    /// Says on stderr that somebody is asked elsewhere; without it, nothing but the command's own output is seen.
+    pub tells_waits: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +93,12 @@ pub async fn carry(exec: Exec, manner: Manner) -> Result<ExecEnd, PumpError> {
                         held = Some(Held::take());
                         feeding.spawn(feed(input));
                     }
+                }
+                if let Event::Asked { approval, reason } = &event
+                    && manner.tells_waits
+                {
+                    eprintln!("belljar: waits for an approval: {}", terminal::clean(reason));
+                    eprintln!("  belljar approvals approve {approval}   (or deny; cancel with Ctrl-C)");
                 }
                 let told = writer.tell(&event, manner.form).await;
                 if let Event::Ended { end } = event {

@@ -290,6 +290,7 @@ async fn drive_streams(
                 stdin: manner.interactive,
                 tty: manner.tty,
                 form: if manner.json { Form::Json } else { Form::Bytes },
+                tells_waits: manner.approvals == Approvals::Wait && !manner.quiet && !manner.json,
             };
             let end = pump::carry(pump::Exec::Here(handle), carried).await?;
             if !manner.quiet && !manner.json {

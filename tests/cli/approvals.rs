@@ -136,6 +136,7 @@ fn a_question_at_the_terminal_can_be_answered_from_another_shell() {
     wait_for_task(state.path());
     let exec = exec(state.path(), &["echo", "done"])
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .unwrap();
     let question = asking.question();
@@ -149,8 +150,11 @@ fn a_question_at_the_terminal_can_be_answered_from_another_shell() {
         (&change["type"], &change["answer"]),
         (&"answered".into(), &"approve".into())
     );
-    let (code, out, _) = told(exec.wait_with_output().unwrap());
+    let (code, out, err) = told(exec.wait_with_output().unwrap());
     assert_eq!((code, out.as_str()), (0, "done\n"));
+    // Who waits is told for what, and how to answer.
+    assert!(err.starts_with("belljar: waits for an approval: "), "{err}");
+    assert!(err.contains(&format!("belljar approvals approve {id}")), "{err}");
     let via = answered(state.path())["approver"]["via"].clone();
     assert!(via.as_str().unwrap().starts_with("socket (uid "), "{via}");
     // Too late is said, with who was first.

@@ -15,6 +15,7 @@ use crate::audit::query::Filter;
 use crate::audit::report::{html, report};
 use crate::audit::stats::{By, Row, stats};
 use crate::audit::triage::{About, Triage, Verdict, triage};
+use crate::cli::table;
 use crate::config::{Config, Surroundings};
 
 #[derive(Debug, Args)]
@@ -119,8 +120,8 @@ fn cells(row: &Row) -> [String; 11] {
         row.failed.to_string(),
         row.asked.to_string(),
         row.refused.to_string(),
-        text::duration(row.cpu_seconds),
-        text::duration(row.wall_seconds),
+        table::seconds(row.cpu_seconds),
+        table::seconds(row.wall_seconds),
         text::size(row.memory_peak_bytes),
         row.connections.to_string(),
         row.connections_denied.to_string(),

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::text;
 use crate::audit::journal::{Reader, Summary};
 use crate::audit::otlp::{OtlpConfig, SignalLag, lag};
-use crate::cli::journal;
+use crate::cli::{journal, table};
 use crate::config::{Config, Surroundings};
 
 #[derive(Serialize)]
@@ -48,7 +48,7 @@ fn show_for(collectors: &[OtlpConfig], json: bool, folder: &Path, out: &mut dyn 
     for signal in &status.export {
         let behind = match signal.records {
             0 => "has everything".to_owned(),
-            records => format!("{records} records behind, since {}", text::duration(signal.seconds)),
+            records => format!("{records} records behind, since {}", table::seconds(signal.seconds)),
         };
         writeln!(
             out,

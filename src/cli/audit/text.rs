@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::audit::journal::Stored;
 use crate::audit::query::{Whole, command_line};
+use crate::cli::table;
 use crate::task::limits::Bytes;
 
 /// One record: number, time, the ends of the ids of task and exec, kind, and what happened.
@@ -219,7 +220,7 @@ fn ended(value: &Value) -> String {
 fn used(value: &Value) -> String {
     let number = |name: &str| value.pointer(name).and_then(Value::as_f64).unwrap_or(0.0);
     let cpu = number("/usage/cpu_user_seconds") + number("/usage/cpu_system_seconds");
-    let mut text = format!("cpu {}", duration(cpu));
+    let mut text = format!("cpu {}", table::seconds(cpu));
     if let Some(bytes) = value.pointer("/usage/memory_peak_bytes").and_then(Value::as_u64) {
         let _ = write!(text, " mem {}", size(bytes));
     }
@@ -280,19 +281,7 @@ fn spaced(parts: &[&str]) -> String {
 }
 
 fn seconds(value: &Value, pointer: &str) -> String {
-    duration(value.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0))
-}
-
-/// Seconds as people say them: `4.1ms`, `1.50s`, `12m 3s`.
-pub fn duration(seconds: f64) -> String {
-    if seconds < 1.0 {
-        format!("{:.1}ms", seconds * 1e3)
-    } else if seconds < 120.0 {
-        format!("{seconds:.2}s")
-    } else {
-        let whole = seconds.round() as u64;
-        format!("{}m {}s", whole / 60, whole % 60)
-    }
+    table::seconds(value.pointer(pointer).and_then(Value::as_f64).unwrap_or(0.0))
 }
 
 pub fn size(bytes: u64) -> String {
