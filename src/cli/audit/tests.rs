@@ -150,9 +150,7 @@ fn ls_says_one_record_a_line_and_no_record_writes_on_the_terminal() {
             format!("exec.started        echo {word}"),
             "egress.judged       deny https_connect pastebin.example:443 [network.deny] (the task denies it)"
                 .to_owned(),
-            format!(
-                "exec.finished       oom_killed by signal 9 after 1.25s cpu 750ms mem 64MiB out 2KiB echo {word}"
-            ),
+            format!("exec.finished       oom_killed by signal 9 after 1.25s cpu 750ms mem 64MiB out 2KiB echo {word}"),
         ]
     );
 }
