@@ -3,11 +3,13 @@
 //! While the reactor watches a pipe, each write of the command wakes one of our threads, and for commands that write 8 KiB at a time
 //! that costs both sides more than moving the bytes. So a stream that has shown to be fast is taken from the reactor for as long as it
 //! is: a thread looks at it every now and then, and finds much. The thread is nice: what it is late with only holds up the command that
-//! is so loud, and the start of another command must not wait for it.
+//! is so loud, and the start of another command must not wait for it. On a machine with few cores that is not enough, for the loud
+//! command itself is busy as well: so for a moment after a command was asked for the thread does not read, and the loud one waits at
+//! its full pipe.
 
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -32,8 +34,30 @@ const FAST_TIME: Duration = Duration::from_millis(5);
 /// How nice such a thread is: next to one that is not, it gets a ninth of a core.
 const NICE: i32 = 10;
 
+/// For how long after another command was asked for a thread does not read: most are at work, or over, by then.
+const WAY: Duration = Duration::from_micros(1500);
+
+/// For how long it reads at least before it gives way again, however many commands start.
+const TURN: Duration = Duration::from_micros(1500);
+
+/// When the last command was asked for, in nanoseconds since [`BEGIN`].
+static LAST_ASKED: AtomicU64 = AtomicU64::new(0);
+static BEGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+
 /// Threads for this at once; other streams stay with the reactor.
 static THREADS: Semaphore = Semaphore::const_new(8);
+
+/// Notes that a command was asked for: fast streams give way to it.
+pub fn asked() {
+    let now = u64::try_from(BEGIN.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    LAST_ASKED.store(now, Ordering::Relaxed);
+}
+
+/// For how long a thread gives way now that has been reading for some time.
+fn gives_way(read_for: Duration, since_asked: Duration) -> Option<Duration> {
+    let left = WAY.checked_sub(since_asked)?;
+    (read_for >= TURN && !left.is_zero()).then_some(left)
+}
 
 /// How fast a stream is.
 pub struct Pace {
@@ -120,7 +144,13 @@ impl Bulk {
 fn read(fd: OwnedFd, tally: &Tally, pieces: &mpsc::Sender<Bytes>, stop: &AtomicBool) -> Option<OwnedFd> {
     let pool = Arc::new(Pool::default());
     let mut idle = 0;
+    let mut turn = Instant::now();
     while idle < IDLE_LOOKS && !stop.load(Ordering::Relaxed) {
+        let last_asked = Duration::from_nanos(LAST_ASKED.load(Ordering::Relaxed));
+        if let Some(left) = gives_way(turn.elapsed(), BEGIN.elapsed().saturating_sub(last_asked)) {
+            std::thread::sleep(left);
+            turn = Instant::now();
+        }
         let mut buffer = pool.take();
         match rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut buffer)) {
             Ok(0) => return None,
@@ -249,6 +279,15 @@ mod tests {
         bulk.stop();
         assert!(bulk.end().await.is_some());
         assert!(Bulk::start_within(&ONE, second, Tally::default()).is_ok());
+    }
+
+    #[test]
+    fn a_fast_stream_gives_way_to_commands_in_turns() {
+        let half = WAY / 2;
+        assert_eq!(gives_way(TURN, half), Some(WAY - half));
+        assert_eq!(gives_way(TURN / 2, half), None, "it has to get on, too");
+        assert_eq!(gives_way(TURN, WAY), None);
+        assert_eq!(gives_way(TURN, 2 * WAY), None);
     }
 
     #[test]

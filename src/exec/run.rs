@@ -8,6 +8,7 @@ use belljar_guest::{FromSlot, Rusage, Step, ToSlot};
 use tokio::sync::watch;
 use tokio::time::sleep_until;
 
+use super::bulk;
 use super::pipeline::Inputs;
 use super::pump::{Budget, PIPE_BYTES, Streamed, Tally, feed_stdin, pump};
 use super::stream::Log;
@@ -114,6 +115,7 @@ pub async fn run(
     on: &(dyn Fn(&ExecEvent) + Sync),
 ) -> Result<Ended, SandboxError> {
     let begun = Instant::now();
+    bulk::asked();
     let budget = Budget::of(limits.output);
     let (streams, started) = match request.command.tty {
         Some(TtySize { rows, cols }) => {
