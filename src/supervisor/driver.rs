@@ -199,11 +199,15 @@ impl Supervisor {
             }
             self.journal.append(entry(admitted)).await?;
             let inside = way_out::prepare(&task, &self.way_out).await?;
-            let guard = {
+            let (guard, unmapped) = {
                 let (state, roots) = (self.state.clone(), task.roots.clone());
+                let launcher = self.machinery.launcher.clone();
                 // A walk over the roots, and a few files made.
-                let raised = tokio::task::spawn_blocking(move || Guard::raise(&state, id, &roots)).await;
-                raised.map_err(|error| StartError::Folder {
+                let looked = tokio::task::spawn_blocking(move || {
+                    let guard = Guard::raise(&state, id, &roots)?;
+                    Ok::<_, StartError>((guard, unmapped(&roots, &launcher)?))
+                });
+                looked.await.map_err(|error| StartError::Folder {
                     path: folder.clone(),
                     source: io::Error::other(error),
                 })??
@@ -212,14 +216,6 @@ impl Supervisor {
             let engine = match task.backend {
                 Backend::Docker => Some(self.engines.engine().await.map_err(SandboxError::from)?),
                 Backend::Oci => None,
-            };
-            let unmapped = {
-                let (roots, launcher) = (task.roots.clone(), self.machinery.launcher.clone());
-                let looked = tokio::task::spawn_blocking(move || unmapped(&roots, &launcher)).await;
-                looked.map_err(|error| StartError::Folder {
-                    path: folder.clone(),
-                    source: io::Error::other(error),
-                })??
             };
             let facts = RootFacts {
                 gaps: &guard.protected.gaps,

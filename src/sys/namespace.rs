@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::LazyLock;
 
 use rustix::process::Pid;
 
@@ -117,8 +118,12 @@ const MOST_IDS: u32 = 1 << 29;
 
 /// Whether this process can give them: it is root, and its own user namespace has them.
 pub fn has_sandbox_ids() -> bool {
-    let has = |file: &str| fs::read_to_string(file).is_ok_and(|text| holds(&id_map(&text), FIRST_ID, MOST_IDS));
-    rustix::process::geteuid().is_root() && has("/proc/self/uid_map") && has("/proc/self/gid_map")
+    // Neither changes while it runs, and each task's start asks.
+    static HAS: LazyLock<bool> = LazyLock::new(|| {
+        let has = |file: &str| fs::read_to_string(file).is_ok_and(|text| holds(&id_map(&text), FIRST_ID, MOST_IDS));
+        rustix::process::geteuid().is_root() && has("/proc/self/uid_map") && has("/proc/self/gid_map")
+    });
+    *HAS
 }
 
 fn holds(ranges: &[IdRange], first: u32, count: u32) -> bool {
