@@ -130,8 +130,9 @@ impl Session {
 
     /// All answers that hold in this boot, of all sessions, oldest first. Blocking.
     pub fn list(&self) -> Result<Vec<Kept>, FileError> {
-        let now = Timestamp::now();
         let mut answers = self.file().read()?.answers;
+        // Not before the reading: what was kept meanwhile would seem to hold for too long.
+        let now = Timestamp::now();
         answers.retain(|kept| kept.holds(&self.boot, now));
         Ok(answers)
     }
@@ -150,8 +151,9 @@ impl Session {
     }
 
     fn change<R>(&self, change: impl FnOnce(&mut Vec<Kept>) -> R) -> Result<R, FileError> {
-        let now = Timestamp::now();
         self.file().change(|Whole { answers }| {
+            // Not before the lock is held: what others kept meanwhile would seem to hold for too long.
+            let now = Timestamp::now();
             answers.retain(|kept| kept.holds(&self.boot, now));
             let answer = change(answers);
             let surplus = answers.len().saturating_sub(ANSWERS_MAX);
