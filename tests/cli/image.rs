@@ -1,63 +1,23 @@
 //! Images from a real registry (Debian's docker-registry on loopback, filled by skopeo) and from docker-save archives.
 
 use std::collections::BTreeMap;
-use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
+use crate::registry::Registry;
 use crate::{belljar, call};
 
 /// "u" with the password "p".
 const HTPASSWD: &str = "u:$2y$05$abcdefghijklmnopqrstuuqwWMzKt5N8p.u2GX5MuH1t19BMWuLOW\n";
 
-struct Registry {
-    child: Child,
-    port: u16,
-}
-
-impl Registry {
-    /// In a folder of its own; every answer wants a login.
-    fn start(folder: &Path) -> Registry {
-        // Free a moment ago; the registry cannot choose one by itself.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        std::fs::write(folder.join("htpasswd"), HTPASSWD).unwrap();
-        let config = json!({
-            "version": 0.1,
-            "log": { "level": "error" },
-            "storage": { "filesystem": { "rootdirectory": folder.join("registry") } },
-            "http": { "addr": format!("127.0.0.1:{port}") },
-            "auth": { "htpasswd": { "realm": "test", "path": folder.join("htpasswd") } },
-        });
-        // JSON is YAML too.
-        std::fs::write(folder.join("config.yml"), config.to_string()).unwrap();
-        let child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(folder.join("config.yml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("docker-registry is installed (tools/setup.sh test)");
-        let mut registry = Registry { child, port };
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(
-                registry.child.try_wait().unwrap().is_none(),
-                "the registry did not start"
-            );
-            std::thread::yield_now();
-        }
-        registry
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// One where every answer wants a login.
+fn registry(folder: &Path) -> Registry {
+    std::fs::write(folder.join("htpasswd"), HTPASSWD).unwrap();
+    let htpasswd = json!({ "realm": "test", "path": folder.join("htpasswd") });
+    Registry::start(folder, json!({ "htpasswd": htpasswd }))
 }
 
 /// An OCI layout with a shell in it, and what a hostile maker would set.
@@ -130,7 +90,7 @@ fn skopeo(args: &[&str]) {
 #[test]
 fn a_task_runs_an_image_of_a_registry_and_pins_its_digest() {
     let folder = tempfile::tempdir().unwrap();
-    let registry = Registry::start(folder.path());
+    let registry = registry(folder.path());
     let reference = format!("127.0.0.1:{}/team/tools:1", registry.port);
     layout(&folder.path().join("layout"));
     let from = format!("oci:{}", folder.path().join("layout").display());

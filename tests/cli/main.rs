@@ -4,6 +4,8 @@ mod approvals;
 mod bundle;
 mod help;
 mod image;
+#[path = "../tools/registry.rs"]
+mod registry;
 mod rules;
 mod run;
 mod secret;

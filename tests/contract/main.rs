@@ -8,6 +8,8 @@ mod killed;
 mod live;
 mod own_images;
 mod promises;
+#[path = "../tools/registry.rs"]
+mod registry;
 mod relay;
 mod v2;
 

@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use serde_json::Value;
 
 use crate::engines::Daemon;
+use crate::registry::Registry;
 
 /// A folder of the test's own, and the engine that it speaks to.
 struct Place {
@@ -174,7 +175,7 @@ pub fn an_engines_own_image_is_run_and_never_obeyed(daemon: &Daemon) {
 /// Docker's own words for it: an image that a registry knows by a digest.
 pub fn an_image_of_a_registrys_digest_is_the_engines_where_it_has_it(daemon: &Daemon) {
     let place = Place::new(daemon);
-    let registry = Registry::start(place.path());
+    let registry = Registry::start(place.path(), serde_json::Value::Null);
     let name = format!("127.0.0.1:{}/team/evil", registry.port);
     place.import(&format!("{name}:1"), &[]);
     place.docker(&["push", &format!("{name}:1")]);
@@ -184,46 +185,4 @@ pub fn an_image_of_a_registrys_digest_is_the_engines_where_it_has_it(daemon: &Da
     let (code, said) = place.run(&pinned, "echo pinned");
     assert_eq!((code, said.as_str()), (Some(0), "pinned\n"));
     assert_eq!(started(&place).0, pinned);
-}
-
-struct Registry {
-    child: std::process::Child,
-    port: u16,
-}
-
-impl Registry {
-    fn start(folder: &Path) -> Registry {
-        // Free a moment ago; the registry cannot choose one by itself.
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        drop(listener);
-        let config = serde_json::json!({
-            "version": 0.1,
-            "log": { "level": "error" },
-            "storage": { "filesystem": { "rootdirectory": folder.join("registry") } },
-            "http": { "addr": format!("127.0.0.1:{port}") },
-        });
-        // JSON is YAML too.
-        std::fs::write(folder.join("config.yml"), config.to_string()).unwrap();
-        let mut child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(folder.join("config.yml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("docker-registry is installed (tools/setup.sh test)");
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(child.try_wait().unwrap().is_none(), "the registry did not start");
-            std::thread::yield_now();
-        }
-        Registry { child, port }
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
