@@ -62,13 +62,8 @@ fn secrets_of_the_keyring_and_of_the_environment_are_used_from_inside() {
         assert!(!said.contains(value), "{value}");
     }
     task.end();
-    let told: Vec<String> = world
-        .seen()
-        .into_iter()
-        .filter(|line| line.starts_with("told "))
-        .collect();
     assert_eq!(
-        told,
+        world.told(),
         [
             format!("told {ALLOWED} token {KEPT}"),
             format!("told {OTHER} Basic {coded}")

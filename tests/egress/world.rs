@@ -143,6 +143,13 @@ impl World {
         text.lines().map(str::to_owned).collect()
     }
 
+    /// Those among them that say which credential came to whom.
+    pub fn told(&self) -> Vec<String> {
+        let mut seen = self.seen();
+        seen.retain(|line| line.starts_with("told "));
+        seen
+    }
+
     /// The network part of a spec for a task that may reach the allowed host, and more patterns.
     pub fn network(&self, allow: &[&str]) -> String {
         let mut all = vec![ALLOWED];
