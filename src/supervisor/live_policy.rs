@@ -11,15 +11,9 @@ use crate::task::Network;
 /// What is in force in one task.
 pub struct LivePolicy {
     pub rules: Arc<InForce>,
-    reach: Mutex<Reach>,
+    /// How far the task may reach while `rules` are not closed.
+    network: Mutex<Network>,
     way_out: OnceLock<Reloader>,
-}
-
-/// How far the task may reach.
-struct Reach {
-    network: Network,
-    /// Why it may run and reach nothing at all for now.
-    closed: Option<String>,
 }
 
 /// A policy that was found fit to be put in force, and says something else than the one before.
@@ -41,7 +35,7 @@ impl LivePolicy {
     pub fn new(policy: Policy, network: Network) -> Arc<Self> {
         Arc::new(Self {
             rules: Arc::new(InForce::new(policy)),
-            reach: Mutex::new(Reach { network, closed: None }),
+            network: Mutex::new(network),
             way_out: OnceLock::new(),
         })
     }
@@ -53,18 +47,18 @@ impl LivePolicy {
 
     /// Puts a file of rules in force as it is now, beside the others.
     pub fn add(&self, text: RuleText) -> Result<(), AddError> {
-        let reach = self.lock();
+        let network = self.lock();
         let policy = self.rules.change(|policy| policy.amended(text))?;
-        if reach.closed.is_none() {
-            self.reload(gate(&reach.network, &policy)?);
+        if self.rules.closed().is_none() {
+            self.reload(gate(&network, &policy)?);
         }
         Ok(())
     }
 
     /// Whether another policy can be put in force; `None` where it says what is said already.
     pub fn prepare(&self, network: Network, policy: Policy) -> Result<Option<NextPolicy>, StartError> {
-        let reach = self.lock();
-        let is_same = reach.closed.is_none() && reach.network == network && self.rules.now().says_the_same_as(&policy);
+        let held = self.lock();
+        let is_same = self.rules.closed().is_none() && *held == network && self.rules.now().says_the_same_as(&policy);
         if is_same {
             return Ok(None);
         }
@@ -75,18 +69,17 @@ impl LivePolicy {
     /// Puts it in force: for the next command and the next connection, and live connections that it forbids end.
     pub fn put(&self, next: NextPolicy) {
         let NextPolicy { network, policy, gate } = next;
-        let mut reach = self.lock();
+        let mut held = self.lock();
         self.rules.open(policy);
-        *reach = Reach { network, closed: None };
+        *held = network;
         self.reload(gate);
     }
 
     /// Lets no command begin and closes the way out, live connections too, until another policy is put in force.
     pub fn close(&self, reason: String) {
-        let mut reach = self.lock();
+        let _turn = self.lock();
         self.rules.close(&reason);
-        self.reload(Arc::new(Gate::closed(reason.clone())));
-        reach.closed = Some(reason);
+        self.reload(Arc::new(Gate::closed(reason)));
     }
 
     fn reload(&self, gate: Arc<Gate>) {
@@ -96,8 +89,8 @@ impl LivePolicy {
     }
 
     /// Held through each change, so that they take turns.
-    fn lock(&self) -> MutexGuard<'_, Reach> {
-        self.reach.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Network> {
+        self.network.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
