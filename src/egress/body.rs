@@ -12,7 +12,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use super::account::Account;
 use super::front::http::whole_chain;
 use super::secret::answer::{Looking, Peek};
-use super::secret::mask::Masker;
+use super::secret::mask::{Masker, Patterns};
 use super::secret::{credential, found_in_head};
 
 pub(super) type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -80,13 +80,12 @@ impl Carried {
 
     /// Ends in an error where a placeholder stands in it, whose secret `found` then names.
     #[must_use]
-    pub fn guarded(mut self, guard: Option<Masker>, headers: &HeaderMap, found: &Arc<OnceLock<String>>) -> Self {
+    pub fn guarded(mut self, guard: Option<Arc<Patterns>>, headers: &HeaderMap, found: &Arc<OnceLock<String>>) -> Self {
         if let Some(guard) = guard {
-            let inner = || Masker::new(guard.patterns().clone());
             self.sight = Sight::Guard(Box::new(Guard {
-                peek: Peek::of(headers).map(|peek| (peek, inner())),
+                peek: Peek::of(headers).map(|peek| (peek, Masker::new(guard.clone()))),
                 found: found.clone(),
-                guard,
+                guard: Masker::new(guard),
             }));
         }
         self
@@ -230,7 +229,7 @@ impl Guard {
     }
 
     fn look_at(&self, trailers: &HeaderMap) -> Result<(), Failure> {
-        match found_in_head(&self.guard, "", trailers) {
+        match found_in_head(self.guard.patterns(), "", trailers) {
             Some(name) => Err(self.stop(name)),
             None => Ok(()),
         }

@@ -33,7 +33,7 @@ use crate::egress::host::{Authority, HostError};
 use crate::egress::request::Asked;
 use crate::egress::secret::credential::hyphenated;
 use crate::egress::secret::found_in_head;
-use crate::egress::secret::mask::Masker;
+use crate::egress::secret::mask::Patterns;
 use crate::egress::way::{Closed, Passage, Way, Who};
 
 const DECISION: HeaderName = HeaderName::from_static("x-belljar-decision");
@@ -173,7 +173,7 @@ async fn answer(request: Request<Incoming>, client: Client, way: Arc<Way>, conne
         let guard = way
             .inspection
             .as_ref()
-            .and_then(|inspection| inspection.secrets().all().guard());
+            .and_then(|inspection| inspection.secrets().all());
         if let Some(name) = guard.and_then(|guard| found_in_head(&guard, asked.path, asked.headers)) {
             let denial = misplaced(&destination, &name);
             way.refuse_request(Who::Client(client), &destination, asked, &denial)
@@ -306,7 +306,7 @@ async fn forward(
     let guard = way
         .inspection
         .as_ref()
-        .and_then(|inspection| inspection.secrets().all().guard());
+        .and_then(|inspection| inspection.secrets().all());
     let request = match rewrite(request, target, &account, limit, (guard, &found)) {
         Ok(request) => request,
         Err(error) => return failed(&account, error.to_string()),
@@ -347,7 +347,7 @@ fn rewrite(
     target: &Authority,
     account: &Arc<Account>,
     limit: u64,
-    (guard, found): (Option<Masker>, &Arc<OnceLock<String>>),
+    (guard, found): (Option<Arc<Patterns>>, &Arc<OnceLock<String>>),
 ) -> Result<Request<Carried>, hyper::http::Error> {
     let (mut parts, body) = request.into_parts();
     strip(&mut parts.headers);

@@ -29,7 +29,7 @@ use super::path::percent_decoded;
 use super::pattern::{List, Pattern, PatternError};
 use crate::secret::{ExposeSecret, Kept, SecretError, SecretString};
 use crate::task::{Secret, SecretPlace};
-use mask::{Masker, Patterns};
+use mask::Patterns;
 use oauth::TokenSource;
 
 pub(super) use put::Outgoing;
@@ -60,7 +60,11 @@ pub enum SecretsError {
 
 /// The secrets of one task.
 #[derive(Default)]
-pub struct Secrets(Vec<Held>);
+pub struct Secrets {
+    held: Vec<Held>,
+    /// What finds the placeholders of all.
+    guard: Option<Arc<Patterns>>,
+}
 
 struct Held {
     name: String,
@@ -98,28 +102,27 @@ impl LiveError {
 
 impl std::fmt::Debug for Secrets {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_list().entries(self.0.iter().map(|held| &held.name)).finish()
+        f.debug_list().entries(self.held.iter().map(|held| &held.name)).finish()
     }
 }
 
 impl Secrets {
     /// Reads every value once, for the shape of its placeholder; blocking.
     pub fn new(secrets: &BTreeMap<String, Secret>) -> Result<Self, SecretsError> {
-        secrets
-            .iter()
-            .map(|(name, secret)| Held::new(name, secret))
-            .collect::<Result<_, _>>()
-            .map(Self)
+        let held = secrets.iter().map(|(name, secret)| Held::new(name, secret));
+        let held: Vec<Held> = held.collect::<Result<_, _>>()?;
+        let guard = guard_of(held.iter());
+        Ok(Self { held, guard })
     }
 
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.held.is_empty()
     }
 
     /// The variables of the sandbox: placeholders under the secrets' names, and what else a kind needs.
     pub fn env(&self) -> BTreeMap<String, String> {
         let mut env = BTreeMap::new();
-        for held in &self.0 {
+        for held in &self.held {
             env.insert(held.name.clone(), held.placeholder.clone());
             if let SecretPlace::Aws {
                 access_key_id, session, ..
@@ -136,17 +139,17 @@ impl Secrets {
 
     /// Whether a host gets a secret, so that its TLS is looked into.
     pub(super) fn are_for(&self, host: &Host, port: u16) -> bool {
-        self.0.iter().any(|held| held.is_for(host, port))
+        self.held.iter().any(|held| held.is_for(host, port))
     }
 
-    /// The placeholders that have no business with a host.
-    pub(super) fn foreign(&self, host: &Host, port: u16) -> Foreign<'_> {
-        Foreign(self.0.iter().filter(|held| !held.is_for(host, port)).collect())
+    /// What finds the placeholders that have no business with a host, if there are any.
+    pub(super) fn foreign(&self, host: &Host, port: u16) -> Option<Arc<Patterns>> {
+        guard_of(self.held.iter().filter(|held| !held.is_for(host, port)))
     }
 
-    /// All placeholders: over plain HTTP none has any business.
-    pub(super) fn all(&self) -> Foreign<'_> {
-        Foreign(self.0.iter().collect())
+    /// What finds all placeholders: over plain HTTP none has any business.
+    pub(super) fn all(&self) -> Option<Arc<Patterns>> {
+        self.guard.clone()
     }
 
     /// The values for one host as they are now.
@@ -157,7 +160,7 @@ impl Secrets {
         fetch: &(dyn oauth::Fetch + Send + Sync),
     ) -> Result<Vec<Live>, LiveError> {
         let mut live = Vec::new();
-        for held in self.0.iter().filter(|held| held.is_for(host, port)) {
+        for held in self.held.iter().filter(|held| held.is_for(host, port)) {
             live.push(held.live(fetch).await?);
         }
         Ok(live)
@@ -165,7 +168,7 @@ impl Secrets {
 
     /// Forgets a token that its host did not take.
     pub(super) fn forget_tokens(&self, host: &Host, port: u16) {
-        for held in self.0.iter().filter(|held| held.is_for(host, port)) {
+        for held in self.held.iter().filter(|held| held.is_for(host, port)) {
             if let Some(token) = &held.token {
                 token.forget();
             }
@@ -271,22 +274,17 @@ fn check(value: &SecretString) -> Result<(), &'static str> {
     }
 }
 
-/// Placeholders to look for.
-pub(super) struct Foreign<'a>(Vec<&'a Held>);
-
-impl Foreign<'_> {
-    /// What finds them in the parts of a request.
-    pub fn guard(&self) -> Option<Masker> {
-        let names = self
-            .0
-            .iter()
-            .map(|held| (held.placeholder.as_str(), held.name.as_str()));
-        (!self.0.is_empty()).then(|| Masker::new(Arc::new(Patterns::guarding(names))))
-    }
+/// What finds the placeholders of these; `None` where there are none.
+fn guard_of<'a>(held: impl Iterator<Item = &'a Held>) -> Option<Arc<Patterns>> {
+    let mut named = held
+        .map(|held| (held.placeholder.as_str(), held.name.as_str()))
+        .peekable();
+    named.peek()?;
+    Some(Arc::new(Patterns::guarding(named)))
 }
 
 /// The secret whose placeholder stands in the head of a request, as it is or as a URL or basic authorization has it.
-pub(super) fn found_in_head(guard: &Masker, path: &str, headers: &HeaderMap) -> Option<String> {
+pub(super) fn found_in_head(guard: &Patterns, path: &str, headers: &HeaderMap) -> Option<String> {
     let decoded = |text: &[u8]| percent_decoded(&String::from_utf8_lossy(text));
     let found = |text: &[u8]| guard.finds(text).or_else(|| guard.finds(&decoded(text)));
     let in_header = |value: &HeaderValue| {

@@ -25,7 +25,7 @@ use crate::egress::gate::{Denial, DenialKind, Destination, Route};
 use crate::egress::host::Authority;
 use crate::egress::request::Asked;
 use crate::egress::secret::answer::{Looking, Packing, mask_headers};
-use crate::egress::secret::mask::{Masker, Patterns};
+use crate::egress::secret::mask::Patterns;
 use crate::egress::secret::{Outgoing, aws, found_in_head};
 use crate::egress::way::{Way, Who};
 use crate::task::SecretPlace;
@@ -50,6 +50,8 @@ pub(super) struct Session {
     pub(super) way: Arc<Way>,
     pub(super) inspection: Arc<Inspection>,
     pub(super) client: Client,
+    /// What finds the placeholders that have no business with the host.
+    guard: Option<Arc<Patterns>>,
     upgrade: Mutex<Option<Upgraded>>,
 }
 
@@ -71,7 +73,9 @@ impl Session {
         account: Arc<Account>,
         (way, inspection, client): (Arc<Way>, Arc<Inspection>, Client),
     ) -> Self {
+        let Destination { host, port, .. } = route.destination();
         Self {
+            guard: inspection.secrets().foreign(host, *port),
             destination: route.destination().clone(),
             rule: route.rule().to_owned(),
             upstream,
@@ -220,7 +224,7 @@ impl Session {
     async fn prepare(&self, request: Request<Incoming>, switch: bool) -> Result<Prepared, Box<Reply>> {
         let Destination { host, port, .. } = &self.destination;
         let secrets = self.inspection.secrets();
-        let guard = secrets.foreign(host, *port).guard();
+        let guard = &self.guard;
         let path = request.uri().path_and_query().map_or("/", |path| path.as_str());
         let misplaced_in_head = guard
             .as_ref()
@@ -234,11 +238,9 @@ impl Session {
             // Frames that are packed cannot be looked at.
             parts.headers.remove(header::SEC_WEBSOCKET_EXTENSIONS);
         }
-        let guarding = guard
-            .as_ref()
-            .map(|guard| Guarding::new(Masker::new(guard.patterns().clone())));
+        let guarding = guard.clone().map(Guarding::new);
         let mut body = Carried::request(body, self.account.clone(), self.way.limits.request_body).guarded(
-            guard,
+            guard.clone(),
             &parts.headers,
             &found,
         );

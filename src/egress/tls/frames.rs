@@ -221,10 +221,10 @@ pub(super) struct Guarding {
 }
 
 impl Guarding {
-    pub fn new(guard: Masker) -> Self {
+    pub fn new(placeholders: Arc<Patterns>) -> Self {
         Self {
             reader: Reader::default(),
-            guard,
+            guard: Masker::new(placeholders),
         }
     }
 
@@ -233,7 +233,10 @@ impl Guarding {
         let Self { reader, guard } = self;
         reader.read(bytes, |part| {
             let looked = match part {
-                Part::Control { payload, .. } => guard.finds(&payload).map_or(Ok(()), |name| Err(name.to_owned())),
+                Part::Control { payload, .. } => guard
+                    .patterns()
+                    .finds(&payload)
+                    .map_or(Ok(()), |name| Err(name.to_owned())),
                 Part::Data { payload, ends, .. } => guard.guard(&payload, ends).map(drop),
             };
             looked.map_err(Stop::Placeholder)
@@ -280,7 +283,7 @@ mod tests {
 
     fn guarding() -> Guarding {
         let named = [(PLACEHOLDER, "TOKEN")];
-        Guarding::new(Masker::new(Arc::new(Patterns::guarding(named.into_iter()))))
+        Guarding::new(Arc::new(Patterns::guarding(named.into_iter())))
     }
 
     fn frame(opcode: u8, is_last: bool, payload: &[u8]) -> Vec<u8> {
