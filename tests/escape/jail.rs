@@ -1,5 +1,6 @@
 //! A task of the built program, driven over lines of JSON, for each test its own.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader, Write};
@@ -86,6 +87,7 @@ pub fn available(caller: Caller) -> Option<Caller> {
     };
     assert!(std::env::var_os("CI").is_none(), "{}: {why}", caller.backend());
     eprintln!("skipped for {}: {why}", caller.backend());
+    println!("| {:<40} | {:<17} | skipped: {why} |", "all", caller.backend());
     None
 }
 
@@ -400,7 +402,38 @@ fn text(data: &Value) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+thread_local! {
+    /// Rows that the attack of this thread has told.
+    static TOLD: Cell<usize> = const { Cell::new(0) };
+}
+
 /// A row of the table of attacks.
 pub fn row(attack: &str, caller: Caller, result: &str) {
+    // What a probe found is for whoever reads why it failed.
+    let result = match result.starts_with("BLOCKED") {
+        true => "BLOCKED",
+        false => result.trim_matches('"'),
+    };
+    TOLD.set(TOLD.get() + 1);
     println!("| {attack:<40} | {:<17} | {result} |", caller.backend());
+}
+
+/// The row of an attack that makes no sense at this backend, or that nobody here can try.
+#[allow(dead_code, reason = "for the attacks alone")]
+pub fn not_tried(attack: &str, caller: Caller, why: &str) {
+    row(attack, caller, &format!("not tried: {why}"));
+}
+
+/// Tries an attack; whatever comes of it there is a row of it.
+#[allow(dead_code, reason = "for the attacks alone")]
+pub fn tried(name: &str, caller: Caller, attack: fn(Caller)) -> Result<(), Box<dyn std::any::Any + Send>> {
+    let name = name.replace('_', " ");
+    TOLD.set(0);
+    let ended = std::panic::catch_unwind(|| attack(caller));
+    match ended {
+        Ok(()) if TOLD.get() == 0 => row(&name, caller, "held"),
+        Ok(()) => {}
+        Err(_) => row(&name, caller, "FAILED"),
+    }
+    ended
 }

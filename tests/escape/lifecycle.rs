@@ -97,6 +97,7 @@ pub fn death_by_a_signal_is_told_as_such(caller: Caller) {
         ran.end
     );
     jail.end();
+    row("LIF-020 death by a signal", caller, "told as such");
 }
 
 pub fn fifty_execs_at_once_have_streams_of_their_own(caller: Caller) {
@@ -112,6 +113,7 @@ pub fn fifty_execs_at_once_have_streams_of_their_own(caller: Caller) {
     assert_eq!(said.len(), 50);
     assert!(said.iter().all(|line| line.ends_with('\n') && line.len() > 10));
     jail.end();
+    row("LIF-023 fifty execs at once", caller, "WORKS");
 }
 
 pub fn a_fork_bomb_stays_small_whoever_runs_it(caller: Caller) {

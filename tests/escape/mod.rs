@@ -4,12 +4,12 @@
 //! | threat | defence | tests |
 //! |---|---|---|
 //! | system calls that reach around a sandbox (mounts, namespaces, keyrings, bpf, perf, ptrace, clocks, other architectures) | seccomp allow-list, no capabilities, no_new_privs | `probes`: KRN |
-//! | kernel files that tell of the host or change it | masked and read-only /proc and /sys | `probes`: PRC |
-//! | devices | a /dev of six harmless ones, nodev everywhere | `probes`: DEV, FT-007 |
+//! | kernel files that tell of the host or change it | masked and read-only /proc and /sys | `probes`: PRC, `kernel` |
+//! | devices | a /dev of six harmless ones, nodev everywhere | `probes`: DEV, FT-007, `kernel` |
 //! | becoming somebody else | user namespace, nosuid, no capabilities | `probes`: IDN |
 //! | changing the system's files | a disposable layer that belongs to root inside, read-only system | `probes`: FS, FT |
 //! | network past the proxy | a net namespace with loopback only, socket families | `probes`: NET, SOC |
-//! | using up the machine | cgroup limits, capped file systems, resource limits | `probes`: RES |
+//! | using up the machine | cgroup limits, capped file systems, resource limits | `probes`: RES, `bounds`, and `v2` on cgroups of version 2 |
 //! | looking into other execs, killing what watches over one | a Landlock domain a slot, nothing dumpable | `neighbours` |
 //! | the faults of other sandboxes: inherited descriptors, typing into the terminal, remounts, `/proc/PID/exe`, exotic sockets, swapped roots | `close_range`, seccomp, locked mounts, `openat2` without links | `cves` |
 //! | images that lead their runtime astray | every path below the root is opened within it | `images` |
@@ -19,7 +19,8 @@
 //! | a promise that this machine cannot keep | each guarantee is looked at before the start; the task is refused | `enforced` |
 //! | the host's environment and sockets | nothing is inherited or mounted | `probes`: ENV, SOC |
 //!
-//! What is mounted, swapped and shared is tried in `mounts`.
+//! What is mounted, swapped and shared is tried in `mounts`; what is open while its name changes, and what would make a reader outside wait,
+//! in `files`; all of the kernel's own files and devices in `kernel`; using something up in `bounds`.
 //!
 //! The faults of others that concern runtimes, mounts, images and processes, each with the test that tries it here:
 //!
@@ -31,10 +32,10 @@
 //! | CVE-2026-41579 | `images::links_of_an_image_lead_nowhere_outside` |
 //! | CVE-2026-53488 | `image::config`: labels are not read; CVE-2026-53492, CVE-2026-95837 are of checkpoints, which there are none of |
 //! | CVE-2024-41110, CVE-2026-34040, CVE-2026-33997 | no socket of an engine is inside: `probes` SOC; none can be a root: `config` |
-//! | CVE-2026-96812 | no device is inside: `probes` DEV, `contract` `the_box_is_sealed`; none can be a root: `config` |
+//! | CVE-2026-96812 | no device is inside, nor can one be made: `kernel::no_device_is_anywhere_but_the_harmless_ones`; none can be a root: `config` |
 //! | CVE-2026-46695, CVE-2026-47243 | `mounts::a_readable_root_stays_so` |
 //! | CVE-2026-46703 | `image::layer`: nothing is written through a link |
-//! | CVE-2026-77179, CVE-2026-50549 | `mounts::a_root_that_is_swapped_for_a_link_is_mounted_or_refused_and_never_followed` |
+//! | CVE-2026-77179, CVE-2026-50549 | `mounts::a_root_that_is_swapped_for_a_link_is_mounted_or_refused_and_never_followed`, `files::what_is_open_is_not_looked_up_again_by_its_name` |
 //! | CVE-2026-31431, CVE-2026-43284, CVE-2026-43500, CVE-2026-46300, CVE-2026-31635, CVE-2026-46243 | `cves::exotic_sockets_and_calls_do_not_exist` |
 //! | CVE-2025-32463 | no set-id program gives anything: `probes` IDN |
 //! | CVE-2026-109569 | `cves::an_exec_is_in_every_namespace_of_its_sandbox` |
@@ -66,7 +67,7 @@ mod neighbours;
 mod probes;
 mod protected;
 
-use jail::{Caller, available};
+use jail::{Caller, available, tried};
 
 macro_rules! tried_by {
     ($backend:ident, $caller:expr, $($module:ident::$attack:ident),*) => {
@@ -76,8 +77,10 @@ macro_rules! tried_by {
             $(
                 #[test]
                 fn $attack() {
-                    if let Some(caller) = available($caller) {
-                        $module::$attack(caller);
+                    if let Some(caller) = available($caller)
+                        && let Err(fault) = tried(stringify!($attack), caller, $module::$attack)
+                    {
+                        std::panic::resume_unwind(fault);
                     }
                 }
             )*
@@ -94,7 +97,7 @@ macro_rules! tried_at_an_engine {
             let caller = Caller::Docker(daemon.socket());
             let mut broken: Vec<&str> = Vec::new();
             $(
-                if std::panic::catch_unwind(|| $module::$attack(caller)).is_err() {
+                if tried(stringify!($attack), caller, $module::$attack).is_err() {
                     broken.push(stringify!($module::$attack));
                 }
             )*

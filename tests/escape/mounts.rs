@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::cves::blocked;
-use crate::jail::{Caller, Place, row};
+use crate::jail::{Caller, Place, not_tried, row};
 
 /// CVE-2026-46695: what is read-only is made writable again; CVE-2026-47243: or is reached another way.
 pub fn a_readable_root_stays_so(caller: Caller) {
@@ -125,6 +125,8 @@ struct Mounts {
 }
 
 impl Mounts {
+    const WHY_NOT: &str = "it takes mounts of the test's own, in which no engine is";
+
     /// Only root can make one, and an engine is in none of ours.
     fn can_be_made_for(caller: Caller) -> bool {
         !matches!(caller, Caller::Docker(_)) && rustix::process::geteuid().is_root()
@@ -165,7 +167,9 @@ impl Drop for Mounts {
 
 /// What the host mounts below a root after the task began is not the task's, however the host's mounts are shared.
 pub fn what_the_host_mounts_later_does_not_show_inside(caller: Caller) {
+    let attack = "a mount of the host's below a live root";
     if !Mounts::can_be_made_for(caller) {
+        not_tried(attack, caller, Mounts::WHY_NOT);
         return;
     }
     let place = Place::new(caller);
@@ -183,7 +187,7 @@ pub fn what_the_host_mounts_later_does_not_show_inside(caller: Caller) {
     let ran = jail.sh("cd /workspace/sub; echo *; echo BLOCKED");
     assert_eq!(ran.stdout, "inside\nBLOCKED\n", "{}", ran.stderr);
     jail.end();
-    row("a mount of the host's below a live root", caller, "BLOCKED");
+    row(attack, caller, "BLOCKED");
 }
 
 /// Runs a script in a task that has the work folder writable; its exit code, and what belljar and it said.
@@ -204,6 +208,7 @@ fn run(place: &Place, caller: Caller, more: &[&str], script: &str) -> (Option<i3
 /// or not at all, and nobody is root outside unasked.
 pub fn a_root_on_an_overlay_is_its_owners_and_no_task_is_root_unasked(caller: Caller) {
     if !Mounts::can_be_made_for(caller) {
+        not_tried("a root on an overlay", caller, Mounts::WHY_NOT);
         return;
     }
     let place = Place::new(caller);
@@ -268,6 +273,11 @@ pub fn a_root_on_an_overlay_is_its_owners_and_no_task_is_root_unasked(caller: Ca
 /// Who is root in a user namespace with one id has none to give: the task is that id's, and where it is root outside that is said.
 pub fn the_root_of_a_user_namespace_gives_its_own_id(caller: Caller) {
     if !matches!(caller, Caller::Root | Caller::Ordinary) {
+        not_tried(
+            "root of a user namespace of one id",
+            caller,
+            "belljar's own launcher alone works there",
+        );
         return;
     }
     let place = Place::new(caller);

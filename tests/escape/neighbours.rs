@@ -96,7 +96,7 @@ pub fn pid_1_cannot_be_killed_from_inside(caller: Caller) {
     let place = Place::new(caller);
     let mut jail = place.start("");
     let ran = jail.sh("for signal in 1 2 3 6 9 11 15 19; do kill -$signal 1; done; echo alive");
-    row("kill PID 1", caller, "BLOCKED");
+    row("LIF-008 kill PID 1", caller, "BLOCKED");
     assert_eq!(ran.stdout, "alive\n", "{}", ran.stderr);
     assert_eq!(jail.sh("echo yes").stdout, "yes\n");
     jail.end();

@@ -19,8 +19,7 @@ struct Probe {
 }
 
 fn probes(phase: &str) -> Vec<Probe> {
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/escape/probes.jsonl");
-    let text = std::fs::read_to_string(file).unwrap();
+    let text = include_str!("../data/escape/probes.jsonl");
     let all = text.lines().map(|line| serde_json::from_str::<Probe>(line).unwrap());
     all.filter(|probe| probe.phase == phase).collect()
 }
@@ -43,8 +42,8 @@ fn start(place: &Place, caller: Caller) -> Jail {
     let pids = if caller == Caller::Runsc { 1024 } else { 128 };
     place.start_spec(&format!(
         "version = 1\nname = \"escape\"\nworkdir = \"/workspace\"\n\
-         accept_partial = [\"exec_isolation\", \"limit.memory\", \"limit.pids\"]\n\
-         [limits]\ndisk = \"256MiB\"\npids = {pids}\nmemory = \"1GiB\"\n\
+         accept_partial = [\"exec_isolation\", \"limit.cpus\", \"limit.memory\", \"limit.pids\"]\n\
+         [limits]\ndisk = \"256MiB\"\npids = {pids}\nmemory = \"1GiB\"\ncpus = 1.0\n\
          [[writable_roots]]\nhost = {work:?}\npath = \"/workspace\"\n\
          [[writable_roots]]\nhost = {nogit:?}\npath = \"/workspace/nogit\"\n"
     ))
@@ -102,11 +101,44 @@ fn judge(probe: &Probe, ran: &Ran, caller: Caller) -> Result<(), String> {
             _ => starts(&["BLOCKED"]),
         };
     }
+    if probe.id == "RES-008" && limits_cpus(caller) {
+        let used = line.strip_prefix("INFO cpu ").and_then(|used| used.parse::<f64>().ok());
+        return match used {
+            // Five seconds at one processor; the kernel gives it out in pieces of up to a tenth.
+            Some(used) if used < 6.0 => Ok(()),
+            _ => Err(format!("wanted 5 s of one processor at most, got {line:?}")),
+        };
+    }
+    if probe.id == "RES-010" {
+        let fields = line.trim_end_matches(')').rsplit_once(", ");
+        let hard = fields.and_then(|(_, hard)| hard.parse::<u64>().ok());
+        return match hard {
+            Some(hard) if hard <= 8 << 20 => Ok(()),
+            _ => Err(format!("wanted a bound of 8 MiB, got {line:?}")),
+        };
+    }
     // Figures for whoever compares them; that the command was held is enough here, and what it used is in its record.
     if how.starts_with("INFO") || how.starts_with("host: port not reachable") {
         return starts(&["INFO", "BLOCKED"]);
     }
     starts(&["BLOCKED"])
+}
+
+/// What the table says of a probe that was answered well.
+fn result(probe: &Probe, ran: &Ran) -> String {
+    match ran.last_line() {
+        _ if probe.how_checked.starts_with("host: status equals") => "WORKS".to_owned(),
+        "" => "BLOCKED".to_owned(),
+        "EXPOSED" => "disposable".to_owned(),
+        "INFO ['/run/belljar/channel']" => "harmless: the guest's own, which takes nobody any more".to_owned(),
+        line if line.starts_with("INFO") => format!("held: {}", line.trim_start_matches("INFO ")),
+        line => line.split(' ').next().unwrap_or("").to_owned(),
+    }
+}
+
+/// Whether the limit of one processor is kept and can be seen inside: gVisor's kernel counts by itself.
+fn limits_cpus(caller: Caller) -> bool {
+    !matches!(caller, Caller::Ordinary | Caller::Runsc)
 }
 
 /// Every name that the probes go for, and what stands in it.
@@ -119,12 +151,21 @@ pub fn command_of(id: &str) -> String {
 }
 
 pub fn every_probe_from_inside_is_blocked(caller: Caller) {
+    all_are_blocked(caller, |_| true);
+}
+
+/// The same for some.
+pub fn those_are_blocked(caller: Caller, ids: &[&str]) {
+    all_are_blocked(caller, |probe| ids.contains(&probe.id.as_str()));
+}
+
+fn all_are_blocked(caller: Caller, is_wanted: impl Fn(&Probe) -> bool) {
     let place = Place::new(caller);
     furnish(&place);
     let before = place.on_host(WITNESS);
     let mut jail = start(&place, caller);
     let mut faults = Vec::new();
-    for probe in probes("exec") {
+    for probe in probes("exec").into_iter().filter(is_wanted) {
         let needs: Vec<_> = probe.needs.iter().filter(|need| *need != "python3").collect();
         assert!(needs.is_empty(), "{}: this harness has no {needs:?}", probe.id);
         let ran = match probe.shell.as_str() {
@@ -143,9 +184,7 @@ pub fn every_probe_from_inside_is_blocked(caller: Caller) {
             continue;
         }
         match judge(&probe, &ran, caller) {
-            Ok(()) if ran.last_line().is_empty() => row(&attack, caller, "BLOCKED"),
-            Ok(()) if ran.last_line() == "EXPOSED" => row(&attack, caller, "disposable"),
-            Ok(()) => row(&attack, caller, ran.last_line().split(' ').next().unwrap_or("")),
+            Ok(()) => row(&attack, caller, &result(&probe, &ran)),
             Err(fault) => {
                 row(&attack, caller, "EXPOSED");
                 faults.push(format!("{} {}: {fault}", probe.id, probe.category));
