@@ -127,10 +127,7 @@ pub fn of(plan: &Plan, allowed: &[Allowed], hard: HardLimits, carry: Carry) -> R
         .namespaces(namespaces)
         .uid_mappings(mappings(&uids)?)
         .gid_mappings(mappings(&gids)?)
-        .seccomp(match carry {
-            Carry::Descriptors => seccomp(allowed)?,
-            Carry::Stream => seccomp_of_gvisor(allowed)?,
-        })
+        .seccomp(seccomp(allowed, carry)?)
         // Anybody inside may listen on any port of the sandbox's own loopback, as with the builtin launcher.
         .sysctl(HashMap::from([(
             "net.ipv4.ip_unprivileged_port_start".to_owned(),
@@ -171,8 +168,10 @@ fn mappings(ranges: &[crate::sys::namespace::IdRange]) -> Result<Vec<LinuxIdMapp
         .collect()
 }
 
-/// gVisor's kernel has devices in its /dev that no plan asks for, and faults were found in what lies behind one of them
-/// (CVE-2026-96812): an empty file is put over each.
+/// Devices in gVisor's /dev that no plan asks for. Faults were found in what lies behind one of them (CVE-2026-96812): an empty file is
+/// put over each.
+pub const DEVICES_OF_GVISOR: [&str; 2] = ["/dev/fuse", "/dev/net/tun"];
+
 fn covers_of_gvisor() -> Result<Vec<Mount>, OciSpecError> {
     let attributes = Attributes {
         read_only: true,
@@ -190,7 +189,7 @@ fn covers_of_gvisor() -> Result<Vec<Mount>, OciSpecError> {
             .options(options)
             .build()
     };
-    ["/dev/fuse", "/dev/net/tun"].into_iter().map(cover).collect()
+    DEVICES_OF_GVISOR.into_iter().map(cover).collect()
 }
 
 fn mounts(plan: &Plan, carry: Carry) -> Result<Vec<Mount>, OciSpecError> {
@@ -285,7 +284,14 @@ fn flags(attributes: Attributes) -> impl Iterator<Item = String> {
 }
 
 /// The filter in the words of the specification.
-pub fn seccomp(allowed: &[Allowed]) -> Result<LinuxSeccomp, OciSpecError> {
+pub fn seccomp(allowed: &[Allowed], carry: Carry) -> Result<LinuxSeccomp, OciSpecError> {
+    match carry {
+        Carry::Descriptors => seccomp_of_linux(allowed),
+        Carry::Stream => seccomp_of_gvisor(allowed),
+    }
+}
+
+fn seccomp_of_linux(allowed: &[Allowed]) -> Result<LinuxSeccomp, OciSpecError> {
     LinuxSeccompBuilder::default()
         .default_action(LinuxSeccompAction::ScmpActErrno)
         .default_errno_ret(rustix::io::Errno::NOSYS.raw_os_error() as u32)
@@ -310,8 +316,9 @@ fn entries(allowed: &[Allowed]) -> Result<Vec<LinuxSyscall>, OciSpecError> {
     Ok(syscalls)
 }
 
-/// As all architectures number it.
+/// As all architectures number them.
 const SIGCHLD: u64 = 17;
+const S_IFMT: u32 = 0o170_000;
 
 /// The same for gVisor, whose filter says EPERM where a list asks for another error: for glibc that is an answer, where it would go on
 /// with an older call at ENOSYS, and no thread could be made. A call that a tracer is to be asked about, where there is none, ends in
@@ -326,11 +333,26 @@ fn seccomp_of_gvisor(allowed: &[Allowed]) -> Result<LinuxSeccomp, OciSpecError> 
         "rt_tgsigqueueinfo",
         "pidfd_open",
     ];
-    let (signals, rest): (Vec<_>, Vec<_>) = allowed
-        .iter()
-        .cloned()
-        .partition(|one| SIGNALS.contains(&one.syscall.as_str()));
+    // In its memory file systems anybody may make a device, and what it has behind one opens (/dev/fuse, /dev/net/tun): only what is
+    // no device can be made. Which argument says what it is.
+    const NODES: [(&str, u8); 2] = [("mknod", 1), ("mknodat", 2)];
+    const HARMLESS: [u32; 4] = [0, 0o010_000, 0o100_000, 0o140_000];
+    let is_other = |one: &&Allowed| {
+        let name = one.syscall.as_str();
+        !SIGNALS.contains(&name) && !NODES.iter().any(|(node, _)| *node == name)
+    };
+    let rest: Vec<_> = allowed.iter().filter(is_other).cloned().collect();
     let mut syscalls = entries(&rest)?;
+    for (name, index) in NODES {
+        for value in HARMLESS {
+            let mode = Masked {
+                index,
+                mask: S_IFMT,
+                value,
+            };
+            syscalls.push(entry(vec![name.to_owned()], vec![mode])?);
+        }
+    }
     let argument = |index: usize, operator, value: u64| {
         let argument = LinuxSeccompArgBuilder::default().index(index).op(operator);
         argument.value(value).build()
@@ -339,7 +361,8 @@ fn seccomp_of_gvisor(allowed: &[Allowed]) -> Result<LinuxSeccomp, OciSpecError> 
         let entry = LinuxSyscallBuilder::default().names(names).args(args);
         entry.action(LinuxSeccompAction::ScmpActAllow).build()
     };
-    let names = signals.into_iter().map(|one| one.syscall).collect();
+    let is_allowed = |name: &&str| allowed.iter().any(|one| one.syscall == **name);
+    let names = SIGNALS.into_iter().filter(is_allowed).map(str::to_owned).collect();
     let not_first = vec![argument(0, LinuxSeccompOperator::ScmpCmpNe, 1)?];
     syscalls.push(allow(names, not_first)?);
     // A slot asks PID 1 to end what its command left, where the kernel knows no subreapers.

@@ -29,7 +29,12 @@ impl Daemon {
         let (program, runsc) = (installed("dockerd")?, installed("runsc")?);
         let folder = tempfile::tempdir().unwrap();
         let config = folder.path().join("daemon.json");
-        let arguments = ["--platform=ptrace", "--network=none", "--host-uds=open"];
+        let arguments = [
+            "--platform=ptrace",
+            "--network=none",
+            "--host-uds=open",
+            "--oci-seccomp",
+        ];
         let runtimes = serde_json::json!({ "runtimes": { "sandboxed": { "path": runsc, "runtimeArgs": arguments } } });
         std::fs::write(&config, runtimes.to_string()).unwrap();
         let mut command = Command::new(program);

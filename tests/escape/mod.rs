@@ -60,6 +60,7 @@ mod enforced;
 mod engines;
 mod images;
 mod jail;
+mod kernel;
 mod left;
 mod lifecycle;
 mod mounts;
@@ -126,6 +127,8 @@ attacks!(
     cves::an_exec_is_in_every_namespace_of_its_sandbox,
     cves::what_an_exec_is_made_of_is_no_script,
     cves::no_helper_comes_from_a_folder_that_a_task_wrote_to,
+    kernel::nothing_of_the_kernels_opens_for_writing,
+    kernel::no_device_is_anywhere_but_the_harmless_ones,
     mounts::a_readable_root_stays_so,
     mounts::a_root_that_is_swapped_for_a_link_is_mounted_or_refused_and_never_followed,
     mounts::names_that_a_neighbour_swaps_while_a_task_starts_lead_nowhere,

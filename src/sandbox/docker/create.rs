@@ -18,7 +18,7 @@ use super::owned::Owned;
 use crate::image::pack::{self, Top};
 use crate::path::SandboxPath;
 use crate::sandbox::bundle::{self, CHANNEL_INSIDE, GUEST_INSIDE, HardLimits};
-use crate::sandbox::launcher;
+use crate::sandbox::launcher::{self, Carry};
 use crate::sandbox::plan::{AGENT, Ids, Mount, Plan, Source, What};
 use crate::sandbox::seccomp;
 use crate::sandbox::users::{self, Table};
@@ -59,6 +59,8 @@ pub struct Made<'a> {
     pub files: &'a [SandboxPath],
     pub labels: HashMap<String, String>,
     pub runtime: Option<&'a str>,
+    /// How the guest is spoken to there.
+    pub carry: Carry,
     pub facts: &'a Facts,
 }
 
@@ -74,7 +76,7 @@ fn ids(plan: &Plan, facts: &Facts) -> (u32, u32) {
 }
 
 /// Writes what is mounted from the task's folder, which everybody inside may read. Returns which files of the root are among it.
-pub fn write_files(plan: &Plan, folder: &Path, facts: &Facts) -> io::Result<Vec<SandboxPath>> {
+pub fn write_files(plan: &Plan, folder: &Path, facts: &Facts, carry: Carry) -> io::Result<Vec<SandboxPath>> {
     let put = |name: &str, content: &[u8], mode: u32| {
         let path = folder.join(name);
         fs::write(&path, content)?;
@@ -83,7 +85,7 @@ pub fn write_files(plan: &Plan, folder: &Path, facts: &Facts) -> io::Result<Vec<
     put(GUEST, launcher::GUEST, 0o755)?;
     put(NOTHING, b"", 0o444)?;
     if facts.is_podman {
-        put(FILTER, profile().as_bytes(), 0o444)?;
+        put(FILTER, profile(carry).as_bytes(), 0o444)?;
     }
     let (uid, gid) = ids(plan, facts);
     let mut own = Vec::new();
@@ -192,7 +194,7 @@ fn host_config(plan: &Plan, made: &Made<'_>, (uid, gid): (u32, u32)) -> HostConf
             "no-new-privileges".to_owned(),
             match made.facts.is_podman {
                 true => format!("seccomp={}", made.folder.join(FILTER).display()),
-                false => format!("seccomp={}", profile()),
+                false => format!("seccomp={}", profile(made.carry)),
             },
         ]),
         privileged: Some(false),
@@ -231,14 +233,16 @@ fn userns_mode(plan: &Plan, facts: &Facts) -> Option<String> {
 
 /// The filter of all backends, in the form that engines read. Their own default for what a list does not name, in releases that do not
 /// know `defaultErrnoRet`, is EPERM, which glibc takes for an answer where it would go on with an older call at ENOSYS.
-fn profile() -> String {
+fn profile(carry: Carry) -> String {
     const ENOSYS: u32 = 38;
     const NEWER_CALLS: [&str; 3] = ["clone3", "landlock_create_ruleset", "mseal"];
-    let list = bundle::seccomp(&seccomp::ALLOWED).expect("the list is part of this program, and a test makes it");
+    let list =
+        bundle::seccomp(&seccomp::ALLOWED, carry).expect("the list is part of this program, and a test makes it");
     let mut profile = serde_json::to_value(list).expect("a filter is plain data");
     let is_allowed = |name: &&&str| seccomp::ALLOWED.iter().any(|allowed| allowed.syscall == **name);
     let absent: Vec<_> = NEWER_CALLS.iter().filter(|name| !is_allowed(name)).collect();
-    if let Some(syscalls) = profile["syscalls"].as_array_mut() {
+    // gVisor's has an answer of its own for these too.
+    if let (Carry::Descriptors, Some(syscalls)) = (carry, profile["syscalls"].as_array_mut()) {
         syscalls.push(serde_json::json!({ "names": absent, "action": "SCMP_ACT_ERRNO", "errnoRet": ENOSYS }));
     }
     profile.to_string()
@@ -301,6 +305,9 @@ fn shm_bytes(mount: &Mount) -> Option<u64> {
 fn mounts(plan: &Plan, made: &Made<'_>) -> Vec<EngineMount> {
     let own = |name: &str, inside: &str| bind(made.folder.join(name), inside, true);
     let mut mounts = vec![own(GUEST, GUEST_INSIDE), own(CHANNEL, CHANNEL_INSIDE)];
+    if made.carry == Carry::Stream {
+        mounts.extend(bundle::DEVICES_OF_GVISOR.map(|device| own(NOTHING, device)));
+    }
     mounts.extend(made.files.iter().map(|path| own(&file_name(path), path.as_str())));
     for mount in &plan.mounts {
         let read_only = mount.attributes.read_only;

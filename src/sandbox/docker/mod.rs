@@ -178,6 +178,11 @@ impl Facts {
         }
     }
 
+    /// Whether a runtime is one that loads a list of system calls only where it is asked to, and is not.
+    fn is_without_filter(&self, runtime: &Runtime) -> bool {
+        self.carry(runtime) == Carry::Stream && !self.about_runtime(runtime).contains("oci-seccomp")
+    }
+
     /// What is known of a runtime: its name, and what stands behind a name that an admin chose.
     fn about_runtime(&self, runtime: &Runtime) -> String {
         let name = match runtime {
@@ -282,6 +287,11 @@ impl Engine {
             (true, false) => {}
         }
         less.extend(outside::shortfalls_of(self.facts.carry(runtime)));
+        if self.facts.is_without_filter(runtime) {
+            let why = "the engine starts gVisor without --oci-seccomp, so the list of system calls is not loaded there and only gVisor's own \
+                       kernel bounds them";
+            less.extend(["seccomp", "sockets", "devices"].map(|control| partial(control, why)));
+        }
         if self.facts.about_runtime(runtime).contains("ignore-cgroups") {
             let why = "the engine starts this runtime with --ignore-cgroups, so nothing bounds it";
             less.extend(["limit.memory", "limit.cpus", "limit.pids"].map(|limit| Control {
@@ -311,7 +321,8 @@ impl Engine {
         }
         let carry = self.facts.carry(runtime);
         let runtime = self.facts.runtime(runtime)?;
-        let files = create::write_files(plan, place.folder, &self.facts).map_err(io("write the task's files"))?;
+        let files =
+            create::write_files(plan, place.folder, &self.facts, carry).map_err(io("write the task's files"))?;
         let owned = {
             let (plan, mounts, launcher) = (plan.clone(), place.mounts.to_owned(), place.launcher.clone());
             let who = owned::Who {
@@ -345,6 +356,7 @@ impl Engine {
                 files: &files,
                 labels,
                 runtime,
+                carry,
                 facts: &self.facts,
             },
         );
@@ -515,6 +527,29 @@ async fn remove_image(docker: &Docker, name: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_gvisor_that_loads_no_list_of_calls_is_known_by_how_it_is_started() {
+        let facts = |arguments: &str| Facts {
+            about: String::new(),
+            is_podman: false,
+            maps_ids: false,
+            is_rootless: false,
+            remapped: None,
+            runtimes: BTreeMap::from([
+                ("runc".to_owned(), r#"{"path":"runc"}"#.to_owned()),
+                (
+                    "boxed".to_owned(),
+                    format!(r#"{{"path":"/usr/bin/runsc","runtimeArgs":[{arguments}]}}"#),
+                ),
+            ]),
+            default_runtime: "runc".to_owned(),
+        };
+        let gvisor = Runtime::Outside("boxed".to_owned());
+        assert!(facts("").is_without_filter(&gvisor));
+        assert!(!facts(r#""--oci-seccomp""#).is_without_filter(&gvisor));
+        assert!(!facts("").is_without_filter(&Runtime::Builtin));
+    }
 
     #[test]
     fn a_remapped_daemons_ids_are_in_the_name_of_its_folder() {
