@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::jail::{Caller, Place, row};
 
 /// The files that the record of the task's end names.
-fn left_files(place: &Place) -> Vec<String> {
+pub fn left_files(place: &Place) -> Vec<String> {
     let output = place
         .command(&place.program())
         .args(["audit", "ls", "--json"])

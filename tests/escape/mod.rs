@@ -58,6 +58,7 @@ mod enforced;
 #[path = "../contract/engines.rs"]
 #[allow(dead_code, reason = "one kind of engine stands for all")]
 mod engines;
+mod files;
 mod images;
 mod jail;
 mod kernel;
@@ -141,6 +142,11 @@ attacks!(
     neighbours::a_command_that_kills_its_watcher_dies_with_it_and_that_is_told,
     neighbours::pid_1_cannot_be_killed_from_inside,
     neighbours::no_descriptor_crosses_from_task_to_task,
+    files::what_is_open_is_not_looked_up_again_by_its_name,
+    files::no_attribute_that_gives_rights_comes_back,
+    files::no_reader_outside_waits_at_what_a_task_left,
+    files::no_other_spelling_passes_for_a_repository,
+    files::a_worktree_opens_nothing_of_its_repository,
     images::links_of_an_image_lead_nowhere_outside,
     lifecycle::a_sparse_file_takes_no_room_on_the_host,
     lifecycle::names_of_files_write_neither_to_the_terminal_nor_into_records,

@@ -120,6 +120,15 @@ impl Sweep<'_> {
     fn entry(&mut self, folder: &Path, name: &Path, kind: FileType, mode: u32) {
         const SET_ID: u32 = 0o6000;
         let what = match kind {
+            // Whoever opens one waits for a writer that never comes, and these git opens unasked.
+            FileType::Fifo
+                if self.before.git != GitMode::Open && (self.is_in_git(folder) || is_read_by_git(folder, name)) =>
+            {
+                match self.disarm(folder, name) {
+                    Ok(()) => "fifo that git would wait at, disarmed",
+                    Err(_) => "fifo that git would wait at",
+                }
+            }
             FileType::Fifo => "fifo",
             FileType::Socket => "socket",
             FileType::CharacterDevice | FileType::BlockDevice => "device",
@@ -270,6 +279,14 @@ impl Sweep<'_> {
         disarmed.push(DISARMED);
         Ok(rustix::fs::renameat(&fd, name, &fd, &disarmed)?)
     }
+}
+
+/// What git reads wherever it lies: all that is a repository's own, and in a work tree gitignore(5), gitattributes(5), gitmailmap(5).
+fn is_read_by_git(folder: &Path, name: &Path) -> bool {
+    const READ: [&str; 3] = [".gitignore", ".gitattributes", ".mailmap"];
+    let name = name.as_os_str().to_ascii_lowercase();
+    let is_own = |part: std::path::Component<'_>| part.as_os_str().eq_ignore_ascii_case(".git");
+    READ.iter().any(|read| name == *read) || folder.components().any(is_own)
 }
 
 fn is_absent(fd: &OwnedFd, name: &str) -> bool {
