@@ -53,6 +53,7 @@
 //!
 //! `make escape` prints a row an attack, `| attack | backend | result |`.
 
+mod bounds;
 mod cves;
 mod enforced;
 #[path = "../contract/engines.rs"]
@@ -147,6 +148,11 @@ attacks!(
     files::no_reader_outside_waits_at_what_a_task_left,
     files::no_other_spelling_passes_for_a_repository,
     files::a_worktree_opens_nothing_of_its_repository,
+    bounds::no_place_can_be_filled_beyond_its_bound,
+    bounds::a_file_larger_than_memory_is_written,
+    bounds::descriptors_that_are_used_up_are_the_execs_own,
+    bounds::nothing_that_ended_stays_in_the_table,
+    bounds::arguments_beyond_what_the_kernel_takes_end_that_exec_alone,
     images::links_of_an_image_lead_nowhere_outside,
     lifecycle::a_sparse_file_takes_no_room_on_the_host,
     lifecycle::names_of_files_write_neither_to_the_terminal_nor_into_records,
