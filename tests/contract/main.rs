@@ -6,6 +6,8 @@ mod callers;
 mod engines;
 mod killed;
 mod live;
+#[path = "../tools/machine.rs"]
+mod machine;
 mod own_images;
 mod promises;
 #[path = "../tools/registry.rs"]

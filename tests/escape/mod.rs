@@ -65,10 +65,13 @@ mod jail;
 mod kernel;
 mod left;
 mod lifecycle;
+#[path = "../tools/machine.rs"]
+mod machine;
 mod mounts;
 mod neighbours;
 mod probes;
 mod protected;
+mod v2;
 
 use jail::{Caller, available, tried};
 
