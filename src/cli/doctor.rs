@@ -296,6 +296,15 @@ fn runsc(uid: u32) -> Finding {
     };
     let line = first_line(&program, &["--version"]).unwrap_or_else(|| "it does not answer".to_owned());
     match uid {
+        0 if is_without_no_automount(&line) => finding(
+            "runsc",
+            Enforced::Partial,
+            format!(
+                "{line}; execs are counted by rusage; `ls`, `stat` and `cp` fail in it with \"Invalid argument\", for its calls do not \
+                 know AT_NO_AUTOMOUNT"
+            ),
+        )
+        .needs("a newer runsc"),
         0 => finding("runsc", Enforced::Full, format!("{line}; execs are counted by rusage")),
         _ => finding(
             "runsc",
@@ -304,6 +313,12 @@ fn runsc(uid: u32) -> Finding {
         )
         .needs("root"),
     }
+}
+
+/// Releases have their day as a version. The one of Debian 12 is the newest of which this is known.
+fn is_without_no_automount(line: &str) -> bool {
+    let mut numbers = line.split(|sign: char| !sign.is_ascii_digit());
+    numbers.any(|number| number.len() == 8 && number <= "20221219")
 }
 
 /// The engines of the `docker` backend, each at its usual socket; Docker's also where `DOCKER_HOST` says.

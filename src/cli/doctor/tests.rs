@@ -19,6 +19,18 @@ fn only_a_runc_with_the_fixes_is_full() {
 }
 
 #[test]
+fn a_runsc_without_a_flag_that_ls_needs_is_told_by_its_day() {
+    for (line, is_without) in [
+        ("runsc version 0.0~20221219.0", true),
+        ("runsc version release-20210823.0", true),
+        ("runsc version release-20251110.0", false),
+        ("runsc version VERSION_MISSING", false),
+    ] {
+        assert_eq!(is_without_no_automount(line), is_without, "{line}");
+    }
+}
+
+#[test]
 fn a_trial_that_failed_says_why_and_what_is_needed() {
     let trials = Trials {
         user_namespace: Some("could not make namespaces: Operation not permitted".to_owned()),
