@@ -43,9 +43,18 @@ const DOORS: &[(&str, &[&str])] = &[
     ("clap", &["cli/", "main.rs"]),
     ("comfy_table", &["cli/"]),
     ("flate2", &["image/", "audit/otlp", "egress/secret/answer.rs"]),
-    ("http_body_util", &["api/client", "egress/", "audit/otlp"]),
-    ("hyper", &["api/client", "egress/", "audit/otlp"]),
-    ("hyper_util", &["api/client", "egress/", "audit/otlp"]),
+    (
+        "http_body_util",
+        &["api/client", "egress/", "audit/otlp", "sandbox/docker/owner.rs"],
+    ),
+    (
+        "hyper",
+        &["api/client", "egress/", "audit/otlp", "sandbox/docker/owner.rs"],
+    ),
+    (
+        "hyper_util",
+        &["api/client", "egress/", "audit/otlp", "sandbox/docker/owner.rs"],
+    ),
     ("idna", &["egress/"]),
     ("indicatif", &["cli/"]),
     ("ipnet", &["egress/"]),

@@ -4,9 +4,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::engines::Daemon;
-
-const ORDINARY: u32 = 1234;
+use crate::engines::{Daemon, ORDINARY};
 
 /// A folder of the caller's own, with a program that it can reach.
 struct Place {
@@ -101,6 +99,42 @@ pub fn an_engine_that_maps_ids_gives_all_to_root_and_says_what_others_lack(daemo
     assert_eq!(code, Some(120), "{said}");
     assert!(
         said.contains("owners can be enforced only in part here: the engine runs all under ids of its own"),
+        "{said}"
+    );
+}
+
+/// A user's own Podman is in a user namespace, so ids need no acceptance; what it gives less of is told, and it serves nobody else.
+pub fn an_ordinary_user_works_at_a_podman_of_its_own(daemon: &Daemon) {
+    let place = Place::new(daemon, ORDINARY, Some(daemon.pid()));
+    let (code, said) = place.run(&[], WORK);
+    assert_eq!(code, Some(120), "{said}");
+    let less = |said: &str| {
+        let named = ["ids", "mounts", "namespaces", "owners", "protected_names", "seccomp"].into_iter();
+        let is_less = |control: &&str| said.contains(&format!("{control} can be enforced only in part here"));
+        named.filter(is_less).collect::<Vec<_>>()
+    };
+    let is_v2 = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let expected: &[&str] = match is_v2 {
+        true => &["mounts", "protected_names"],
+        // Podman makes no cgroup namespace there.
+        false => &["mounts", "namespaces", "protected_names"],
+    };
+    assert_eq!(less(&said), expected, "{said}");
+    assert!(!said.contains("ids inside are ids outside"), "{said}");
+    let look = "id -un; echo x > made; ! touch /usr/made 2> /dev/null; cat /proc/self/uid_map; mkdir .git/x .vscode/x 2> /dev/null || echo held";
+    let (code, said) = place.run(expected, look);
+    assert_eq!(code, Some(0), "{said}");
+    let words: Vec<&str> = said.split_whitespace().collect();
+    // Its own namespace is the outer one: the agent is the first id there, which is the caller.
+    assert_eq!(words[..7], ["agent", "0", "1", "1000", "1000", "0", "1"], "{said}");
+    assert_eq!(words.last(), Some(&"held"), "{said}");
+    assert_eq!(place.owner(), ORDINARY);
+
+    let other = Place::new(daemon, 0, Some(daemon.pid()));
+    let (code, said) = other.run(expected, WORK);
+    assert_eq!(code, Some(125), "{said}");
+    assert!(
+        said.contains("the engine runs as the user belljar in a user namespace of its own and belljar as root"),
         "{said}"
     );
 }

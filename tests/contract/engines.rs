@@ -15,6 +15,10 @@ pub struct Daemon {
     folder: tempfile::TempDir,
 }
 
+/// An ordinary user without a name outside of what a test gives it.
+#[allow(dead_code, reason = "for the promises alone")]
+pub const ORDINARY: u32 = 1234;
+
 impl Daemon {
     /// `None`, said aloud, where it cannot be had; where everything must be here, that is a failure.
     pub fn docker() -> Option<Daemon> {
@@ -103,6 +107,29 @@ impl Daemon {
         Some(Daemon::start(command, folder))
     }
 
+    /// Podman's service of an ordinary user, to whom an /etc of its own gives a name and a range of ids.
+    #[allow(dead_code, reason = "for the promises alone")]
+    pub fn podman_of_a_user() -> Option<Daemon> {
+        let program = installed("podman")?;
+        installed("newuidmap")?;
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().display();
+        let script = format!(
+            "mkdir {at}/upper {at}/scratch; mount -t overlay -o lowerdir=/etc,upperdir={at}/upper,workdir={at}/scratch none /etc
+             echo belljar:x:{ORDINARY}:{ORDINARY}::{at}:/bin/sh >> /etc/passwd; echo belljar:x:{ORDINARY}: >> /etc/group
+             echo belljar:200000:65536 | tee /etc/subuid > /etc/subgid
+             chmod 755 {at}; chown {ORDINARY}:{ORDINARY} {at}; cd {at}
+             export HOME={at} XDG_CONFIG_HOME={at}/config XDG_RUNTIME_DIR={at}
+             exec setpriv --reuid {ORDINARY} --regid {ORDINARY} --clear-groups {} --root {at}/root --runroot {at}/run --tmpdir {at}/tmp \\
+                 --runtime runc --cgroup-manager cgroupfs --storage-driver overlay --events-backend file \\
+                 system service --time 0 unix://{at}/socket",
+            program.display()
+        );
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "sh", "-ec", &script]);
+        Some(Daemon::start(command, folder))
+    }
+
     fn start(mut command: Command, folder: tempfile::TempDir) -> Daemon {
         let log = std::fs::File::create(folder.path().join("log")).unwrap();
         let child = command
@@ -153,6 +180,11 @@ impl Drop for Daemon {
                 let _ = self.child.kill();
             }
             std::thread::sleep(Duration::from_millis(20));
+        }
+        // A user's Podman leaves a process that holds its user namespace.
+        let holder = std::fs::read_to_string(self.folder.path().join("tmp/pause.pid")).unwrap_or_default();
+        if let Some(pid) = holder.trim().parse().ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, Signal::KILL);
         }
         // It leaves a mount of its data folder behind.
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

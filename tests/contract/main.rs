@@ -176,6 +176,9 @@ fn who_is_at_an_engine_gets_what_it_can_give_and_hears_of_the_rest() {
     if let Some(daemon) = engines::Daemon::docker_with_ids_of_its_own() {
         callers::an_engine_that_maps_ids_gives_all_to_root_and_says_what_others_lack(&daemon);
     }
+    if let Some(daemon) = engines::Daemon::podman_of_a_user() {
+        callers::an_ordinary_user_works_at_a_podman_of_its_own(&daemon);
+    }
 }
 
 #[test]

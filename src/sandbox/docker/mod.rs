@@ -12,6 +12,7 @@
 
 mod create;
 mod owned;
+mod owner;
 mod root;
 mod saved;
 
@@ -35,7 +36,6 @@ use super::launcher::{Carry, LaunchError, Launcher};
 use super::outside;
 use super::plan::{CallerIds, Ids, OutsideUser, Plan};
 use crate::audit::record::{Control, Enforced};
-use crate::sys::cgroup::{Cgroups, Version};
 use crate::task::Runtime;
 
 /// On all that belljar has an engine make: the task's id.
@@ -49,6 +49,9 @@ const IMAGE_LABEL: &str = "belljar.image";
 
 /// How long an engine may take for one call; an import of a large image is the longest.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// statfs(2).
+const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
 
 /// How long an engine may take to remove a container while a task ends.
 const REMOVE_PATIENCE: Duration = Duration::from_secs(60);
@@ -83,6 +86,11 @@ pub enum DockerError {
          or the root can lie on a volume or a tmpfs"
     )]
     Unmapped { uid: u32, gid: u32 },
+    #[error(
+        "the engine runs as the user {engine} in a user namespace of its own and belljar as {caller}: what one owns is nobody's for the \
+         other (start belljar as that user, or use an engine of root's)"
+    )]
+    OthersEngine { engine: String, caller: String },
     #[error("the container ended before its guest spoke: {said}")]
     Ended { said: String },
     #[error("the engine took the root file system and has no image of it")]
@@ -224,9 +232,12 @@ impl Engine {
         let version = docker.version().await.map_err(call("say its version"))?;
         let options = info.security_options.unwrap_or_default();
         let has = |name: &str| options.iter().any(|option| option.split(',').any(|word| word == name));
-        let is_rootless = has("name=rootless");
         let components = version.components.unwrap_or_default();
         let is_podman = components.iter().any(|one| one.name.contains("Podman"));
+        let is_rootless = has("name=rootless") || is_podman && owner::says_rootless(socket).await?;
+        if is_rootless {
+            owner::check(socket).await?;
+        }
         let runtimes = info.runtimes.unwrap_or_default().into_iter();
         let runtimes = runtimes.map(|(name, behind)| (name, serde_json::json!(behind).to_string()));
         Ok(Engine {
@@ -279,7 +290,8 @@ impl Engine {
         let ids = "the engine makes no user namespace: ids inside are ids outside (dockerd --userns-remap, or a rootless engine, maps them)";
         let cgroups =
             "Podman makes no cgroup namespace where cgroups are of version 1: their names outside can be read";
-        let is_v1 = Cgroups::detect().version() == Some(Version::V1);
+        // As Podman itself asks; what this caller may do with them is another matter.
+        let is_v1 = !rustix::fs::statfs("/sys/fs/cgroup").is_ok_and(|found| found.f_type == CGROUP2_SUPER_MAGIC);
         match (self.facts.maps_ids, self.facts.is_podman && is_v1) {
             (false, false) => less.push(partial("namespaces", ids)),
             (false, true) => less.push(partial("namespaces", &format!("{ids}; {cgroups}"))),
