@@ -25,13 +25,10 @@ use crate::path::HostPath;
 use crate::sys::cgroup::Joins;
 use crate::sys::mount::{self, Attributes, Depth};
 use crate::sys::namespace::{self, Cloned, IdRange, Setgroups};
-use crate::sys::{packet, process};
+use crate::sys::{guest, packet, process};
 
 /// The name under which belljar's own program is the launcher.
 pub const ARGV0: &str = "belljar-launcher";
-
-/// The guest's program, carried inside.
-pub static GUEST: &[u8] = include_bytes!(env!("BELLJAR_GUEST"));
 
 /// Asked of the launcher.
 #[derive(Debug, Serialize, Deserialize)]
@@ -268,7 +265,7 @@ fn serve() -> io::Result<()> {
     process::ignore_children();
     process::reserve_low_descriptors()?;
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
-    let guest = packet::memory_file("belljar-guest", GUEST)?;
+    let guest = packet::memory_file("belljar-guest", guest::PROGRAM)?;
     while let Some((asked, fds)) = packet::receive::<Asked<'static>>(socket.as_fd())? {
         let done = match asked {
             Asked::Launch(request) => {

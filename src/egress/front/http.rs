@@ -23,7 +23,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{linger, tunnel};
+use super::tunnel::{self, Near};
+use super::{Visitor, linger};
 use crate::egress::account::Account;
 use crate::egress::body::{Carried, Failure};
 use crate::egress::cache::{self, Url};
@@ -65,7 +66,12 @@ struct Connection {
 }
 
 /// Serves one client until it is done, refused or shut out.
-pub(in crate::egress) async fn serve(stream: TcpStream, client: Client, way: Arc<Way>) {
+pub(in crate::egress) async fn serve(visitor: Visitor, way: Arc<Way>) {
+    let Visitor {
+        stream,
+        client,
+        mut place,
+    } = visitor;
     let (back, returned) = oneshot::channel();
     let connection = Arc::new(Connection::default());
     let io = TokioIo::new(Returning::new(stream, back));
@@ -109,8 +115,9 @@ pub(in crate::egress) async fn serve(stream: TcpStream, client: Client, way: Arc
             passage.account.fail("the client's stream is lost");
             return;
         };
-        if let Some(client) = parts.io.into_inner().stream.take() {
-            tunnel::run(client, parts.read_buf, passage, &way).await;
+        if let Some(stream) = parts.io.into_inner().stream.take() {
+            let (early, place) = (parts.read_buf, &mut place);
+            tunnel::run(Near { stream, early, place }, passage, &way).await;
         }
         return;
     }
