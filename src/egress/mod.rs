@@ -357,7 +357,7 @@ async fn turn_away(front: Front, full: Full, (mut stream, client): (TcpStream, C
 
 /// How long ends gather before they are written: nobody waits for them, and the next connection's judgement, for which somebody does,
 /// shall not find the journal taken.
-const ENDS_PAUSE: Duration = Duration::from_millis(2);
+const ENDS_PAUSE: Duration = Duration::from_millis(10);
 
 async fn write_ends(mut ends: mpsc::Receiver<End>, recorder: Arc<dyn Recorder>) {
     while let Some(first) = ends.recv().await {

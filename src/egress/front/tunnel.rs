@@ -4,9 +4,11 @@
 //! A buffer is held only while bytes flow, so ten thousand idle tunnels hold none.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use futures_util::TryFutureExt;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -79,11 +81,26 @@ pub(in crate::egress) async fn run(client: Near<'_>, passage: Passage, way: &Arc
         }
         let (client_read, client_write) = client.into_split();
         let (server_read, server_write) = stream.into_split();
-        let both = tokio::try_join!(
-            carry_up(client_read, server_write, early, &route, &account, way),
-            carry_down(server_read, client_write, &account),
-        );
-        both.map(drop)
+        let one_is_over = AtomicBool::new(false);
+        let up = Pump {
+            from: client_read,
+            to: server_write,
+            one_is_over: &one_is_over,
+        };
+        let down = Pump {
+            from: server_read,
+            to: client_write,
+            one_is_over: &one_is_over,
+        };
+        let (up, down) = tokio::try_join!(
+            carry_up(up, early, &route, &account, way),
+            down.run(|bytes| account.add_received(bytes)).map_err(TunnelError::Io),
+        )?;
+        // Whoever has just come in goes first: nobody waits for two sockets to be closed.
+        tokio::task::yield_now().await;
+        up.close();
+        down.close();
+        Ok(())
     };
     let ended = tokio::select! {
         carried = carried => carried,
@@ -147,24 +164,17 @@ fn speech(route: &Route) -> Speech {
     }
 }
 
-async fn carry_up(
-    mut client: OwnedReadHalf,
-    mut server: OwnedWriteHalf,
+async fn carry_up<'a>(
+    mut pump: Pump<'a>,
     early: Bytes,
     route: &Route,
     account: &Account,
     way: &Way,
-) -> Result<(), TunnelError> {
-    let beginning = read_beginning(&mut client, early, route.destination(), speech(route), way).await?;
-    server.write_all(&beginning).await?;
+) -> Result<Pump<'a>, TunnelError> {
+    let beginning = read_beginning(&mut pump.from, early, route.destination(), speech(route), way).await?;
+    pump.to.write_all(&beginning).await?;
     account.add_sent(beginning.len());
-    pump(client, server, |bytes| account.add_sent(bytes)).await?;
-    Ok(())
-}
-
-async fn carry_down(server: OwnedReadHalf, client: OwnedWriteHalf, account: &Account) -> Result<(), TunnelError> {
-    pump(server, client, |bytes| account.add_received(bytes)).await?;
-    Ok(())
+    Ok(pump.run(|bytes| account.add_sent(bytes)).await?)
 }
 
 /// Where a client's words are heard.
@@ -252,27 +262,45 @@ fn denied(destination: &Destination, rule: &str, reason: String) -> TunnelError 
     TunnelError::Denied(Denial::new(destination, DenialKind::Denied, rule, reason))
 }
 
-/// Moves bytes until the end, then closes the other side's direction.
-async fn pump(from: OwnedReadHalf, mut to: OwnedWriteHalf, count: impl Fn(usize)) -> io::Result<()> {
-    loop {
-        from.readable().await?;
-        let mut buffer = take_buffer();
+/// One direction of a tunnel.
+struct Pump<'a> {
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
+    /// Set by the direction that ends first.
+    one_is_over: &'a AtomicBool,
+}
+
+impl Pump<'_> {
+    /// Moves bytes until the end, then closes the other side's direction; that of the second is closed by [`Pump::close`].
+    async fn run(mut self, count: impl Fn(usize)) -> io::Result<Self> {
         loop {
-            match from.try_read(&mut buffer) {
-                Ok(0) => {
-                    give_buffer(buffer);
-                    return to.shutdown().await;
+            self.from.readable().await?;
+            let mut buffer = take_buffer();
+            loop {
+                match self.from.try_read(&mut buffer) {
+                    Ok(0) => {
+                        give_buffer(buffer);
+                        if !self.one_is_over.swap(true, Ordering::Relaxed) {
+                            self.to.shutdown().await?;
+                        }
+                        return Ok(self);
+                    }
+                    Ok(length) => {
+                        self.to.write_all(&buffer[..length]).await?;
+                        count(length);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
                 }
-                Ok(length) => {
-                    to.write_all(&buffer[..length]).await?;
-                    count(length);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
             }
+            give_buffer(buffer);
         }
-        give_buffer(buffer);
+    }
+
+    /// Lets go of its halves; a socket closes with the second of its own.
+    fn close(self) {
+        self.to.forget();
     }
 }
 
