@@ -8,6 +8,7 @@ mod killed;
 mod live;
 mod own_images;
 mod promises;
+mod ready;
 #[path = "../tools/registry.rs"]
 mod registry;
 mod relay;
