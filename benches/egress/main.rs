@@ -20,7 +20,9 @@ use ours::Ours;
 use peers::{Start, start_squid, start_tinyproxy};
 use table::{Row, Unit};
 
-const SETUPS: usize = 3000;
+/// Every contender sets up so many in turn, and all of them so many turns: what else a machine does meets all alike.
+const IN_TURN: usize = 200;
+const TURNS: usize = 15;
 const WARM_UP: usize = 300;
 const BYTES: u64 = 2 << 30;
 const HOST: &str = "server.example.com";
@@ -29,10 +31,11 @@ const HOST: &str = "server.example.com";
 const ECHO: u8 = b'e';
 const FLOOD: u8 = b'f';
 
-struct Measured {
+/// One way to the server.
+struct Way {
     name: &'static str,
-    setup_p50: Duration,
-    setup_p99: Duration,
+    connect: Box<dyn Fn() -> io::Result<TcpStream>>,
+    setups: Vec<Duration>,
     bytes_per_second: f64,
 }
 
@@ -52,53 +55,98 @@ fn compare() -> io::Result<()> {
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777))?;
     let ours = Ours::start(server, &folder.path().join("ours"))?;
     let target = format!("{HOST}:{}", server.port());
-    let mut measured = vec![
-        measure("direct", &|| TcpStream::connect(server))?,
-        measure("belljar", &|| connect_through(ours.address, &target))?,
+    let address = ours.address;
+    let mut others = Vec::new();
+    let mut ways = vec![
+        Way::new("direct", move || TcpStream::connect(server)),
+        Way::new("belljar", move || connect_through(address, &target)),
     ];
-    drop(ours);
     for (name, start) in [("squid", start_squid as Start), ("tinyproxy", start_tinyproxy)] {
         match start(folder.path())? {
             Some(other) => {
-                let target = server.to_string();
-                measured.push(measure(name, &|| connect_through(other.address, &target))?);
+                let (address, target) = (other.address, server.to_string());
+                ways.push(Way::new(name, move || connect_through(address, &target)));
+                others.push(other);
             }
             None => println!("{name} is not installed"),
         }
     }
+    for way in &ways {
+        way.set_up(WARM_UP)?;
+    }
+    for _ in 0..TURNS {
+        for way in &mut ways {
+            let times = way.set_up(IN_TURN)?;
+            way.setups.extend(times);
+        }
+    }
+    for way in &mut ways {
+        way.setups.sort_unstable();
+        way.bytes_per_second = way.flood()?;
+    }
+    let measured: Vec<Measured> = ways.iter().map(Measured::of).collect();
+    drop((ours, others));
     let crowd = crowd::measure(folder.path())?;
     report(&measured, &crowd)
 }
 
-fn measure(name: &'static str, connect: &dyn Fn() -> io::Result<TcpStream>) -> io::Result<Measured> {
-    let mut times = Vec::with_capacity(SETUPS);
-    for round in 0..WARM_UP + SETUPS {
-        let start = Instant::now();
-        let mut stream = connect()?;
-        stream.write_all(&[ECHO])?;
-        stream.read_exact(&mut [0])?;
-        if round >= WARM_UP {
+impl Way {
+    fn new(name: &'static str, connect: impl Fn() -> io::Result<TcpStream> + 'static) -> Self {
+        Self {
+            name,
+            connect: Box::new(connect),
+            setups: Vec::with_capacity(IN_TURN * TURNS),
+            bytes_per_second: 0.0,
+        }
+    }
+
+    /// Connects so many times, each to its first echo.
+    fn set_up(&self, rounds: usize) -> io::Result<Vec<Duration>> {
+        let mut times = Vec::with_capacity(rounds);
+        for _ in 0..rounds {
+            let start = Instant::now();
+            let mut stream = (self.connect)()?;
+            stream.write_all(&[ECHO])?;
+            stream.read_exact(&mut [0])?;
             times.push(start.elapsed());
         }
+        Ok(times)
     }
-    times.sort_unstable();
-    let mut stream = connect()?;
-    stream.write_all(&[FLOOD])?;
-    let mut buffer = vec![0; 1 << 20];
-    let (start, mut received) = (Instant::now(), 0);
-    loop {
-        match stream.read(&mut buffer)? {
-            0 => break,
-            length => received += length as u64,
+
+    /// Bytes a second of one connection.
+    fn flood(&self) -> io::Result<f64> {
+        let mut stream = (self.connect)()?;
+        stream.write_all(&[FLOOD])?;
+        let mut buffer = vec![0; 1 << 20];
+        let (start, mut received) = (Instant::now(), 0);
+        loop {
+            match stream.read(&mut buffer)? {
+                0 => break,
+                length => received += length as u64,
+            }
+        }
+        assert_eq!(received, BYTES, "{} lost bytes", self.name);
+        Ok(received as f64 / start.elapsed().as_secs_f64())
+    }
+}
+
+struct Measured {
+    name: &'static str,
+    setup_p50: Duration,
+    setup_p99: Duration,
+    bytes_per_second: f64,
+}
+
+impl Measured {
+    fn of(way: &Way) -> Self {
+        let count = way.setups.len();
+        Self {
+            name: way.name,
+            setup_p50: way.setups[count / 2],
+            setup_p99: way.setups[count * 99 / 100],
+            bytes_per_second: way.bytes_per_second,
         }
     }
-    assert_eq!(received, BYTES, "{name} lost bytes");
-    Ok(Measured {
-        name,
-        setup_p50: times[SETUPS / 2],
-        setup_p99: times[SETUPS * 99 / 100],
-        bytes_per_second: received as f64 / start.elapsed().as_secs_f64(),
-    })
 }
 
 fn report(measured: &[Measured], crowd: &[Row]) -> io::Result<()> {

@@ -41,13 +41,31 @@ impl Ours {
         Ok(Self { child, address })
     }
 
-    /// Bytes of memory that it holds.
+    /// Bytes of memory that it and its carriers hold.
     pub fn resident(&self) -> io::Result<u64> {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-        kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("no VmRSS"))
+        let mut bytes = resident(self.child.id())?;
+        for carrier in self.carriers()? {
+            bytes += resident(carrier)?;
+        }
+        Ok(bytes)
     }
+
+    /// Processes that carry connections for it.
+    pub fn carriers(&self) -> io::Result<Vec<u32>> {
+        let mut children = Vec::new();
+        for thread in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
+            let list = std::fs::read_to_string(thread?.path().join("children"))?;
+            children.extend(list.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+        }
+        Ok(children)
+    }
+}
+
+fn resident(process: u32) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map(|kib| kib * 1024).ok_or_else(|| io::Error::other("no VmRSS"))
 }
 
 impl Drop for Ours {

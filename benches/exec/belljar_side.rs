@@ -31,9 +31,15 @@ pub async fn measure(folder: &Path, rounds: Rounds) -> anyhow::Result<Measured> 
     let execs_a_second = callers(&task, rounds).await?;
     let stdout = stream(&task).await?;
     task.stop().await;
-    let first_byte = starts(&bench, rounds, None).await?;
     let root = folder.join("image");
     make_root(&root)?;
+    let of_image = bench
+        .task_with(|args| args.image = root.to_str().map(str::to_owned))
+        .await?;
+    live::repeated(&of_image, &TRUE, 50, Duration::ZERO).await?;
+    let execs_a_second_of_image = callers(&of_image, rounds).await?;
+    of_image.stop().await;
+    let first_byte = starts(&bench, rounds, None).await?;
     let first_byte_of_image = starts(&bench, rounds, root.to_str()).await?;
     let (idle, two_hundred) = many(&bench).await?;
     let whole_run = whole_runs(folder, rounds.starts)?;
@@ -42,6 +48,7 @@ pub async fn measure(folder: &Path, rounds: Rounds) -> anyhow::Result<Measured> 
         exec_after_pause,
         script_after_pause,
         execs_a_second: Some(execs_a_second),
+        execs_a_second_of_image: Some(execs_a_second_of_image),
         first_byte,
         first_byte_of_image,
         whole_run,

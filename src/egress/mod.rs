@@ -11,6 +11,8 @@
 //! host's. The supervisor starts one [`Proxy`] a task and hands it the listeners; making sandboxes, keeping the journal and
 //! asking people is left to those who implement [`Recorder`] and [`Asker`].
 //!
+//! Tunnels that this process has no descriptors for are carried on by a [`carrier`]; all else about them stays here.
+//!
 //! What it promises: nothing is dialled or resolved that the [`gate::Gate`] did not clear; the address that was checked is the
 //! one that is dialled; each judgement is in the record before it takes effect, and each connection's end after it; when the
 //! [`ProxyHandle`] goes away, so does the way out. What it is not: a tunnel's bytes are looked at beyond the TLS hello only where
@@ -23,6 +25,7 @@ pub mod address;
 pub mod ask;
 mod body;
 pub mod cache;
+mod carrier;
 pub mod client;
 pub mod denial;
 pub mod dial;
@@ -63,6 +66,7 @@ pub use way::{RecordError, Recorder};
 
 use ask::Questions;
 use dial::{Dialler, DirectDialler};
+use front::Visitor;
 use pace::Pace;
 use resolve::{Resolver, SystemResolver};
 use room::{Full, Room, TaskRoom};
@@ -293,14 +297,16 @@ async fn accept(front: Front, listener: TcpListener, way: Arc<Way>, room: TaskRo
                     };
                     let way = way.clone();
                     connections.spawn(async move {
-                        let _place = place;
                         // An answer in small pieces must not wait for the client's acknowledgements.
                         let _ = stream.set_nodelay(true);
                         let client = Client::tcp(from);
                         match front {
-                            Front::Http => front::serve_either(stream, client, way).await,
-                            Front::Socks => front::socks::serve(stream, client, way).await,
-                            Front::Dns => front::dns::serve_tcp(stream, client, way).await,
+                            Front::Http => front::serve_either(Visitor { stream, client, place }, way).await,
+                            Front::Socks => front::socks::serve(Visitor { stream, client, place }, way).await,
+                            Front::Dns => {
+                                front::dns::serve_tcp(stream, client, way).await;
+                                drop(place);
+                            }
                         }
                     });
                 }
@@ -351,7 +357,7 @@ async fn turn_away(front: Front, full: Full, (mut stream, client): (TcpStream, C
 
 /// How long ends gather before they are written: nobody waits for them, and the next connection's judgement, for which somebody does,
 /// shall not find the journal taken.
-const ENDS_PAUSE: Duration = Duration::from_millis(2);
+const ENDS_PAUSE: Duration = Duration::from_millis(10);
 
 async fn write_ends(mut ends: mpsc::Receiver<End>, recorder: Arc<dyn Recorder>) {
     while let Some(first) = ends.recv().await {

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::bundle::{self, HardLimits};
 use super::channel::ChannelError;
-use super::launcher::{self, Carry, LaunchError, LaunchRequest, LaunchedBy};
+use super::launcher::{self, Carry, LaunchError, LaunchRequest, Launched, LaunchedBy};
 use super::oci::{Machinery, SandboxError, end_and_remove, make_leaf};
 use super::plan::Plan;
 use super::{outside, seccomp};
@@ -35,8 +35,8 @@ pub(super) fn launched_by(plan: &Plan, runtime: &Runtime) -> Result<(LaunchedBy,
 /// A sandbox whose PID 1 was made.
 pub(super) struct Begun {
     pub pid1: OwnedFd,
-    /// What an outside runtime says when it fails.
-    pub failure: Option<OwnedFd>,
+    /// Where it says which step failed; see `launcher::read_failure`.
+    pub failure: OwnedFd,
     pub cgroup: Option<Arc<Mutex<TaskCgroup>>>,
     /// For the first slot.
     pub leaf: Option<Leaf>,
@@ -69,16 +69,8 @@ pub(super) fn launch(
     drop(control);
     // While the new process sets itself up.
     let leaf = cgroup.as_ref().map(make_leaf).transpose();
-    let result = launched.and_then(|launched| match request.by {
-        // It keeps the pipe for as long as it lives; the guest's first word tells that it went well.
-        LaunchedBy::Runtime { .. } => Ok((launched.pidfd, Some(launched.failure))),
-        LaunchedBy::Builtin { .. } => match launcher::read_failure(launched.failure) {
-            None => Ok((launched.pidfd, None)),
-            Some(error) => Err(error),
-        },
-    });
-    let begun = match (result, leaf) {
-        (Ok((pid1, failure)), Ok(leaf)) => {
+    let begun = match (launched, leaf) {
+        (Ok(Launched { pidfd: pid1, failure }), Ok(leaf)) => {
             return Ok(Begun {
                 pid1,
                 failure,
@@ -88,8 +80,8 @@ pub(super) fn launch(
             });
         }
         (Err(error), _) => Err(error.into()),
-        (Ok((pid1, _)), Err(error)) => {
-            let _ = process::pidfd_kill(pid1.as_fd());
+        (Ok(Launched { pidfd, .. }), Err(error)) => {
+            let _ = process::pidfd_kill(pidfd.as_fd());
             Err(error)
         }
     };
@@ -99,10 +91,9 @@ pub(super) fn launch(
     begun
 }
 
-/// Why the guest of a runtime that is being killed did not speak: what the runtime said, where it said something.
-pub(super) async fn reason(error: ChannelError, failure: Option<OwnedFd>) -> SandboxError {
-    let Some(failure) = failure else { return error.into() };
-    // Blocking until the killed runtime lets go of the pipe.
+/// Why a guest that is being killed did not speak: what those said who made it, where they said something.
+pub(super) async fn reason(error: ChannelError, failure: OwnedFd) -> SandboxError {
+    // Blocking until they have let go of the pipe.
     match tokio::task::spawn_blocking(move || launcher::read_failure(failure)).await {
         Ok(Some(said)) => said.into(),
         Ok(None) | Err(_) => error.into(),

@@ -106,12 +106,22 @@ fn lock(pending: &Mutex<Pending>) -> MutexGuard<'_, Pending> {
     pending.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// The first word of a guest, still to come.
+#[must_use]
+pub struct FirstWord(oneshot::Receiver<Result<(), ChannelError>>);
+
+impl FirstWord {
+    pub async fn heard(self) -> Result<(), ChannelError> {
+        self.0.await.map_err(|_| ChannelError::Gone)?
+    }
+}
+
 impl Guest {
-    /// Waits for the guest's first word.
-    pub async fn greet(control: OwnedFd) -> Result<Guest, ChannelError> {
+    /// A guest that may still be on its way. What is asked of it meanwhile it finds waiting.
+    pub fn expect(control: OwnedFd) -> Result<(Guest, FirstWord), ChannelError> {
         let link = Arc::new(Link::new(control)?);
-        ready(&link).await?;
-        Ok(Guest::of(link, Carry::Descriptors))
+        let (first, heard) = oneshot::channel();
+        Ok((Guest::of(link, Carry::Descriptors, Some(first)), FirstWord(heard)))
     }
 
     /// Waits for the first word of a guest in an empty box, makes it the near side of `stream`, and waits for the first word of the
@@ -122,13 +132,34 @@ impl Guest {
         link.say(&ToInit::Relay, &[stream.as_fd()])?;
         drop(stream);
         ready(&link).await?;
-        Ok(Guest::of(link, Carry::Relayed))
+        Ok(Guest::of(link, Carry::Relayed, None))
     }
 
-    fn of(link: Arc<Link>, carry: Carry) -> Guest {
+    fn of(link: Arc<Link>, carry: Carry, first: Option<Answer<()>>) -> Guest {
         let pending = Arc::new(Mutex::new(Pending::default()));
         let (said_gone, gone) = watch::channel(0);
-        let reader = tokio::spawn(read(link.clone(), carry, pending.clone(), said_gone));
+        let reader = {
+            let (link, pending) = (link.clone(), pending.clone());
+            tokio::spawn(async move {
+                let speaks = match first {
+                    Some(first) => {
+                        let greeted = ready(&link).await;
+                        let speaks = greeted.is_ok();
+                        // Whoever waited for it may have given up, and the guest with it.
+                        let _ = first.send(greeted);
+                        speaks
+                    }
+                    None => true,
+                };
+                if speaks {
+                    read(&link, carry, &pending, said_gone).await;
+                }
+                let mut pending = lock(&pending);
+                pending.closed = true;
+                pending.slots.clear();
+                pending.listeners.clear();
+            })
+        };
         Guest {
             link,
             carry,
@@ -230,10 +261,10 @@ async fn wait<T>(answered: oneshot::Receiver<Result<T, ChannelError>>) -> Result
 }
 
 /// Hands the guest's answers to those who wait; ends with the guest, or at the first word out of turn.
-async fn read(link: Arc<Link>, carry: Carry, pending: Arc<Mutex<Pending>>, gone: watch::Sender<u32>) {
+async fn read(link: &Link, carry: Carry, pending: &Mutex<Pending>, gone: watch::Sender<u32>) {
     while let Ok(Some((message, fds))) = link.hear::<FromInit>().await {
         let fd = fds.into_iter().next();
-        let mut pending = lock(&pending);
+        let mut pending = lock(pending);
         match (message, fd) {
             (FromInit::SlotAdded { slot, pid }, pidfd) if pidfd.is_some() == (carry == Carry::Descriptors) => {
                 let Some(answer) = pending.slots.remove(&slot) else {
@@ -279,10 +310,6 @@ async fn read(link: Arc<Link>, carry: Carry, pending: Arc<Mutex<Pending>>, gone:
             _ => break,
         }
     }
-    let mut pending = lock(&pending);
-    pending.closed = true;
-    pending.slots.clear();
-    pending.listeners.clear();
 }
 
 /// One slot's socket and process.

@@ -16,22 +16,22 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::outside;
 use super::plan::{Ids, OutsideUser, Owner, Plan};
-use super::setup::{self, Inherited, StepError};
+use super::setup::{self, Inherited, Step, StepError};
+use super::spare::Spare;
 use crate::path::HostPath;
 use crate::sys::cgroup::Joins;
 use crate::sys::mount::{self, Attributes, Depth};
 use crate::sys::namespace::{self, Cloned, IdRange, Setgroups};
-use crate::sys::{packet, process};
+use crate::sys::{guest, packet, process};
 
 /// The name under which belljar's own program is the launcher.
 pub const ARGV0: &str = "belljar-launcher";
-
-/// The guest's program, carried inside.
-pub static GUEST: &[u8] = include_bytes!(env!("BELLJAR_GUEST"));
 
 /// Asked of the launcher.
 #[derive(Debug, Serialize, Deserialize)]
@@ -268,12 +268,21 @@ fn serve() -> io::Result<()> {
     process::ignore_children();
     process::reserve_low_descriptors()?;
     let socket = io::stdin().as_fd().try_clone_to_owned()?;
-    let guest = packet::memory_file("belljar-guest", GUEST)?;
-    while let Some((asked, fds)) = packet::receive::<Asked<'static>>(socket.as_fd())? {
+    let guest = packet::memory_file("belljar-guest", guest::PROGRAM)?;
+    // For the first task, while the host still reads what that is.
+    let mut spare = Spare::make(guest.as_fd()).ok();
+    loop {
+        if spare.is_none() && is_quiet(&socket)? {
+            // Where there can be none the sandbox's own way says why.
+            spare = Spare::make(guest.as_fd()).ok();
+        }
+        let Some((asked, fds)) = packet::receive::<Asked<'static>>(socket.as_fd())? else {
+            return Ok(());
+        };
         let done = match asked {
             Asked::Launch(request) => {
                 let control = fds.into_iter().next().ok_or(ErrorKind::InvalidData)?;
-                launch(&request, control, guest.as_fd())
+                launch(&request, control, guest.as_fd(), &mut spare)
                     .map(|Launched { pidfd, failure }| (LaunchReply::Launched, vec![pidfd, failure]))
             }
             Asked::Give(request) => give(&request)
@@ -290,7 +299,21 @@ fn serve() -> io::Result<()> {
         let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
         packet::send(socket.as_fd(), &reply, &fds)?;
     }
-    Ok(())
+}
+
+/// After this long without a request the sandbox that was made last is ready, and there is time to prepare for the next one.
+const QUIET: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 5_000_000,
+};
+
+fn is_quiet(socket: &OwnedFd) -> io::Result<bool> {
+    let mut waited = [PollFd::new(socket, PollFlags::IN)];
+    match rustix::event::poll(&mut waited, Some(&QUIET)) {
+        Ok(ready) => Ok(ready == 0),
+        Err(rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn give(request: &GiveRequest) -> io::Result<OwnedFd> {
@@ -319,13 +342,27 @@ fn give(request: &GiveRequest) -> io::Result<OwnedFd> {
     Ok(tree)
 }
 
-fn launch(request: &LaunchRequest, control: OwnedFd, guest: BorrowedFd<'_>) -> Result<Launched, StepError> {
-    let failed = |step: &str| {
-        let step = step.to_owned();
-        move |error| StepError { step, error }
-    };
-    let (failure, report) = packet::pipe().map_err(failed("make a pipe"))?;
-    let (sync, child_sync) = packet::pair().map_err(failed("make a socket"))?;
+/// Makes what was asked for: of the process that stands ready, or else of a new one.
+fn launch(
+    request: &LaunchRequest,
+    control: OwnedFd,
+    guest: BorrowedFd<'_>,
+    spare: &mut Option<Spare>,
+) -> Result<Launched, StepError> {
+    let (failure, report) = packet::pipe().step("make a pipe")?;
+    if Spare::serves(request)
+        && let Some(spare) = spare.take()
+        // One that is gone is no reason to fail.
+        && map_ids(&request.plan, spare.pid()).is_ok()
+        && let Ok(inside) = inside(&request.plan, spare.pid())
+        && spare.tell(request, control.as_fd(), report.as_fd()).is_ok()
+    {
+        drop((control, report));
+        let helped = help(request, inside, spare.sync());
+        let pidfd = spare.became()?;
+        return launched(pidfd, helped, failure);
+    }
+    let (sync, child_sync) = packet::pair().step("make a socket")?;
     let namespaces = match request.by {
         LaunchedBy::Builtin { .. } => namespace::SANDBOX,
         LaunchedBy::Runtime { .. } => namespace::RUNTIME,
@@ -334,41 +371,59 @@ fn launch(request: &LaunchRequest, control: OwnedFd, guest: BorrowedFd<'_>) -> R
     match cloned {
         Cloned::Child => {
             drop((sync, failure));
-            let inherited = Inherited {
-                request,
-                joins,
-                sync: child_sync,
-                control,
-                guest,
-            };
-            let StepError { step, error } = match &request.by {
-                LaunchedBy::Builtin { seccomp } => setup::run(inherited, seccomp),
-                LaunchedBy::Runtime { program, config, carry } => match report.try_clone() {
-                    Ok(report) => outside::run(inherited, program, config, *carry, report),
-                    Err(error) => StepError {
-                        step: "copy a pipe".to_owned(),
-                        error,
-                    },
-                },
-            };
-            let text = format!("{} {step}", error.raw_os_error().unwrap_or(0));
-            let _ = std::fs::File::from(report).write_all(text.as_bytes());
-            std::process::exit(1)
+            set_up(request, joins, child_sync, control, guest, report)
         }
         Cloned::Parent { pid, pidfd } => {
             drop((child_sync, report, control, joins));
-            let helped = help(request, pid, &sync);
-            if helped.is_err() {
-                let _ = process::pidfd_kill(pidfd.as_fd());
-            }
-            helped?;
-            Ok(Launched { pidfd, failure })
+            let helped = map_ids(&request.plan, pid)
+                .and_then(|()| inside(&request.plan, pid))
+                .and_then(|inside| help(request, inside, &sync));
+            launched(pidfd, helped, failure)
         }
     }
 }
 
+fn launched(pidfd: OwnedFd, helped: Result<(), StepError>, failure: OwnedFd) -> Result<Launched, StepError> {
+    if helped.is_err() {
+        let _ = process::pidfd_kill(pidfd.as_fd());
+    }
+    helped?;
+    Ok(Launched { pidfd, failure })
+}
+
+/// The new process's own part: it becomes the guest, or tells on `report` which step failed and ends.
+pub(super) fn set_up(
+    request: &LaunchRequest,
+    joins: Vec<File>,
+    sync: OwnedFd,
+    control: OwnedFd,
+    guest: BorrowedFd<'_>,
+    report: OwnedFd,
+) -> ! {
+    let inherited = Inherited {
+        request,
+        joins,
+        sync,
+        control,
+        guest,
+    };
+    let StepError { step, error } = match &request.by {
+        LaunchedBy::Builtin { seccomp } => setup::run(inherited, seccomp),
+        LaunchedBy::Runtime { program, config, carry } => match report.try_clone() {
+            Ok(report) => outside::run(inherited, program, config, *carry, report),
+            Err(error) => StepError {
+                step: "copy a pipe".to_owned(),
+                error,
+            },
+        },
+    };
+    let text = format!("{} {step}", error.raw_os_error().unwrap_or(0));
+    let _ = std::fs::File::from(report).write_all(text.as_bytes());
+    std::process::exit(1)
+}
+
 /// The new process, in the cgroup that it can be cloned into, and the files by which it is to join the others.
-fn clone_and_join(namespaces: u64, joins: &Joins) -> Result<(Cloned, Vec<File>), StepError> {
+pub(super) fn clone_and_join(namespaces: u64, joins: &Joins) -> Result<(Cloned, Vec<File>), StepError> {
     let open = |path: &PathBuf| {
         let opened = OpenOptions::new().write(true).open(path);
         opened.map_err(|error| StepError {
@@ -399,19 +454,29 @@ fn clone_and_join(namespaces: u64, joins: &Joins) -> Result<(Cloned, Vec<File>),
     Ok((cloned, files))
 }
 
-/// What the child cannot do for itself: id maps and, for root, mounts with mapped ids.
-fn help(request: &LaunchRequest, pid: rustix::process::Pid, sync: &OwnedFd) -> Result<(), StepError> {
-    let step = |step: String| move |error| StepError { step, error };
-    let plan = &request.plan;
+fn map_ids(plan: &Plan, pid: Pid) -> Result<(), StepError> {
     let (uids, gids) = plan.ids.maps(plan.process.uid);
     let setgroups = match plan.ids {
         Ids::Range { .. } => Setgroups::Allow,
         Ids::Single { .. } => Setgroups::Deny,
     };
-    namespace::write_id_maps(pid, &uids, &gids, setgroups).map_err(step("write the id maps".to_owned()))?;
+    namespace::write_id_maps(pid, &uids, &gids, setgroups).step("write the id maps")
+}
+
+/// The new user namespace, where mounts are to be mapped into it.
+fn inside(plan: &Plan, pid: Pid) -> Result<Option<OwnedFd>, StepError> {
+    match plan.ids {
+        Ids::Range { .. } => namespace::user_namespace(pid).step("open the user namespace").map(Some),
+        Ids::Single { .. } => Ok(None),
+    }
+}
+
+/// What the child, whose ids are mapped, cannot do for itself: for root, mounts with mapped ids.
+fn help(request: &LaunchRequest, inside: Option<OwnedFd>, sync: &OwnedFd) -> Result<(), StepError> {
+    let step = |step: String| move |error| StepError { step, error };
+    let plan = &request.plan;
     packet::send(sync.as_fd(), &Sent::Go, &[]).map_err(step("go on".to_owned()))?;
-    let Ids::Range { .. } = plan.ids else { return Ok(()) };
-    let inside = namespace::user_namespace(pid).map_err(step("open the user namespace".to_owned()))?;
+    let Some(inside) = inside else { return Ok(()) };
     // gVisor's file server makes each file as its own root and gives it to the command's user then.
     let roots_too = matches!(
         request.by,

@@ -30,6 +30,7 @@ pub mod protect;
 pub mod relay;
 pub mod seccomp;
 mod setup;
+mod spare;
 mod ssh;
 pub mod unfold;
 mod users;

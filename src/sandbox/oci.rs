@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::begin::{Begun, launch, launched_by, reason};
-use super::channel::{ChannelError, Guest, SlotLink, SlotProcess};
+use super::channel::{ChannelError, FirstWord, Guest, SlotLink, SlotProcess};
 use super::holders::{Holders, Holding, Transport};
 use super::launcher::{Carry, LaunchError, Launcher};
 use super::plan::Plan;
@@ -166,10 +166,9 @@ impl Sandbox {
                 .map_err(io::Error::other)??
         };
         let launched = packet::watched(launched, Interest::READABLE)?;
-        let greeted = match carry {
-            Carry::Descriptors => Guest::greet(control)
-                .await
-                .map(|guest| (guest, None))
+        let spoken_to = match carry {
+            Carry::Descriptors => Guest::expect(control)
+                .map(|(guest, first)| (guest, Some(first), None))
                 .map_err(SandboxError::from),
             Carry::Stream => {
                 let connected = async {
@@ -182,23 +181,23 @@ impl Sandbox {
                 match connected.await {
                     Ok(stream) => relay::greet(machinery, place, stream)
                         .await
-                        .map(|(guest, near)| (guest, Some(near))),
+                        .map(|(guest, near)| (guest, None, Some(near))),
                     Err(error) => Err(error.into()),
                 }
             }
         };
-        let started = match greeted {
-            Ok((guest, None)) => Sandbox::of(plan, guest, launched, None, cgroup.clone(), leaf).await,
-            Ok((guest, Some(near))) => {
-                let far = Far::Runtime(launched);
-                Sandbox::of(plan, guest, near, Some(far), cgroup.clone(), None).await
+        let started = match spoken_to {
+            Ok((guest, first, near)) => {
+                let (pid1, far, leaf) = match near {
+                    Some(near) => (near, Some(Far::Runtime(launched)), None),
+                    None => (launched, None, leaf),
+                };
+                let sandbox = Sandbox::without_slots(plan, guest, pid1, far, cgroup.clone());
+                sandbox.begin(first, leaf).await.map(|()| sandbox)
             }
             Err(error) => {
                 let _ = process::pidfd_kill(launched.get_ref().as_fd());
-                Err(match error {
-                    SandboxError::Channel { source } => reason(source, failure).await,
-                    other => other,
-                })
+                Err(error)
             }
         };
         match started {
@@ -207,24 +206,29 @@ impl Sandbox {
                 if let Some(cgroup) = cgroup {
                     remove_cgroup(cgroup).await;
                 }
-                Err(error)
+                Err(match error {
+                    SandboxError::Channel { source } => reason(source, failure).await,
+                    other => other,
+                })
             }
         }
     }
 
-    /// A sandbox whose guest has spoken, with one slot ready.
-    async fn of(
-        plan: Plan,
-        guest: Guest,
-        pid1: AsyncFd<OwnedFd>,
-        far: Option<Far>,
-        cgroup: Option<Arc<Mutex<TaskCgroup>>>,
-        leaf: Option<Leaf>,
-    ) -> Result<Sandbox, SandboxError> {
-        let sandbox = Sandbox::without_slots(plan, guest, pid1, far, cgroup);
-        let slot = sandbox.make_slot_in(leaf).await?;
-        sandbox.pool().ready.push_back(slot);
-        Ok(sandbox)
+    /// Waits for the guest's first word and a ready slot. The slot is asked for at once, and the guest finds that waiting.
+    async fn begin(&self, first: Option<FirstWord>, leaf: Option<Leaf>) -> Result<(), SandboxError> {
+        let spoke = async {
+            match first {
+                Some(first) => first.heard().await,
+                None => Ok(()),
+            }
+        };
+        let (spoke, slot) = tokio::join!(spoke, self.make_slot_in(leaf));
+        let ready = spoke.map_err(SandboxError::from).and(slot);
+        if ready.is_err() {
+            self.destroy().await;
+        }
+        self.pool().ready.push_back(ready?);
+        Ok(())
     }
 
     pub(super) fn without_slots(

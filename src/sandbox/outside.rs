@@ -25,13 +25,13 @@ use rustix::fs::{FileType, Mode, OFlags};
 
 use super::bundle;
 use super::host_root::NOTHING;
-use super::launcher::{self, Carry, LaunchError, Said};
+use super::launcher::{Carry, LaunchError, Said};
 use super::plan::{Ids, Plan, Source};
 use super::setup::{self, Inherited, Sources, Step, StepError};
 use crate::audit::record::{Control, Enforced};
 use crate::path::SandboxPath;
 use crate::sys::mount::{self, Attributes};
-use crate::sys::{packet, process};
+use crate::sys::{guest, packet, process};
 
 /// Where a runtime is looked for, beside the caller's PATH: an ordinary user's often lacks the folders for admins.
 const FOLDERS: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -326,7 +326,7 @@ fn cover(path: &str, mounted: &OwnedFd) -> io::Result<()> {
 
 fn write_program(path: &Path) -> io::Result<()> {
     let mut file = std::fs::File::create(path)?;
-    file.write_all(launcher::GUEST)?;
+    file.write_all(guest::PROGRAM)?;
     file.set_permissions(Permissions::from_mode(0o755))
 }
 

@@ -202,15 +202,20 @@ impl Supervisor {
             let (guard, unmapped) = {
                 let (state, roots) = (self.state.clone(), task.roots.clone());
                 let launcher = self.machinery.launcher.clone();
-                // A walk over the roots, and a few files made.
-                let looked = tokio::task::spawn_blocking(move || {
+                let look = move || {
                     let guard = Guard::raise(&state, id, &roots)?;
                     Ok::<_, StartError>((guard, unmapped(&roots, &launcher)?))
-                });
-                looked.await.map_err(|error| StartError::Folder {
-                    path: folder.clone(),
-                    source: io::Error::other(error),
-                })??
+                };
+                if task.roots.is_empty() {
+                    look()?
+                } else {
+                    // A walk over the roots, and a few files made.
+                    let looked = tokio::task::spawn_blocking(look);
+                    looked.await.map_err(|error| StartError::Folder {
+                        path: folder.clone(),
+                        source: io::Error::other(error),
+                    })??
+                }
             };
             crash::point("task: protected names are held");
             let engine = match task.backend {

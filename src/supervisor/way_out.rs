@@ -133,6 +133,9 @@ fn reaching(task: &Task) -> BTreeMap<String, String> {
 /// The values of a task's secrets, as they are now, for the journal to take them out of whatever somebody else put them into.
 /// One that cannot be read is told by [`prepare`].
 pub async fn secret_values(task: &Task) -> Vec<SecretString> {
+    if task.secrets.is_empty() {
+        return Vec::new();
+    }
     let given: Vec<_> = task.secrets.values().cloned().collect();
     let read = move || {
         let sources = given.iter().flat_map(|secret| {
@@ -152,15 +155,21 @@ pub async fn secret_values(task: &Task) -> Vec<SecretString> {
 pub async fn prepare(task: &Task, settings: &Settings) -> Result<Inside, StartError> {
     let (roots, given) = (settings.extra_roots.clone(), task.secrets.clone());
     let looks = looks_into_tls(task);
-    let made = tokio::task::spawn_blocking(move || {
+    let is_at_once = given.is_empty() && !looks;
+    let make = move || {
         let secrets = Secrets::new(&given)?;
         let placeholders = secrets.env();
         let inspection = looks.then(|| Inspection::new(&roots, secrets)).transpose()?;
         Ok::<_, StartError>((inspection, placeholders))
-    });
-    let (inspection, placeholders) = made.await.map_err(|error| StartError::Proxy {
-        source: std::io::Error::other(error),
-    })??;
+    };
+    let (inspection, placeholders) = if is_at_once {
+        make()?
+    } else {
+        let made = tokio::task::spawn_blocking(make).await;
+        made.map_err(|error| StartError::Proxy {
+            source: std::io::Error::other(error),
+        })??
+    };
     let mut env = reaching(task);
     env.extend(placeholders);
     let file = |path, content| Made {

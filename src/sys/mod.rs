@@ -3,6 +3,7 @@
 //! | file | wraps |
 //! |---|---|
 //! | `packet` | packet sockets that carry messages and descriptors; memory files, pipes |
+//! | `guest` | the guest's program, carried inside, as a process on the host |
 //! | `namespace` | clone3, id maps, pivot_root |
 //! | `mount` | the new mount API: fsopen, open_tree, mount_setattr, move_mount |
 //! | `process` | capabilities, seccomp, execveat, pidfds, terminals |
@@ -12,6 +13,7 @@
 //! | `watch` | folders whose entries change |
 
 pub mod cgroup;
+pub mod guest;
 pub mod landlock;
 pub mod mount;
 pub mod namespace;

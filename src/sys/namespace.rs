@@ -21,6 +21,12 @@ pub const SANDBOX: u64 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWIPC
     | libc::CLONE_NEWUTS) as u64;
 
+/// Those of them that are the same for every sandbox, and slow to make.
+pub const AHEAD: u64 = (libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
+
+/// The others, for a child of one that is in those; it becomes the child of that one's parent.
+pub const AT_LAST: u64 = (libc::CLONE_NEWNS | libc::CLONE_NEWPID | libc::CLONE_PARENT) as u64;
+
 /// The namespaces that an outside runtime runs in; those of the container it makes itself.
 pub const RUNTIME: u64 = (libc::CLONE_NEWUSER | libc::CLONE_NEWNS | libc::CLONE_NEWPID) as u64;
 
@@ -43,12 +49,15 @@ pub fn clone_into(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Clon
     const INTO_CGROUP: u64 = 0x2_0000_0000;
     let flags = flags | cgroup.map_or(0, |_| INTO_CGROUP);
     let mut pidfd: RawFd = -1;
+    // A sibling tells its end as this process does, and takes no signal of its own: clone(2).
+    let is_sibling = flags & libc::CLONE_PARENT as u64 != 0;
+    let exit_signal = if is_sibling { 0 } else { libc::SIGCHLD as u64 };
     let arguments = libc::clone_args {
         flags: flags | libc::CLONE_PIDFD as u64,
         pidfd: &raw mut pidfd as u64,
         child_tid: 0,
         parent_tid: 0,
-        exit_signal: libc::SIGCHLD as u64,
+        exit_signal,
         stack: 0,
         stack_size: 0,
         tls: 0,

@@ -159,7 +159,7 @@ impl Live {
         Live::begin_with(state, runtime, change, |supervisor| supervisor).await
     }
 
-    async fn begin_with(
+    pub async fn begin_with(
         state: &Path,
         runtime: &str,
         change: impl FnOnce(&mut TaskArgs),
@@ -193,9 +193,13 @@ impl Live {
     }
 
     pub fn submit(&self, start: serde_json::Value) -> ExecHandle {
+        Live::submit_to(&self.task, start)
+    }
+
+    pub fn submit_to(task: &TaskHandle, start: serde_json::Value) -> ExecHandle {
         let start: ExecStart = serde_json::from_value(start).unwrap();
-        let request = start.into_request(&self.task.info().workdir).unwrap();
-        self.task.submit(request).unwrap()
+        let request = start.into_request(&task.info().workdir).unwrap();
+        task.submit(request).unwrap()
     }
 
     /// Runs a command to its end.

@@ -10,6 +10,7 @@ mod live;
 mod machine;
 mod own_images;
 mod promises;
+mod ready;
 #[path = "../tools/registry.rs"]
 mod registry;
 mod relay;

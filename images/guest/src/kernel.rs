@@ -9,8 +9,12 @@ use std::ptr;
 
 use belljar_guest::{FDS_MAX, ListenKind, Rusage};
 
+mod confine;
+mod epoll;
 mod streams;
 
+pub use confine::{close_from, confine};
+pub use epoll::{Epoll, Interest};
 pub use streams::*;
 
 fn check(result: libc::c_int) -> Result<libc::c_int> {

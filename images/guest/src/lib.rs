@@ -18,6 +18,9 @@
 //!   host <-- control, slots, descriptors --> near guest (a box of its own) <== frames over a stream ==> far guest, init, slots
 //! ```
 
+//!
+//! The same program carries connections for a belljar that has no descriptors left for more; see the guest's `carrier`.
+
 use serde::{Deserialize, Serialize};
 
 /// The version of these messages; the guest says it first, and a host that does not know it destroys the sandbox.
@@ -159,6 +162,58 @@ pub struct Rusage {
     pub processes: u64,
 }
 
+/// The one argument with which this program is a carrier of connections; its control socket is its standard input then.
+pub const CARRIER: &str = "--carry";
+
+/// Asked of a carrier. A connection has the number that the host gave it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToCarrier {
+    /// Take a connection over. Descriptors: the sockets of its client and of its server, neither of which blocks. What the server
+    /// says goes to the client from now on; `early`, and what the client says, waits for [`ToCarrier::Pass`].
+    Carry { connection: u64, early: Vec<u8> },
+    /// Read what the client says next, keep it, and tell it: [`FromCarrier::Heard`].
+    Hear { connection: u64 },
+    /// What the client said goes to the server, and so does all that it will say.
+    Pass { connection: u64 },
+    /// End it now; [`FromCarrier::Ended`] answers.
+    Close { connection: u64 },
+}
+
+/// Said by a carrier. Bytes are those that were written, since they were told last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FromCarrier {
+    /// No bytes are the client's end.
+    Heard { connection: u64, bytes: Vec<u8> },
+    /// At most [`MOVED_MAX`] connections.
+    Moved(Vec<(u64, MovedBytes)>),
+    /// The connection is over, and its sockets are closed.
+    Ended {
+        connection: u64,
+        bytes: MovedBytes,
+        how: HowEnded,
+    },
+}
+
+/// As many fit a packet, however large their numbers are.
+pub const MOVED_MAX: usize = 2000;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MovedBytes {
+    /// From the client to the server.
+    pub sent: u64,
+    pub received: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HowEnded {
+    /// Both sides were done.
+    Done,
+    /// A socket failed.
+    Failed { errno: i32 },
+    /// The host wanted it.
+    Closed,
+}
+
 /// A message that could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
@@ -202,6 +257,16 @@ pub fn decode<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Malformed>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn as_many_counts_as_may_be_told_at_once_fit_a_packet() {
+        let most = MovedBytes {
+            sent: u64::MAX,
+            received: u64::MAX,
+        };
+        let told = FromCarrier::Moved(vec![(u64::MAX, most); MOVED_MAX]);
+        assert!(matches!(encode(&told), Encoded::Packet(_)));
+    }
 
     fn start(word: &str) -> ToSlot {
         let argv = vec![word.to_owned()];

@@ -23,7 +23,8 @@ use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::{linger, tunnel};
+use super::tunnel::{self, Near};
+use super::{Visitor, linger};
 use crate::egress::account::Account;
 use crate::egress::body::{Carried, Failure};
 use crate::egress::cache::{self, Url};
@@ -32,8 +33,8 @@ use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::{Authority, HostError};
 use crate::egress::request::Asked;
 use crate::egress::secret::credential::hyphenated;
-use crate::egress::secret::found_in_head;
 use crate::egress::secret::mask::Patterns;
+use crate::egress::secret::{found_in_head, unseen};
 use crate::egress::way::{Closed, Passage, Way, Who};
 
 const DECISION: HeaderName = HeaderName::from_static("x-belljar-decision");
@@ -65,7 +66,12 @@ struct Connection {
 }
 
 /// Serves one client until it is done, refused or shut out.
-pub(in crate::egress) async fn serve(stream: TcpStream, client: Client, way: Arc<Way>) {
+pub(in crate::egress) async fn serve(visitor: Visitor, way: Arc<Way>) {
+    let Visitor {
+        stream,
+        client,
+        mut place,
+    } = visitor;
     let (back, returned) = oneshot::channel();
     let connection = Arc::new(Connection::default());
     let io = TokioIo::new(Returning::new(stream, back));
@@ -109,8 +115,9 @@ pub(in crate::egress) async fn serve(stream: TcpStream, client: Client, way: Arc
             passage.account.fail("the client's stream is lost");
             return;
         };
-        if let Some(client) = parts.io.into_inner().stream.take() {
-            tunnel::run(client, parts.read_buf, passage, &way).await;
+        if let Some(stream) = parts.io.into_inner().stream.take() {
+            let (early, place) = (parts.read_buf, &mut place);
+            tunnel::run(Near { stream, early, place }, passage, &way).await;
         }
         return;
     }
@@ -174,8 +181,11 @@ async fn answer(request: Request<Incoming>, client: Client, way: Arc<Way>, conne
             .inspection
             .as_ref()
             .and_then(|inspection| inspection.secrets().all());
-        if let Some(name) = guard.and_then(|guard| found_in_head(&guard, asked.path, asked.headers)) {
-            let denial = misplaced(&destination, &name);
+        let refused = guard.and_then(|guard| match found_in_head(&guard, asked.path, asked.headers) {
+            Some(name) => Some(misplaced(&destination, &name)),
+            None => unseen(&request).map(|reason| unreadable(&destination, &reason)),
+        });
+        if let Some(denial) = refused {
             way.refuse_request(Who::Client(client), &destination, asked, &denial)
                 .await;
             return refusal(&denial);
@@ -398,6 +408,12 @@ fn is_of_framing(name: &str) -> bool {
 pub(in crate::egress) fn misplaced(destination: &Destination, name: &str) -> Denial {
     let reason = format!("the placeholder of {name} is for the secret's own hosts only, and over TLS");
     Denial::new(destination, DenialKind::Denied, &format!("secrets.{name}"), reason)
+}
+
+/// The refusal of a request whose body nobody here can look through, from a task that has placeholders to look for.
+pub(in crate::egress) fn unreadable(destination: &Destination, reason: &str) -> Denial {
+    let reason = format!("{reason}; send it as it is, or packed with gzip or deflate");
+    Denial::new(destination, DenialKind::Denied, "secrets", reason)
 }
 
 /// The one shape of a refusal: 403 and the denial as JSON; 400 where the request cannot be read, 503 where nothing was decided.

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::client::Client;
+use super::room::Place;
 use super::way::Way;
 
 pub(super) mod datagram;
@@ -23,13 +24,20 @@ pub(super) mod tunnel;
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_MAX: usize = 256 * 1024;
 
+/// A connection to a front.
+pub(super) struct Visitor {
+    pub stream: TcpStream,
+    pub client: Client,
+    pub place: Place,
+}
+
 /// Serves HTTP or, where the first byte is its version, SOCKS5: some programs are told of one address only, under a name such as
 /// `ALL_PROXY` that does not say which of the two is spoken there.
-pub(super) async fn serve_either(stream: TcpStream, client: Client, way: Arc<Way>) {
+pub(super) async fn serve_either(visitor: Visitor, way: Arc<Way>) {
     let mut first = [0];
-    match timeout(way.limits.header_time, stream.peek(&mut first)).await {
-        Ok(Ok(_)) if first == [socks::VERSION] => socks::serve(stream, client, way).await,
-        Ok(Ok(_)) => http::serve(stream, client, way).await,
+    match timeout(way.limits.header_time, visitor.stream.peek(&mut first)).await {
+        Ok(Ok(_)) if first == [socks::VERSION] => socks::serve(visitor, way).await,
+        Ok(Ok(_)) => http::serve(visitor, way).await,
         Ok(Err(_)) | Err(_) => {}
     }
 }

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use fast_socks5::server::{Socks5ServerProtocol, SocksServerError};
 use fast_socks5::util::target_addr::TargetAddr;
 use fast_socks5::{ReplyError, Socks5Command};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{datagram, linger, tunnel};
+use super::tunnel::{self, Near};
+use super::{Visitor, datagram, linger};
 use crate::egress::client::Client;
 use crate::egress::gate::{Denial, DenialKind, Destination, Protocol};
 use crate::egress::host::{Host, HostError};
@@ -23,7 +23,12 @@ pub(super) const VERSION: u8 = 5;
 const NO_ADDRESS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// Serves one client until it is done or refused.
-pub(in crate::egress) async fn serve(mut stream: TcpStream, client: Client, way: Arc<Way>) {
+pub(in crate::egress) async fn serve(visitor: Visitor, way: Arc<Way>) {
+    let Visitor {
+        mut stream,
+        client,
+        mut place,
+    } = visitor;
     let greeted = timeout(way.limits.header_time, async {
         Socks5ServerProtocol::accept_no_auth(&mut stream)
             .await?
@@ -54,7 +59,12 @@ pub(in crate::egress) async fn serve(mut stream: TcpStream, client: Client, way:
                 passage.account.fail("the client was gone before the tunnel began");
                 return;
             }
-            tunnel::run(stream, Bytes::new(), passage, &way).await;
+            let near = Near {
+                stream,
+                early: Bytes::new(),
+                place: &mut place,
+            };
+            tunnel::run(near, passage, &way).await;
         }
         Err(reply) => {
             // A client that is gone needs no reply.

@@ -4,19 +4,23 @@
 //! A buffer is held only while bytes flow, so ten thousand idle tunnels hold none.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use futures_util::TryFutureExt;
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
 
 use super::hello::{self, Seen};
 use crate::egress::account::Account;
+use crate::egress::carrier::{self, Carried, Seat};
 use crate::egress::client::Client;
 use crate::egress::gate::{Denial, DenialKind, Destination, Route};
 use crate::egress::host::Host;
+use crate::egress::room::Place;
 use crate::egress::tls;
 use crate::egress::way::{Passage, Way, Who};
 
@@ -43,14 +47,25 @@ impl From<io::Error> for TunnelError {
     }
 }
 
-/// Carries bytes until both sides are done, one fails, or the policy ends it. `early` is what the client sent before it was
-/// answered.
-pub(in crate::egress) async fn run(client: TcpStream, early: Bytes, passage: Passage, way: &Arc<Way>) {
+/// A client's end of a tunnel.
+pub(in crate::egress) struct Near<'a> {
+    pub stream: TcpStream,
+    /// What it sent before it was answered.
+    pub early: Bytes,
+    pub place: &'a mut Place,
+}
+
+/// Carries bytes until both sides are done, one fails, or the policy ends it: here or, where room runs low, elsewhere.
+pub(in crate::egress) async fn run(client: Near<'_>, passage: Passage, way: &Arc<Way>) {
     let Passage { stream, route, account } = passage;
-    let (client_read, client_write) = client.into_split();
+    let Near {
+        stream: client,
+        early,
+        place,
+    } = client;
     let carried = async {
         if let Some(inspection) = way.inspects(&route).map_err(TunnelError::Denied)? {
-            let mut read = client_read;
+            let (mut read, client_write) = client.into_split();
             let beginning = read_beginning(&mut read, early, route.destination(), Speech::TlsOnly, way).await?;
             let client = tls::Client {
                 beginning,
@@ -60,12 +75,32 @@ pub(in crate::egress) async fn run(client: TcpStream, early: Bytes, passage: Pas
             let served = tls::serve(client, stream, &route, &account, way, inspection).await;
             return served.map_err(|error| TunnelError::Io(io::Error::other(error)));
         }
+        let seat = (early.len() <= carrier::EARLY_MAX).then(|| place.leave()).flatten();
+        if let Some(seat) = seat {
+            return carry_elsewhere(seat, (client, stream), early, &route, &account, way).await;
+        }
+        let (client_read, client_write) = client.into_split();
         let (server_read, server_write) = stream.into_split();
-        let both = tokio::try_join!(
-            carry_up(client_read, server_write, early, &route, &account, way),
-            carry_down(server_read, client_write, &account),
-        );
-        both.map(drop)
+        let one_is_over = AtomicBool::new(false);
+        let up = Pump {
+            from: client_read,
+            to: server_write,
+            one_is_over: &one_is_over,
+        };
+        let down = Pump {
+            from: server_read,
+            to: client_write,
+            one_is_over: &one_is_over,
+        };
+        let (up, down) = tokio::try_join!(
+            carry_up(up, early, &route, &account, way),
+            down.run(|bytes| account.add_received(bytes)).map_err(TunnelError::Io),
+        )?;
+        // Whoever has just come in goes first: nobody waits for two sockets to be closed.
+        tokio::task::yield_now().await;
+        up.close();
+        down.close();
+        Ok(())
     };
     let ended = tokio::select! {
         carried = carried => carried,
@@ -106,56 +141,87 @@ pub(in crate::egress) async fn run_stored(client: TcpStream, early: Bytes, desti
     }
 }
 
-async fn carry_up(
-    mut client: OwnedReadHalf,
-    mut server: OwnedWriteHalf,
+/// Hands both ends over. What the client says first is heard here all the same, and passes only then.
+async fn carry_elsewhere(
+    seat: Seat,
+    ends: (TcpStream, TcpStream),
+    early: Bytes,
+    route: &Route,
+    account: &Arc<Account>,
+    way: &Way,
+) -> Result<(), TunnelError> {
+    let mut carried = seat.carry(ends, &early, account.clone())?;
+    read_beginning(&mut carried, early, route.destination(), speech(route), way).await?;
+    carried.pass().await?;
+    Ok(())
+}
+
+fn speech(route: &Route) -> Speech {
+    if route.is_for_tls() {
+        Speech::TlsOnly
+    } else {
+        Speech::Any
+    }
+}
+
+async fn carry_up<'a>(
+    mut pump: Pump<'a>,
     early: Bytes,
     route: &Route,
     account: &Account,
     way: &Way,
-) -> Result<(), TunnelError> {
-    let speech = if route.is_for_tls() {
-        Speech::TlsOnly
-    } else {
-        Speech::Any
-    };
-    let beginning = read_beginning(&mut client, early, route.destination(), speech, way).await?;
-    server.write_all(&beginning).await?;
+) -> Result<Pump<'a>, TunnelError> {
+    let beginning = read_beginning(&mut pump.from, early, route.destination(), speech(route), way).await?;
+    pump.to.write_all(&beginning).await?;
     account.add_sent(beginning.len());
-    pump(client, server, |bytes| account.add_sent(bytes)).await?;
-    Ok(())
+    Ok(pump.run(|bytes| account.add_sent(bytes)).await?)
 }
 
-async fn carry_down(server: OwnedReadHalf, client: OwnedWriteHalf, account: &Account) -> Result<(), TunnelError> {
-    pump(server, client, |bytes| account.add_received(bytes)).await?;
-    Ok(())
+/// Where a client's words are heard.
+trait Hear {
+    /// Adds what it says next, which may take for ever; 0 bytes are its end. No room is taken before there is something.
+    async fn hear(&mut self, into: &mut BytesMut) -> io::Result<usize>;
+}
+
+impl Hear for OwnedReadHalf {
+    async fn hear(&mut self, into: &mut BytesMut) -> io::Result<usize> {
+        loop {
+            self.readable().await?;
+            into.reserve(4096);
+            match self.try_read_buf(into) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                heard => return heard,
+            }
+        }
+    }
+}
+
+impl Hear for Carried {
+    async fn hear(&mut self, into: &mut BytesMut) -> io::Result<usize> {
+        Carried::hear(self, into).await
+    }
 }
 
 /// Reads until it is clear what the client speaks; the bytes may go on if that agrees with the route.
 async fn read_beginning(
-    client: &mut OwnedReadHalf,
+    client: &mut impl Hear,
     early: Bytes,
     destination: &Destination,
     speech: Speech,
     way: &Way,
 ) -> Result<BytesMut, TunnelError> {
     let mut beginning = BytesMut::from(early);
-    if beginning.is_empty() {
-        // A server may speak first, so there is no deadline but idleness for the first byte.
-        client.readable().await?;
+    // A server may speak first, so there is no deadline but idleness for the first byte. An end before it is no protocol at all.
+    if beginning.is_empty() && client.hear(&mut beginning).await? == 0 {
+        return Ok(beginning);
     }
     let whole = async {
         loop {
             match hello::read(&beginning) {
                 Seen::More => {
-                    beginning.reserve(4096);
-                    if client.read_buf(&mut beginning).await? == 0 {
-                        // An end before any byte is no protocol at all; anything else was meant to be TLS.
-                        return if beginning.is_empty() {
-                            Ok(Seen::Hello { server_name: None })
-                        } else {
-                            Ok(Seen::NotTls)
-                        };
+                    if client.hear(&mut beginning).await? == 0 {
+                        // It was meant to be TLS.
+                        return Ok(Seen::NotTls);
                     }
                 }
                 seen => return Ok::<Seen, TunnelError>(seen),
@@ -196,27 +262,45 @@ fn denied(destination: &Destination, rule: &str, reason: String) -> TunnelError 
     TunnelError::Denied(Denial::new(destination, DenialKind::Denied, rule, reason))
 }
 
-/// Moves bytes until the end, then closes the other side's direction.
-async fn pump(from: OwnedReadHalf, mut to: OwnedWriteHalf, count: impl Fn(usize)) -> io::Result<()> {
-    loop {
-        from.readable().await?;
-        let mut buffer = take_buffer();
+/// One direction of a tunnel.
+struct Pump<'a> {
+    from: OwnedReadHalf,
+    to: OwnedWriteHalf,
+    /// Set by the direction that ends first.
+    one_is_over: &'a AtomicBool,
+}
+
+impl Pump<'_> {
+    /// Moves bytes until the end, then closes the other side's direction; that of the second is closed by [`Pump::close`].
+    async fn run(mut self, count: impl Fn(usize)) -> io::Result<Self> {
         loop {
-            match from.try_read(&mut buffer) {
-                Ok(0) => {
-                    give_buffer(buffer);
-                    return to.shutdown().await;
+            self.from.readable().await?;
+            let mut buffer = take_buffer();
+            loop {
+                match self.from.try_read(&mut buffer) {
+                    Ok(0) => {
+                        give_buffer(buffer);
+                        if !self.one_is_over.swap(true, Ordering::Relaxed) {
+                            self.to.shutdown().await?;
+                        }
+                        return Ok(self);
+                    }
+                    Ok(length) => {
+                        self.to.write_all(&buffer[..length]).await?;
+                        count(length);
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
                 }
-                Ok(length) => {
-                    to.write_all(&buffer[..length]).await?;
-                    count(length);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
             }
+            give_buffer(buffer);
         }
-        give_buffer(buffer);
+    }
+
+    /// Lets go of its halves; a socket closes with the second of its own.
+    fn close(self) {
+        self.to.forget();
     }
 }
 

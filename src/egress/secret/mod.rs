@@ -21,8 +21,9 @@ mod put;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use hyper::HeaderMap;
+use hyper::body::Body;
 use hyper::header::HeaderValue;
+use hyper::{HeaderMap, Request};
 
 use super::host::Host;
 use super::path::percent_decoded;
@@ -293,6 +294,15 @@ pub(super) fn found_in_head(guard: &Patterns, path: &str, headers: &HeaderMap) -
     };
     let name = found(path.as_bytes()).or_else(|| headers.values().find_map(in_header));
     name.map(str::to_owned)
+}
+
+/// Why a request's body cannot be looked through for placeholders, where it is packed in another way than those that are unpacked here.
+/// To be asked before the headers of the connection are taken off.
+pub(super) fn unseen<B: Body>(request: &Request<B>) -> Option<String> {
+    if request.body().is_end_stream() {
+        return None;
+    }
+    answer::Packing::of(request.headers()).err()
 }
 
 pub(super) fn contains(text: &[u8], part: &[u8]) -> bool {

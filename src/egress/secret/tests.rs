@@ -404,6 +404,69 @@ async fn a_placeholder_is_let_out_to_its_own_hosts_only() {
     assert_eq!(refused(&end(world).await), count + 4);
 }
 
+/// What is packed in a way that is not unpacked here could hold any placeholder.
+#[tokio::test]
+async fn a_body_that_cannot_be_looked_through_is_not_let_out() {
+    let keep = Keep::new(SecretPlace::Placeholder);
+    let (world, _) = keep.world(mirror).await;
+    let stream = world.tls("other.example.com", &["h2"]).await.unwrap();
+    let executor = hyper_util::rt::TokioExecutor::new();
+    let (mut client, driver) = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(driver);
+    let asked = |coding: &[&str], body: &'static str| {
+        let mut request = Request::post("https://other.example.com/").body(whole(body)).unwrap();
+        for coding in coding {
+            request
+                .headers_mut()
+                .append("content-encoding", coding.parse().unwrap());
+        }
+        request
+    };
+    let packed: [&[&str]; 6] = [
+        &["br"],
+        &["zstd"],
+        &["gzip, br"],
+        &["gzip", "gzip"],
+        &["aes128gcm"],
+        &["x-unheard-of"],
+    ];
+    for coding in packed {
+        let answer = client.send_request(asked(coding, "packed")).await.unwrap();
+        assert_eq!(answer.headers()["x-belljar-decision"], "deny");
+        let (status, body) = text(answer).await;
+        assert_eq!(status, 403, "{coding:?}: {body}");
+        let denial: serde_json::Value = serde_json::from_str(&body).unwrap();
+        assert_eq!(denial["rule"], "secrets");
+        let wanted = format!(
+            "the body is packed in a way that cannot be looked through ({}); send it as it is, or packed with gzip or deflate",
+            coding.join(", ")
+        );
+        assert_eq!(denial["reason"], wanted);
+    }
+    // A body that is not there hides nothing, and one that is not packed is looked through.
+    for (coding, body) in [("br", ""), ("identity", "plain")] {
+        let (status, body) = text(client.send_request(asked(&[coding], body)).await.unwrap()).await;
+        assert_eq!(status, 200, "{coding}: {body}");
+    }
+    // In the open likewise.
+    for headers in [
+        "Content-Encoding: br\r\nContent-Length: 6\r\n\r\npacked",
+        "Transfer-Encoding: gzip, chunked\r\n\r\n6\r\npacked\r\n0\r\n\r\n",
+    ] {
+        let request = format!("POST http://www.example.com/ HTTP/1.1\r\nHost: www.example.com\r\n{headers}");
+        let answer = world.fixture.exchange(request).await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+        assert!(answer.contains("cannot be looked through") || answer.contains("packed for its connection"));
+    }
+    assert_eq!(world.got.lock().unwrap().len(), 2);
+    drop(client);
+    let events = end(world).await;
+    let denied = |event: &&Event| matches!(event, Event::EgressJudged { decision, rule, .. } if decision == "deny" && rule == "secrets");
+    assert_eq!(events.iter().filter(denied).count(), packed.len() + 2);
+}
+
 /// What a client sends on a WebSocket is disguised by a key that stands before it.
 #[tokio::test]
 async fn a_placeholder_does_not_leave_by_a_websocket() {

@@ -20,13 +20,15 @@ use crate::audit::record::Event;
 use crate::egress::account::Account;
 use crate::egress::body::{Carried, Failure};
 use crate::egress::client::Client;
-use crate::egress::front::http::{Answer, method_of, misplaced, plain, refusal, strip, unreachable, whole_chain};
+use crate::egress::front::http::{
+    Answer, method_of, misplaced, plain, refusal, strip, unreachable, unreadable, whole_chain,
+};
 use crate::egress::gate::{Denial, DenialKind, Destination, Route};
 use crate::egress::host::Authority;
 use crate::egress::request::Asked;
 use crate::egress::secret::answer::{Looking, Packing, mask_headers};
 use crate::egress::secret::mask::Patterns;
-use crate::egress::secret::{Outgoing, aws, found_in_head};
+use crate::egress::secret::{Outgoing, aws, found_in_head, unseen};
 use crate::egress::way::{Way, Who};
 use crate::task::SecretPlace;
 
@@ -231,6 +233,9 @@ impl Session {
             .and_then(|guard| found_in_head(guard, path, request.headers()));
         if let Some(name) = misplaced_in_head {
             return Err(self.refuse(&misplaced(&self.destination, &name)).await);
+        }
+        if let Some(reason) = guard.as_ref().and_then(|_| unseen(&request)) {
+            return Err(self.refuse(&unreadable(&self.destination, &reason)).await);
         }
         let found = Arc::new(OnceLock::new());
         let (mut parts, body) = request.into_parts();

@@ -18,10 +18,11 @@ use super::owned::Owned;
 use crate::image::pack::{self, Top};
 use crate::path::SandboxPath;
 use crate::sandbox::bundle::{self, CHANNEL_INSIDE, GUEST_INSIDE, HardLimits};
-use crate::sandbox::launcher::{self, Carry};
+use crate::sandbox::launcher::Carry;
 use crate::sandbox::plan::{AGENT, Ids, Mount, Plan, Source, What};
 use crate::sandbox::seccomp;
 use crate::sandbox::users::{self, Table};
+use crate::sys::guest;
 
 /// Names in the task's folder: the guest's program and its socket, and an empty file.
 const GUEST: &str = "guest";
@@ -82,7 +83,7 @@ pub fn write_files(plan: &Plan, folder: &Path, facts: &Facts, carry: Carry) -> i
         fs::write(&path, content)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(mode))
     };
-    put(GUEST, launcher::GUEST, 0o755)?;
+    put(GUEST, guest::PROGRAM, 0o755)?;
     put(NOTHING, b"", 0o444)?;
     if facts.is_podman {
         put(FILTER, profile(carry).as_bytes(), 0o444)?;
