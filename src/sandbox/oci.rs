@@ -31,6 +31,9 @@ use crate::task::Runtime;
 /// Slots that stay ready between execs while a task is busy: as many callers as are expected at once.
 const READY_MAX: usize = 16;
 
+/// How long the command that took the last ready slot has the processors to itself before the next slot is made.
+const REFILL_PAUSE: Duration = Duration::from_millis(2);
+
 /// What a used leaf may still be charged with (page cache of files first read there) and yet serve again: peaks are counted from it.
 const LEFTOVER_BYTES: u64 = 1 << 20;
 
@@ -355,6 +358,7 @@ impl Sandbox {
         }
         let sandbox = Arc::downgrade(self);
         pool.refill = Some(tokio::spawn(async move {
+            tokio::time::sleep(REFILL_PAUSE).await;
             let Some(sandbox) = sandbox.upgrade() else { return };
             // One that cannot be made now is made, or found impossible, by whoever needs it.
             let _ = sandbox.add_ready_slot().await;

@@ -95,6 +95,8 @@ impl Spare {
 
 /// The spare's life.
 fn wait(sync: OwnedFd, guest: BorrowedFd<'_>) -> io::Result<()> {
+    // What is done now need not be done then; where it fails, it fails then too, and is told.
+    let _ = namespace::bring_up_loopback();
     let Some((Become(request), fds)) = packet::receive::<Become<'static>>(sync.as_fd())? else {
         return Ok(());
     };
