@@ -103,6 +103,61 @@ print("EXPOSED" if done else "BLOCKED", *done)
     }
 }
 
+/// A program outside that listens in a root would be a way out beside the proxy; what nobody listens on any more is in nobody's way.
+pub fn nobody_speaks_to_a_program_outside_that_listens_in_a_root(caller: Caller) {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+    let place = Place::new(caller);
+    place.on_host("git init -q -b main . && mkdir -p deep/er && chmod 777 deep/er .git");
+    let at = |name: &str| place.work().join(name);
+    let listeners = ["server", "deep/er/server", ".git/fsmonitor--daemon.ipc"];
+    let heard = listeners.map(|name| UnixListener::bind(at(name)).unwrap());
+    let letters = UnixDatagram::bind(at("letters")).unwrap();
+    drop(UnixListener::bind(at("stale")).unwrap());
+    for name in listeners.iter().chain(&["letters", "stale"]) {
+        std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    place.on_host("python3 -c \"import socket; socket.socket(socket.AF_UNIX).connect('server')\"");
+    // The one connection that this was.
+    heard[0].accept().unwrap();
+    let script = r#"
+import os, socket
+done = []
+for name in ("server", "deep/er/server", ".git/fsmonitor--daemon.ipc", "letters"):
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+        for way in ("", "/proc/self/cwd/", "/proc/self/root/workspace/"):
+            try:
+                socket.socket(socket.AF_UNIX, kind).connect(way + name)
+                done.append(name)
+            except OSError:
+                pass
+    for act in (lambda: os.unlink(name), lambda: os.rename(name, name + "2"), lambda: os.link(name, name + "3")):
+        try:
+            act()
+            done.append(name)
+        except OSError:
+            pass
+os.rename("deep", "moved")
+try:
+    socket.socket(socket.AF_UNIX).connect("moved/er/server")
+    done.append("moved")
+except OSError:
+    pass
+os.rename("moved", "deep")
+print("EXPOSED" if done else "BLOCKED", *done)
+"#;
+    let mut jail = place.start("");
+    blocked("a program outside that listens in a root", caller, &jail.python(script));
+    let again =
+        "rm stale; python3 -c \"import socket; s = socket.socket(socket.AF_UNIX); s.bind('stale'); print('bound')\"";
+    let ran = jail.sh(again);
+    assert_eq!(ran.stdout, "bound\n", "{}", ran.stderr);
+    jail.end();
+    // It is heard as ever.
+    assert!(UnixStream::connect(at("server")).is_ok());
+    drop((heard, letters));
+}
+
 /// FIFOs where git outside, or belljar at the next task, reads unasked: whoever opens one waits for a writer that never comes.
 pub fn no_reader_outside_waits_at_what_a_task_left(caller: Caller) {
     let place = Place::new(caller);

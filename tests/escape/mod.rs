@@ -47,7 +47,8 @@
 //! | CVE-2017-5226, CVE-2019-10063, CVE-2023-28100 | `cves::nobody_types_into_the_terminal` |
 //!
 //! What is no boundary: tasks that share a writable folder. They hand each other files there, and by a socket in it descriptors too; so
-//! each can do for the other what it may do itself, and they count as one. And within one task processes see each other's names and
+//! each can do for the other what it may do itself, and they count as one. A program outside that listens in a folder is reached by whom
+//! the folder was given to, but where it is a writable one and the program was there before the task: then it is covered. And within one task processes see each other's names and
 //! arguments and may signal one another, for they are one user's, as on a host; only memory, environment and descriptors are closed
 //! between execs.
 //!
@@ -148,6 +149,7 @@ attacks!(
     neighbours::no_descriptor_crosses_from_task_to_task,
     files::what_is_open_is_not_looked_up_again_by_its_name,
     files::no_attribute_that_gives_rights_comes_back,
+    files::nobody_speaks_to_a_program_outside_that_listens_in_a_root,
     files::no_reader_outside_waits_at_what_a_task_left,
     files::no_other_spelling_passes_for_a_repository,
     files::a_worktree_opens_nothing_of_its_repository,

@@ -68,6 +68,11 @@ impl Walk<'_> {
         self.pin_folder(&path.join("objects"))?;
         self.pin_folder(&path.join("objects/info"))?;
         self.fix(&path.join("objects/info/alternates"), Stand::Empty)?;
+        // Git's own daemon, where the owner has one: git-fsmonitor--daemon(1).
+        let daemon = path.join("fsmonitor--daemon.ipc");
+        if self.kind(&daemon)? == Kind::Socket {
+            self.listener(&daemon);
+        }
         self.fix(&path.join("modules"), Stand::Folder)?;
         self.modules(&path.join("modules"), MODULE_DEPTH)?;
         self.worktrees(&path.join("worktrees"))

@@ -30,7 +30,7 @@ impl Walk<'_> {
                     let stat = rustix::fs::fstat(self.open(path, OFlags::PATH)?)?;
                     shared.extend(identity_of_many(&stat));
                 }
-                Kind::Link | Kind::Absent => {}
+                Kind::Link | Kind::Socket | Kind::Absent => {}
             }
         }
         if shared.is_empty() {

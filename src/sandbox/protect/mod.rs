@@ -13,9 +13,12 @@
 //! one, which git does not list; for a file a socket that nobody listens on, which git does not list either, and inside an
 //! empty read-only file covers it. In git's own folder, where git itself would trip over a socket, it is a file that says nothing.
 //!
+//! A socket on which a program outside listens when the task begins is covered too, where names are looked for.
+//!
 //! Not a boundary: what another process of the host does to the same names while the task runs. Replacing a mounted name from
 //! outside unmounts it inside (the kernel's rule since Linux 3.18). Nor what tools of the host make of a repository that the task is
-//! just making somewhere below: only the sweep at its end sees to that.
+//! just making somewhere below: only the sweep at its end sees to that. Nor a socket that a program outside makes in a root later, or that
+//! lies in a readable one: whoever listens there answers whom the folder was given to.
 
 mod config;
 mod git;

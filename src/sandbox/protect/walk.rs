@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, Dir, FileType, OFlags};
 use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::{FILES, FOLDERS, Hold, Stand};
 use crate::sys::mount;
@@ -40,6 +41,7 @@ pub enum Kind {
     Absent,
     Folder,
     Link,
+    Socket,
     /// A file or anything else that is not followed.
     File,
 }
@@ -144,6 +146,8 @@ impl Walk<'_> {
                     }
                 } else if FILES.contains(&text) || FOLDERS.contains(&text) {
                     self.present(&path, kind)?;
+                } else if kind == Kind::Socket {
+                    self.listener(&path);
                 } else if kind == Kind::Folder && !SKIPPED.contains(&text) {
                     folders.push_back(path);
                 }
@@ -170,6 +174,7 @@ impl Walk<'_> {
             let kind = match entry.file_type() {
                 FileType::Directory => Kind::Folder,
                 FileType::Symlink => Kind::Link,
+                FileType::Socket => Kind::Socket,
                 FileType::Unknown => kind_at(fd.as_fd(), &name)?,
                 _ => Kind::File,
             };
@@ -177,6 +182,24 @@ impl Walk<'_> {
         }
         entries.sort();
         Ok(Some(entries))
+    }
+
+    /// Covers a socket on which a program outside listens: it would be a way out beside the proxy. One on which nobody listens any more
+    /// is a file that a server inside may want to put its own in the place of.
+    pub fn listener(&mut self, path: &Path) {
+        let is_heard = |fd: OwnedFd| {
+            let address = SocketAddrUnix::new(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            net::connect(&socket, &address)
+        };
+        match self.open(path, OFlags::PATH).map(is_heard) {
+            Ok(Err(Errno::CONNREFUSED)) => {}
+            // Heard, or of a kind that streams are not heard at, or not ours to know.
+            Ok(_) => drop(self.found.holds.insert(path.to_owned(), Hold::Cover)),
+            // Gone between the two.
+            Err(_) => {}
+        }
     }
 
     /// Whether a name is another root's.
@@ -267,7 +290,7 @@ impl Walk<'_> {
                 self.pin(path);
             }
             Kind::Link => self.present(path, Kind::Link)?,
-            Kind::Folder | Kind::File => self.pin(path),
+            Kind::Folder | Kind::File | Kind::Socket => self.pin(path),
         }
         Ok(())
     }
@@ -309,6 +332,7 @@ fn kind_at(folder: BorrowedFd<'_>, name: &Path) -> io::Result<Kind> {
         Ok(stat) => Ok(match FileType::from_raw_mode(stat.st_mode) {
             FileType::Directory => Kind::Folder,
             FileType::Symlink => Kind::Link,
+            FileType::Socket => Kind::Socket,
             _ => Kind::File,
         }),
         Err(Errno::NOENT | Errno::NOTDIR) => Ok(Kind::Absent),
