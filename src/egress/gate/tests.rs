@@ -230,6 +230,29 @@ fn a_name_is_no_way_around_what_another_name_for_it_is_closed_to() {
 }
 
 #[test]
+fn without_an_answer_there_is_no_way() {
+    let gate = gate(&["www.example.com"], &[]);
+    for error in [
+        ResolveError::NotFound,
+        ResolveError::ServerFailed,
+        ResolveError::NoServers,
+        ResolveError::TimedOut,
+    ] {
+        let EgressJudgement::Allow(Cleared::Name(clearance)) = gate.judge(&to("www.example.com", 443)) else {
+            panic!("it is allowed");
+        };
+        let reason = format!("www.example.com: {error}");
+        let denial = gate.judge_addresses(clearance, Err(error)).unwrap_err();
+        assert_eq!((denial.kind, denial.reason), (DenialKind::Unresolved, reason));
+    }
+    assert_eq!(
+        outcome(&gate, &to("www.example.com", 443), &[]),
+        Err(DenialKind::Unresolved),
+        "an answer without addresses is none"
+    );
+}
+
+#[test]
 fn the_strictest_rule_wins_and_the_deny_list_over_all() {
     let rules = vec![
         rule("a.example.com", Decision::Allow),
