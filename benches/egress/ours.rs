@@ -11,7 +11,7 @@ use belljar::audit::journal::{Journal, JournalOptions};
 use belljar::audit::record::{Entry, Event};
 use belljar::egress::dial::Dialler;
 use belljar::egress::gate::{Clearance, Route};
-use belljar::egress::resolve::{ResolveError, Resolver};
+use belljar::egress::resolve::{ResolveError, Resolved, Resolver};
 use belljar::egress::{
     End, Gate, Listeners, NobodyToAsk, OwnAddresses, Parts, Proxy, ProxyHandle, RecordError, Recorder, Unattributed,
     threads,
@@ -166,8 +166,8 @@ impl Recorder for ToJournal {
 struct OnePublicAddress;
 
 impl Resolver for OnePublicAddress {
-    fn resolve<'a>(&'a self, _: &'a Clearance) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
-        Box::pin(async { Ok(vec![IpAddr::V4(Ipv4Addr::new(93, 184, 216, 34))]) })
+    fn resolve<'a>(&'a self, _: &'a Clearance) -> BoxFuture<'a, Result<Resolved, ResolveError>> {
+        Box::pin(async { Ok(vec![IpAddr::V4(Ipv4Addr::new(93, 184, 216, 34))].into()) })
     }
 }
 

@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::config::Config;
 use crate::egress::gate::{Clearance, Cleared, EgressJudgement, Gate, OwnAddresses, Route};
 use crate::egress::host::{Authority, Host, HostError};
-use crate::egress::resolve::{FixedResolver, ResolveError, Resolver, SystemResolver};
+use crate::egress::resolve::{FixedResolver, ResolveError, Resolved, Resolver, SystemResolver};
 use crate::egress::{Denial, Destination, NetworkRule, Protocol};
 use crate::supervisor::way_out::Settings;
 use crate::task::{Network, NetworkMode, Unknown};
@@ -293,7 +293,7 @@ async fn judge_destination(gate: &Gate, destination: &Destination, addresses: &A
 }
 
 impl Addresses {
-    async fn of(&self, clearance: &Clearance) -> Option<Result<Vec<IpAddr>, ResolveError>> {
+    async fn of(&self, clearance: &Clearance) -> Option<Result<Resolved, ResolveError>> {
         match self {
             Addresses::Fixed(resolver) => Some(resolver.resolve(clearance).await),
             Addresses::System(resolver) => Some(resolver.resolve(clearance).await),

@@ -18,11 +18,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::address::{self, Reach};
 pub use super::denial::{Denial, DenialKind};
-use super::host::Host;
+use super::host::{DomainName, Host};
 pub use super::own::OwnAddresses;
 use super::pattern::{List, Pattern, PatternError};
 use super::request::{Asked, RequestRules};
-use super::resolve::ResolveError;
+use super::resolve::{ResolveError, Resolved};
 use crate::policy::Decision;
 use crate::task::{Network, NetworkMode, Unknown as WhenUnknown};
 pub use destination::{Destination, NetworkRule, Protocol};
@@ -188,11 +188,12 @@ impl Gate {
     }
 
     /// Judges what a cleared name resolved to. One address that is denied or not public closes the whole name: an answer
-    /// that mixes public and private addresses is how rebinding looks.
+    /// that mixes public and private addresses is how rebinding looks. Likewise one name on the way to them that is denied or the host's own:
+    /// who allowed a name did not allow what it is another word for.
     pub fn judge_addresses(
         &self,
         clearance: Clearance,
-        answer: Result<Vec<IpAddr>, ResolveError>,
+        answer: Result<Resolved, ResolveError>,
     ) -> Result<Route, Denial> {
         let Clearance {
             destination,
@@ -200,8 +201,8 @@ impl Gate {
             basis,
         } = clearance;
         let deny = |kind, rule: &str, reason| Err(Denial::new(&destination, kind, rule, reason));
-        let mut addresses = match answer {
-            Ok(addresses) => addresses,
+        let Resolved { mut addresses, aliases } = match answer {
+            Ok(resolved) => resolved,
             Err(error) => {
                 return deny(
                     DenialKind::Unresolved,
@@ -217,6 +218,16 @@ impl Gate {
                 "resolve",
                 format!("{} has no address", name.as_str()),
             );
+        }
+        for alias in &aliases {
+            let host = Host::Name(alias.clone());
+            let is = |reason: String| format!("{} is another name for {}: {reason}", name.as_str(), alias.as_str());
+            if let Some((rule, reason)) = self.denied(&host, &destination) {
+                return deny(DenialKind::Denied, &rule, is(reason));
+            }
+            if let Err(reason) = is_outside_by_name(alias) {
+                return deny(DenialKind::Local, "local", is(reason));
+            }
         }
         for &ip in &addresses {
             if let Some((rule, reason)) = self.denied(&Host::from(ip), &destination) {
@@ -242,6 +253,7 @@ impl Gate {
         Ok(Route {
             addresses: addresses.into_iter().map(|ip| SocketAddr::new(ip, port)).collect(),
             destination,
+            aliases,
             basis,
         })
     }
@@ -302,8 +314,11 @@ impl Gate {
         match cleared {
             Cleared::Address(_) => Ok(()),
             Cleared::Name(clearance) => {
-                let addresses = route.addresses.iter().map(|address| address.ip()).collect();
-                self.judge_addresses(clearance, Ok(addresses)).map(drop)
+                let resolved = Resolved {
+                    addresses: route.addresses.iter().map(|address| address.ip()).collect(),
+                    aliases: route.aliases.clone(),
+                };
+                self.judge_addresses(clearance, Ok(resolved)).map(drop)
             }
         }
     }
@@ -385,19 +400,7 @@ impl Gate {
     /// Whether a destination is outside as far as its name or literal address tells; else why not.
     fn is_outside(&self, destination: &Destination) -> Result<(), String> {
         match &destination.host {
-            Host::Name(name) => {
-                let local = |parent: &&&str| name.as_str() == **parent || name.is_below(parent);
-                if let Some(parent) = LOCAL_NAMES.iter().find(local) {
-                    return Err(format!("names at or below {parent} are local to the host"));
-                }
-                if name.is_single_label() {
-                    return Err(format!(
-                        "{} has no dot, so it is local to the host's network",
-                        name.as_str()
-                    ));
-                }
-                Ok(())
-            }
+            Host::Name(name) => is_outside_by_name(name),
             Host::Address(address) => {
                 let ip = address.ip();
                 if address.zone().is_some() {
@@ -430,6 +433,20 @@ impl Gate {
         self.allow.iter().any(|pattern| pattern.names_address(host, *port))
             || self.rule(destination, Decision::Allow).is_some()
     }
+}
+
+fn is_outside_by_name(name: &DomainName) -> Result<(), String> {
+    let local = |parent: &&&str| name.as_str() == **parent || name.is_below(parent);
+    if let Some(parent) = LOCAL_NAMES.iter().find(local) {
+        return Err(format!("names at or below {parent} are local to the host"));
+    }
+    if name.is_single_label() {
+        return Err(format!(
+            "{} has no dot, so it is local to the host's network",
+            name.as_str()
+        ));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 use futures_util::future::BoxFuture;
 use hickory_resolver::config::{LookupIpStrategy, ResolveHosts};
 use hickory_resolver::proto::op::Query;
-use hickory_resolver::proto::rr::{Name, RecordType};
+use hickory_resolver::proto::rr::{Name, RData, Record, RecordType};
 use hickory_resolver::{Hosts, TokioResolver};
 
 use super::gate::Clearance;
-use super::host::DomainName;
+use super::host::{DomainName, Host};
 
 /// How long one question may take in all.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -22,7 +22,22 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// Asks for the addresses of a name. An implementation is asked for cleared names only: the clearance is the proof.
 pub trait Resolver: Send + Sync {
-    fn resolve<'a>(&'a self, clearance: &'a Clearance) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>>;
+    fn resolve<'a>(&'a self, clearance: &'a Clearance) -> BoxFuture<'a, Result<Resolved, ResolveError>>;
+}
+
+/// What a name resolved to.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Resolved {
+    pub addresses: Vec<IpAddr>,
+    /// The names that it turned out to be another one for (CNAME), as far as the name server tells.
+    pub aliases: Vec<DomainName>,
+}
+
+impl From<Vec<IpAddr>> for Resolved {
+    fn from(addresses: Vec<IpAddr>) -> Self {
+        let aliases = Vec::new();
+        Self { addresses, aliases }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,7 +96,7 @@ impl<T> Cached<T> {
 }
 
 impl Resolver for SystemResolver {
-    fn resolve<'a>(&'a self, clearance: &'a Clearance) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
+    fn resolve<'a>(&'a self, clearance: &'a Clearance) -> BoxFuture<'a, Result<Resolved, ResolveError>> {
         Box::pin(async move {
             // A whole name, with its dot at the end.
             let mut name = Name::from_ascii(clearance.name().as_str()).map_err(|_| ResolveError::NotFound)?;
@@ -89,19 +104,34 @@ impl Resolver for SystemResolver {
             if let Some(hosts) = lock(&self.hosts).refreshed(HOSTS, || Hosts::from_system().ok()) {
                 let found = in_hosts(&hosts, &name);
                 if !found.is_empty() {
-                    return Ok(found);
+                    return Ok(found.into());
                 }
             }
             let servers = lock(&self.servers).refreshed(RESOLV_CONF, system_servers);
             let servers = servers.ok_or(ResolveError::NoServers)?;
             match tokio::time::timeout(TIMEOUT, servers.lookup_ip(name)).await {
-                Ok(Ok(found)) => Ok(found.iter().collect()),
+                Ok(Ok(found)) => Ok(Resolved {
+                    addresses: found.iter().collect(),
+                    aliases: aliases(found.as_lookup().answers()),
+                }),
                 Ok(Err(error)) if error.is_no_records_found() => Err(ResolveError::NotFound),
                 Ok(Err(_)) => Err(ResolveError::ServerFailed),
                 Err(_) => Err(ResolveError::TimedOut),
             }
         })
     }
+}
+
+/// The names that records of an answer lead on to. One that no host can have is nobody's that a policy could speak of.
+fn aliases(records: &[Record]) -> Vec<DomainName> {
+    let target = |record: &Record| match &record.data {
+        RData::CNAME(target) => match Host::parse(&target.0.to_ascii()) {
+            Ok(Host::Name(name)) => Some(name),
+            Ok(Host::Address(_)) | Err(_) => None,
+        },
+        _ => None,
+    };
+    records.iter().filter_map(target).collect()
 }
 
 fn in_hosts(hosts: &Hosts, name: &Name) -> Vec<IpAddr> {
@@ -123,6 +153,8 @@ fn system_servers() -> Option<TokioResolver> {
     let options = builder.options_mut();
     // Every address that might be dialled is to be judged.
     options.ip_strategy = LookupIpStrategy::Ipv4AndIpv6;
+    // And every name on the way to them.
+    options.preserve_intermediates = true;
     options.use_hosts_file = ResolveHosts::Never;
     builder.build().ok()
 }
@@ -145,13 +177,15 @@ impl FixedResolver {
 }
 
 impl Resolver for FixedResolver {
-    fn resolve<'a>(&'a self, clearance: &'a Clearance) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
-        Box::pin(async move { self.answer(clearance.name()) })
+    fn resolve<'a>(&'a self, clearance: &'a Clearance) -> BoxFuture<'a, Result<Resolved, ResolveError>> {
+        Box::pin(async move { self.answer(clearance.name()).map(Resolved::from) })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use hickory_resolver::proto::rr::rdata::{A, CNAME};
+
     use super::*;
 
     #[test]
@@ -170,6 +204,22 @@ mod tests {
             ["10.0.0.7".parse::<IpAddr>().unwrap(), "fd00::7".parse().unwrap()]
         );
         assert!(in_hosts(&hosts, &whole("example.com")).is_empty());
+    }
+
+    #[test]
+    fn the_names_on_the_way_to_an_address_are_told() {
+        let name = |text| Name::from_ascii(text).unwrap();
+        let record = |data| Record::from_rdata(name("www.example.com."), 60, data);
+        let records = [
+            record(RData::CNAME(CNAME(name("Edge.Example.NET.")))),
+            record(RData::CNAME(CNAME(name("_a.example.net.")))),
+            record(RData::CNAME(CNAME(
+                Name::from_labels([&b"no host"[..], b"net"]).unwrap(),
+            ))),
+            record(RData::A(A::new(93, 184, 216, 34))),
+        ];
+        let names: Vec<String> = aliases(&records).iter().map(|name| name.as_str().to_owned()).collect();
+        assert_eq!(names, ["edge.example.net", "_a.example.net"]);
     }
 
     #[test]

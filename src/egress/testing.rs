@@ -20,7 +20,7 @@ use super::client::Unattributed;
 use super::dial::Dialler;
 use super::gate::{Clearance, Gate, NetworkRule, OwnAddresses, Route};
 use super::limits::Limits;
-use super::resolve::{ResolveError, Resolver};
+use super::resolve::{ResolveError, Resolved, Resolver};
 use super::room::Room;
 use super::tls::Inspection;
 use super::way::{RecordError, Recorder};
@@ -254,7 +254,7 @@ type Answers = HashMap<String, Vec<Vec<IpAddr>>>;
 struct TestResolver(Arc<Seen>, Mutex<Answers>);
 
 impl Resolver for TestResolver {
-    fn resolve<'a>(&'a self, clearance: &'a Clearance) -> BoxFuture<'a, Result<Vec<IpAddr>, ResolveError>> {
+    fn resolve<'a>(&'a self, clearance: &'a Clearance) -> BoxFuture<'a, Result<Resolved, ResolveError>> {
         Box::pin(async move {
             let name = clearance.name().as_str().to_owned();
             self.0.order.lock().unwrap().push(format!("resolve {name}"));
@@ -263,11 +263,12 @@ impl Resolver for TestResolver {
                 self.0.held().await;
             }
             let mut answers = self.1.lock().unwrap();
-            Ok(match answers.get_mut(&name) {
+            let addresses = match answers.get_mut(&name) {
                 Some(rounds) if rounds.len() > 1 => rounds.remove(0),
                 Some(rounds) => rounds[0].clone(),
                 None => vec![PUBLIC.parse().unwrap()],
-            })
+            };
+            Ok(addresses.into())
         })
     }
 }

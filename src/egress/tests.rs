@@ -597,6 +597,53 @@ async fn a_question_without_an_answer_is_a_no() {
 }
 
 #[tokio::test]
+async fn a_question_goes_away_with_the_way_out_and_a_late_yes_opens_nothing() {
+    let desk = Arc::new(Desk::default());
+    let fixture = Fixture::start(Options {
+        unknown: Unknown::Ask,
+        asker: desk.clone(),
+        ..Options::default()
+    })
+    .await;
+    let mut client = fixture.send(connect("new.org")).await;
+    desk.asked.notified().await;
+    let (events, seen) = fixture.finish().await;
+    assert_eq!(client.read(&mut [0; 1]).await.unwrap_or(0), 0);
+    let (_, answer) = desk.questions.lock().unwrap().pop().unwrap();
+    assert!(answer.is_closed(), "nobody is asked any more");
+    assert!(answer.send(said(Answer::Approve(Scope::Task))).is_err());
+    assert_eq!(story(&events), ["ask: unknown"]);
+    assert!(seen.resolved.lock().unwrap().is_empty() && seen.dialled.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_resolver_outside_is_a_host_like_any_other() {
+    let fixture = Fixture::start(Options::default()).await;
+    // DNS over TLS and over HTTPS, by name and by address.
+    for place in [
+        "dns.google:443",
+        "dns.google:853",
+        "cloudflare-dns.com:443",
+        "1.1.1.1:443",
+        "8.8.8.8:853",
+        "9.9.9.9:53",
+        "[2606:4700:4700::1111]:853",
+    ] {
+        let answer = fixture
+            .exchange(format!("CONNECT {place} HTTP/1.1\r\nHost: {place}\r\n\r\n"))
+            .await;
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{place}: {answer}");
+    }
+    let plain = fixture
+        .exchange("GET http://1.1.1.1/dns-query?dns=AAABAAABAAAAAAAAA3d3dwdleGFtcGxlA2NvbQAAAQAB HTTP/1.1\r\nHost: 1.1.1.1\r\n\r\n")
+        .await;
+    assert!(plain.starts_with("HTTP/1.1 403 "), "{plain}");
+    let (events, seen) = fixture.finish().await;
+    assert_eq!(story(&events), ["deny: unknown"; 8]);
+    assert!(seen.resolved.lock().unwrap().is_empty() && seen.dialled.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
 async fn too_many_open_questions_are_refused_unasked() {
     let desk = Arc::new(Desk::default());
     let fixture = Fixture::start(Options {

@@ -102,7 +102,10 @@ mod tests {
             panic!("it is allowed");
         };
         let route = gate
-            .judge_addresses(clearance, Ok(vec!["93.184.216.34".parse().unwrap()]))
+            .judge_addresses(
+                clearance,
+                Ok(vec!["93.184.216.34".parse::<std::net::IpAddr>().unwrap()].into()),
+            )
             .unwrap();
         let proxied = async {
             let (mut stream, _) = proxy.accept().await.unwrap();

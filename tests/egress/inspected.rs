@@ -1,5 +1,8 @@
 //! What belljar does within TLS, as the programs inside see it: requests judged one by one, secrets put in, stored answers.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
 use crate::jail::{Caller, Ran, available};
 use crate::world::{ALLOWED, World};
 
@@ -177,6 +180,42 @@ fn a_secret_reaches_its_host_alone_and_is_never_seen_inside() {
         "{journal}"
     );
     assert!(!journal.contains(VALUE), "{journal}");
+}
+
+/// A helper of git's hands out what stands inside, which is the placeholder.
+#[test]
+fn a_credential_helper_of_gits_gives_a_placeholder_and_the_server_gets_the_value() {
+    const VALUE: &str = "ghp_c4naryC4naryC4naryC4naryC4naryC4nary";
+    let Some(world) = world() else { return };
+    world.on_host(&format!(
+        "cd {} && git init -q -b main work && cd work && echo inside > file && git add file
+         git -c user.name=a -c user.email=a@b.c commit -q -m one
+         git clone -q --bare . ../repo.git && cd ../repo.git && git update-server-info",
+        world.www().display()
+    ));
+    let file = world.place.path().join("token");
+    std::fs::write(&file, format!("{VALUE}\n")).unwrap();
+    rustix::fs::chmod(&file, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+    let source = format!("file:{}", file.display());
+    let spec = format!(
+        "{}[secrets.TOKEN]\nsource = {source:?}\nhosts = [{ALLOWED:?}]\n",
+        world.network(&[])
+    );
+    let mut task = world.place.start(&spec);
+    let ran = task.sh(&format!(
+        "cd /tmp && git config --global credential.helper '!f() {{ echo username=me; echo password=$TOKEN; }}; f'
+         git clone -q https://{ALLOWED}/members/repo.git copy && cat copy/file && cat copy/.git/config ~/.gitconfig"
+    ));
+    assert!(ran.stdout.starts_with("inside\n"), "{ran:?}");
+    assert!(!ran.stdout.contains(VALUE), "{ran:?}");
+    task.end();
+    let value = STANDARD.encode(format!("me:{VALUE}"));
+    let told = world.told();
+    assert!(!told.is_empty());
+    assert!(
+        told.iter().all(|line| line == &format!("told {ALLOWED} Basic {value}")),
+        "{told:?}"
+    );
 }
 
 /// Kinds of credentials that are made for each request, and never stand inside: a signature of AWS, and a token that is bought.

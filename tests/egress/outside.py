@@ -19,6 +19,12 @@ ZONE = ".outside.example"
 HERE = sys.argv[1]
 LOG = open(os.path.join(HERE, "seen.log"), "a", buffering=1)
 ASKED = {}
+# Names that are another word for one.
+ALIASES = {
+    "alias" + ZONE: "private" + ZONE,
+    "alias-of-denied" + ZONE: "denied" + ZONE,
+    "alias-of-allowed" + ZONE: "allowed" + ZONE,
+}
 
 
 def note(*words):
@@ -35,8 +41,6 @@ def addresses(name):
         # Public when it is looked at, the host itself when it is used.
         ASKED[name] = ASKED.get(name, 0) + 1
         return [PUBLIC] if ASKED[name] == 1 else ["127.0.0.1"]
-    if name == "alias" + ZONE:
-        return [PUBLIC]
     return [PUBLIC] if name.endswith(ZONE) else None
 
 
@@ -55,10 +59,11 @@ def answer(question):
     number = 0
     if found and kind == 1:
         owner = b"\xc0\x0c"
-        if name == "alias" + ZONE:
-            target = b"".join(bytes([len(l)]) + l.encode() for l in ("private" + ZONE).split(".")) + b"\0"
+        if name in ALIASES:
+            other = ALIASES[name]
+            target = b"".join(bytes([len(l)]) + l.encode() for l in other.split(".")) + b"\0"
             records += owner + struct.pack("!HHIH", 5, 1, 0, len(target)) + target
-            owner, found, number = target, [PRIVATE], 1
+            owner, found, number = target, addresses(other), 1
         for address in found:
             records += owner + struct.pack("!HHIH", 1, 1, 0, 4) + socket.inet_aton(address)
             number += 1
@@ -95,6 +100,15 @@ class Handler(http.server.SimpleHTTPRequestHandler):
             told = self.headers.get("Authorization", "nobody")
             note("told", self.headers.get("Host", "-"), told)
             return self.give(f"you are {told}\n".encode())
+        if self.path.startswith("/members/"):
+            # For whoever says who they are.
+            if "Authorization" not in self.headers:
+                self.send_response(401)
+                self.send_header("WWW-Authenticate", 'Basic realm="members"')
+                self.send_header("Content-Length", "0")
+                return self.end_headers()
+            note("told", self.headers.get("Host", "-"), self.headers["Authorization"])
+            self.path = self.path.removeprefix("/members")
         if self.path == "/ws":
             # Whatever comes after the switch goes back.
             self.send_response(101)

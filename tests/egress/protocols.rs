@@ -61,6 +61,29 @@ fn without_a_rule_datagrams_are_refused_even_to_an_allowed_host() {
     assert_eq!(world.seen(), Vec::<String>::new());
 }
 
+/// Whoever allows a name has not allowed every name that it may become.
+#[test]
+fn a_name_that_is_another_word_for_a_denied_one_leads_nowhere() {
+    let Some(world) = World::make(Caller::Root) else { return };
+    let mut task = world
+        .place
+        .start(&world.network(&["alias-of-denied.outside.example", "alias-of-allowed.outside.example"]));
+    let ask = |name: &str| format!("curl -sS http://{name}.outside.example/hello");
+    let refused = task.sh(&ask("alias-of-denied"));
+    let rule = format!("network.deny {DENIED}");
+    assert!(refused.stdout.contains(&rule), "{refused:?}");
+    let answered = task.sh(&ask("alias-of-allowed"));
+    assert_eq!(answered.stdout, "hello from outside\n", "{answered:?}");
+    task.end();
+    let seen = world.seen();
+    let fetched: Vec<_> = seen.iter().filter(|line| line.starts_with("http ")).collect();
+    assert_eq!(
+        fetched,
+        ["http alias-of-allowed.outside.example GET /hello"],
+        "{seen:?}"
+    );
+}
+
 /// Programs that resolve by themselves are answered for allowed names, and nobody outside hears of others.
 #[test]
 fn allowed_names_resolve_and_no_other_is_asked_outside() {

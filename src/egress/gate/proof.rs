@@ -50,6 +50,8 @@ pub struct Unknown {
 pub struct Route {
     pub(super) destination: Destination,
     pub(super) addresses: Vec<SocketAddr>,
+    /// The names that led to them.
+    pub(super) aliases: Vec<DomainName>,
     pub(super) basis: Basis,
 }
 
@@ -97,6 +99,7 @@ impl Cleared {
                 Cleared::Address(Route {
                     destination,
                     addresses,
+                    aliases: Vec::new(),
                     basis,
                 })
             }

@@ -56,8 +56,8 @@ fn outcome(gate: &Gate, destination: &Destination, answer: &[&str]) -> Result<&'
         EgressJudgement::Ask(_) => Ok("ask"),
         EgressJudgement::Allow(Cleared::Address(_)) => Ok("allow"),
         EgressJudgement::Allow(Cleared::Name(clearance)) => {
-            let answer = Ok(answer.iter().map(|text| text.parse().unwrap()).collect());
-            gate.judge_addresses(clearance, answer)
+            let answer: Vec<IpAddr> = answer.iter().map(|text| text.parse().unwrap()).collect();
+            gate.judge_addresses(clearance, Ok(answer.into()))
                 .map(|_| "allow")
                 .map_err(|denial| denial.kind)
         }
@@ -171,9 +171,85 @@ fn an_approved_name_is_still_refused_for_a_private_address() {
         panic!("a name is cleared as a name");
     };
     let denial = gate
-        .judge_addresses(clearance, Ok(vec![IpAddr::from([10, 0, 0, 1])]))
+        .judge_addresses(clearance, Ok(vec![IpAddr::from([10, 0, 0, 1])].into()))
         .unwrap_err();
     assert_eq!(denial.kind, DenialKind::Local);
+}
+
+#[test]
+fn a_name_is_no_way_around_what_another_name_for_it_is_closed_to() {
+    let public = vec![IpAddr::from([93, 184, 216, 34])];
+    let by_way_of = |gate: &Gate, aliases: &[&str]| {
+        let EgressJudgement::Allow(Cleared::Name(clearance)) = gate.judge(&to("www.example.com", 443)) else {
+            panic!("it is allowed");
+        };
+        let aliases = aliases.iter().map(|alias| match Host::parse(alias) {
+            Ok(Host::Name(name)) => name,
+            other => panic!("{other:?}"),
+        });
+        let aliases = aliases.collect();
+        let addresses = public.clone();
+        gate.judge_addresses(clearance, Ok(Resolved { addresses, aliases }))
+    };
+    let mut closed = Gate::new(
+        &network(&["www.example.com"], &["pastebin.com"]),
+        vec![rule("evil.example.org", Decision::Forbidden)],
+        OwnAddresses::fixed(&["203.0.113.7"]),
+    )
+    .unwrap();
+    for (aliases, rule, reason) in [
+        (
+            &["edge.example.net", "pastebin.com"][..],
+            "network.deny pastebin.com",
+            "www.example.com is another name for pastebin.com: the deny list has pastebin.com",
+        ),
+        (
+            &["evil.example.org"],
+            "rule evil.example.org",
+            "www.example.com is another name for evil.example.org: ",
+        ),
+        (
+            &["metadata.google.internal"],
+            "local",
+            "www.example.com is another name for metadata.google.internal: names at or below internal are local to the host",
+        ),
+        (&["intranet"], "local", "www.example.com is another name for intranet: "),
+    ] {
+        let denial = by_way_of(&closed, aliases).unwrap_err();
+        assert_eq!(denial.rule, rule);
+        assert!(denial.reason.starts_with(reason), "{}", denial.reason);
+    }
+    // What no list speaks of is how most names come to their addresses.
+    let route = by_way_of(&closed, &["edge.example.net", "e1.cdn.example.org"]).unwrap();
+    assert_eq!(closed.rejudge(&route), Ok(()));
+    closed = gate(&["www.example.com"], &["**.cdn.example.org"]);
+    assert_eq!(
+        closed.rejudge(&route).unwrap_err().rule,
+        "network.deny **.cdn.example.org"
+    );
+}
+
+#[test]
+fn without_an_answer_there_is_no_way() {
+    let gate = gate(&["www.example.com"], &[]);
+    for error in [
+        ResolveError::NotFound,
+        ResolveError::ServerFailed,
+        ResolveError::NoServers,
+        ResolveError::TimedOut,
+    ] {
+        let EgressJudgement::Allow(Cleared::Name(clearance)) = gate.judge(&to("www.example.com", 443)) else {
+            panic!("it is allowed");
+        };
+        let reason = format!("www.example.com: {error}");
+        let denial = gate.judge_addresses(clearance, Err(error)).unwrap_err();
+        assert_eq!((denial.kind, denial.reason), (DenialKind::Unresolved, reason));
+    }
+    assert_eq!(
+        outcome(&gate, &to("www.example.com", 443), &[]),
+        Err(DenialKind::Unresolved),
+        "an answer without addresses is none"
+    );
 }
 
 #[test]
@@ -241,7 +317,7 @@ fn a_changed_policy_ends_what_it_forbids_and_keeps_what_was_approved() {
         match cleared {
             Cleared::Address(route) => route,
             Cleared::Name(clearance) => gate
-                .judge_addresses(clearance, Ok(vec![IpAddr::from([93, 184, 216, 34])]))
+                .judge_addresses(clearance, Ok(vec![IpAddr::from([93, 184, 216, 34])].into()))
                 .unwrap(),
         }
     };

@@ -380,6 +380,25 @@ async fn bodies_are_streams_both_ways_and_counted() {
     }
 }
 
+/// Over QUIC there is no way out, and another port is another destination.
+#[tokio::test]
+async fn an_offer_to_come_back_another_way_is_not_passed_on() {
+    let roots = Roots::new();
+    let config = roots.server(good(HOST), &["h2"]);
+    let world = World::with(&roots, config, options(), |_| {
+        let mut answer = Response::new(whole("body"));
+        let offer = "h3=\":443\"; ma=86400, h2=\"evil.example.org:443\"";
+        answer.headers_mut().insert("alt-svc", offer.parse().unwrap());
+        answer
+    })
+    .await;
+    let mut client = world.http2().await;
+    let answer = client.send_request(request2("GET", "/v1/a")).await.unwrap();
+    assert!(!answer.headers().contains_key("alt-svc"), "{answer:?}");
+    drop((client, answer));
+    world.fixture.finish().await;
+}
+
 #[tokio::test]
 async fn trailers_come_through() {
     let roots = Roots::new();
