@@ -22,8 +22,8 @@ pub enum Caller {
     Runc,
     /// Likewise gVisor, which has a kernel of its own.
     Runsc,
-    /// Root, at the engine that listens here.
-    Docker(&'static Path),
+    /// Root, at the engine that listens here, and what that is.
+    Docker(&'static Path, &'static str),
 }
 
 impl Caller {
@@ -33,7 +33,7 @@ impl Caller {
             Caller::Ordinary => "oci/builtin, user",
             Caller::Runc => "oci/runc, root",
             Caller::Runsc => "oci/runsc, root",
-            Caller::Docker(_) => "docker, root",
+            Caller::Docker(_, engine) => engine,
         }
     }
 
@@ -43,7 +43,7 @@ impl Caller {
             Caller::Root | Caller::Ordinary => &[],
             Caller::Runc => &["--runtime", "runc"],
             Caller::Runsc => &["--runtime", "runsc"],
-            Caller::Docker(_) => &["--backend", "docker"],
+            Caller::Docker(..) => &["--backend", "docker"],
         }
     }
 
@@ -53,7 +53,7 @@ impl Caller {
             Caller::Root | Caller::Ordinary | Caller::Runc => &[],
             // That one is accepted by default.
             Caller::Runsc => &[],
-            Caller::Docker(_) => &["namespaces"],
+            Caller::Docker(..) => &["namespaces"],
         }
     }
 
@@ -70,7 +70,7 @@ impl Caller {
 
     fn needs(self) -> Option<&'static str> {
         match self {
-            Caller::Root | Caller::Ordinary | Caller::Docker(_) => None,
+            Caller::Root | Caller::Ordinary | Caller::Docker(..) => None,
             Caller::Runc => Some("runc"),
             Caller::Runsc => Some("runsc"),
         }
@@ -170,7 +170,7 @@ impl Place {
             .env("HOME", self.path().join("home"))
             .env("BELLJAR_STATE", self.path().join("state"))
             .current_dir(self.path());
-        if let Caller::Docker(socket) = self.caller {
+        if let Caller::Docker(socket, _) = self.caller {
             command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
         }
         command

@@ -1,5 +1,5 @@
 //! Attacks on the box, each tried in real sandboxes through the built program: as root, as an ordinary user, with runc, with runsc and
-//! at an engine of Docker's.
+//! at an engine of Docker's; at Podman what engines differ in.
 //!
 //! | threat | defence | tests |
 //! |---|---|---|
@@ -97,11 +97,14 @@ macro_rules! tried_by {
 
 /// One engine stands all attacks, one after the other; each that it does not withstand is named.
 macro_rules! tried_at_an_engine {
-    ($test:ident, $daemon:expr, $($module:ident::$attack:ident),*) => {
+    ($test:ident, $daemon:expr, $label:literal, $($module:ident::$attack:ident),* $(,)?) => {
         #[test]
         fn $test() {
-            let Some(daemon) = $daemon else { return };
-            let caller = Caller::Docker(daemon.socket());
+            let Some(daemon) = $daemon else {
+                println!("| {:<40} | {:<17} | skipped: this engine cannot be started here |", "all", $label);
+                return;
+            };
+            let caller = Caller::Docker(daemon.socket(), $label);
             let mut broken: Vec<&str> = Vec::new();
             $(
                 if tried(stringify!($attack), caller, $module::$attack).is_err() {
@@ -119,7 +122,7 @@ macro_rules! attacks {
         tried_by!(ordinary, Caller::Ordinary, $($module::$attack),*);
         tried_by!(runc, Caller::Runc, $($module::$attack),*);
         tried_by!(runsc, Caller::Runsc, $($module::$attack),*);
-        tried_at_an_engine!(docker_withstands_every_attack, engines::Daemon::docker(), $($module::$attack),*);
+        tried_at_an_engine!(docker_withstands_every_attack, engines::Daemon::docker(), "docker, root", $($module::$attack),*);
     };
 }
 
@@ -193,4 +196,26 @@ attacks!(
     enforced::a_named_limit_that_cannot_be_kept_refuses_the_task_and_a_default_one_is_reported,
     enforced::names_that_cannot_be_protected_refuse_the_task_unless_that_is_accepted,
     enforced::what_a_backend_cannot_keep_refuses_the_task_unless_it_is_accepted,
+);
+
+// Podman gets the same container as Docker in words of its own: what those could differ in is tried there too.
+tried_at_an_engine!(
+    podman_withstands_what_engines_differ_in,
+    engines::Daemon::podman(),
+    "docker at podman",
+    probes::every_probe_from_inside_is_blocked,
+    cves::no_descriptor_of_the_host_is_a_way_out,
+    cves::the_programs_that_watch_cannot_be_changed,
+    cves::exotic_sockets_and_calls_do_not_exist,
+    kernel::nothing_of_the_kernels_opens_for_writing,
+    kernel::no_device_is_anywhere_but_the_harmless_ones,
+    mounts::a_readable_root_stays_so,
+    neighbours::no_exec_looks_into_another_one,
+    files::what_is_open_is_not_looked_up_again_by_its_name,
+    files::nobody_speaks_to_a_program_outside_that_listens_in_a_root,
+    bounds::no_place_can_be_filled_beyond_its_bound,
+    bounds::descriptors_that_are_used_up_are_the_execs_own,
+    lifecycle::a_fork_bomb_stays_small_whoever_runs_it,
+    images::links_of_an_image_lead_nowhere_outside,
+    protected::what_git_and_other_tools_obey_cannot_be_changed,
 );

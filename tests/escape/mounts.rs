@@ -129,7 +129,7 @@ impl Mounts {
 
     /// Only root can make one, and an engine is in none of ours.
     fn can_be_made_for(caller: Caller) -> bool {
-        !matches!(caller, Caller::Docker(_)) && rustix::process::geteuid().is_root()
+        !matches!(caller, Caller::Docker(..)) && rustix::process::geteuid().is_root()
     }
 
     /// Returns when the script has done its first step.

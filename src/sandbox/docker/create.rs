@@ -191,13 +191,7 @@ fn host_config(plan: &Plan, made: &Made<'_>, (uid, gid): (u32, u32)) -> HostConf
         userns_mode: userns_mode(plan, made.facts),
         runtime: made.runtime.map(str::to_owned),
         cap_drop: Some(vec!["ALL".to_owned()]),
-        security_opt: Some(vec![
-            "no-new-privileges".to_owned(),
-            match made.facts.is_podman {
-                true => format!("seccomp={}", made.folder.join(FILTER).display()),
-                false => format!("seccomp={}", profile(made.carry)),
-            },
-        ]),
+        security_opt: Some(security(plan, made)),
         privileged: Some(false),
         masked_paths: Some(texts(&plan.masked)),
         readonly_paths: Some(texts(&plan.read_only)),
@@ -221,6 +215,20 @@ fn host_config(plan: &Plan, made: &Made<'_>, (uid, gid): (u32, u32)) -> HostConf
         }),
         ..HostConfig::default()
     }
+}
+
+fn security(plan: &Plan, made: &Made<'_>) -> Vec<String> {
+    let mut options = vec!["no-new-privileges".to_owned()];
+    match made.facts.is_podman {
+        true => {
+            options.push(format!("seccomp={}", made.folder.join(FILTER).display()));
+            // It does not read the field for it.
+            let masked: Vec<&str> = plan.masked.iter().map(SandboxPath::as_str).collect();
+            options.push(format!("mask={}", masked.join(":")));
+        }
+        false => options.push(format!("seccomp={}", profile(made.carry))),
+    }
+    options
 }
 
 fn userns_mode(plan: &Plan, facts: &Facts) -> Option<String> {
@@ -316,7 +324,7 @@ fn mounts(plan: &Plan, made: &Made<'_>) -> Vec<EngineMount> {
             // With all that is held in it.
             Source::Bind { .. } if made.owned.holds() => {
                 if let Some(place) = made.owned.path(&mount.path) {
-                    mounts.push(tree(place.to_owned(), mount.path.as_str(), read_only));
+                    mounts.push(tree(place.to_owned(), mount.path.as_str(), read_only, made.facts));
                 }
             }
             Source::Itself { .. } | Source::Nothing { .. } if made.owned.holds() => {}
@@ -350,11 +358,14 @@ fn within_root(plan: &Plan, within: &SandboxPath, path: &SandboxPath) -> Option<
     Some(Path::new(root).join(name.trim_start_matches('/')))
 }
 
-/// A mount with what is mounted in it.
-fn tree(source: PathBuf, target: &str, read_only: bool) -> EngineMount {
+/// A mount with what is mounted in it: the names that are held.
+fn tree(source: PathBuf, target: &str, read_only: bool, facts: &Facts) -> EngineMount {
     let mut mount = bind(source, target, read_only);
-    if let Some(options) = &mut mount.bind_options {
-        options.non_recursive = Some(false);
+    match &mut mount.bind_options {
+        // Podman 4 takes the very word for a yes, whatever stands behind it. Without any it mounts all, and hands nothing on.
+        options if facts.is_podman => *options = None,
+        Some(options) => options.non_recursive = Some(false),
+        None => {}
     }
     mount
 }
