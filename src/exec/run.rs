@@ -186,7 +186,10 @@ pub async fn run(
     let counters = slot.counters();
     let is_dead = matches!(report, Report::Gone | Report::Killed);
     // A sandbox with a kernel of its own runs out of memory as a whole.
-    let is_starved = is_dead && counters.is_none() && sandbox.has_run_out_of_memory();
+    let is_starved = matches!(report, Report::Gone)
+        && cause.is_none()
+        && counters.is_none()
+        && sandbox.has_run_out_of_memory().await;
     let counted = sandbox.cgroup_version().zip(counters).map(|(version, counters)| {
         // A short command has no time to wait for anything, and many of them should not pay for the look.
         let stall = stalled.filter(|_| wall >= STALL_FROM);
@@ -197,7 +200,7 @@ pub async fn run(
     if ended.usage.oom_kills.is_some_and(|kills| kills > 0) {
         ended.usage.oom_limit = sandbox.counters().map(|(_, task)| usage::oom_limit(&task));
     }
-    if is_starved && ended.outcome == ExecOutcome::Lost {
+    if is_starved {
         ended.outcome = ExecOutcome::OomKilled;
     }
     if is_dead {

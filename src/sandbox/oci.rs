@@ -467,9 +467,14 @@ impl Sandbox {
         let _ = process::pidfd_kill(self.pid1.get_ref().as_fd());
     }
 
-    /// Whether memory was the end of something, where no exec has counters of its own.
-    pub fn has_run_out_of_memory(&self) -> bool {
-        let Some(cgroup) = &self.cgroup else { return false };
+    /// Whether memory was the end of something in a sandbox that is over, where no exec has counters of its own.
+    pub async fn has_run_out_of_memory(&self) -> bool {
+        let Some(cgroup) = &self.cgroup else {
+            return match &self.far {
+                Some(Far::Container { container, .. }) => container.ran_out_of_memory().await,
+                Some(Far::Runtime(_)) | None => false,
+            };
+        };
         cgroup
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

@@ -122,7 +122,7 @@ promised_by_engine!(
 );
 
 // Another runtime of an engine's, which it has by a name of its admin's choice. Its processes are none of this machine's: none of them
-// is ours to kill, and why a limit ended it only the engine knows.
+// is ours to kill.
 promised_by_engine!(
     gvisor_at_docker_keeps_its_promises,
     engines::Daemon::docker_with_gvisor(),
@@ -133,6 +133,7 @@ promised_by_engine!(
     signals_reach_the_whole_exec,
     bytes_go_in_and_out_unchanged,
     a_command_out_of_time_ends_with_what_it_said,
+    memory_beyond_the_limit_is_told_apart,
     counters_come_from_the_kernel,
     what_a_command_leaves_running_ends_with_it,
     two_commands_run_at_once,
