@@ -604,3 +604,6 @@ impl Sandbox {
         Arc::new(Sandbox::without_slots(relay::plan(), guest, pid1, None, None))
     }
 }
+
+#[cfg(test)]
+mod tests;
