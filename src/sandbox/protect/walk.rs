@@ -278,7 +278,7 @@ impl Walk<'_> {
     }
 
     /// Pins a folder, making it first where it is not there.
-    pub fn pin_folder(&mut self, path: &Path) -> io::Result<()> {
+    fn pin_folder(&mut self, path: &Path) -> io::Result<()> {
         match self.kind(path)? {
             Kind::Absent => {
                 if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -295,7 +295,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    pub fn pin(&mut self, path: &Path) {
+    fn pin(&mut self, path: &Path) {
         self.pin_parents(path);
         if !path.as_os_str().is_empty() {
             self.found.holds.entry(path.to_owned()).or_insert(Hold::Pin);
