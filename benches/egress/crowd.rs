@@ -71,7 +71,10 @@ pub fn measure(folder: &Path) -> io::Result<[Row; 3]> {
         echo(client)?;
     }
     let what = match crowd {
-        WANTED => format!("connections open at once through one proxy and {carriers} carriers, each answered"),
+        WANTED => format!(
+            "connections open at once through one proxy (in {} processes), each answered",
+            carriers + 1
+        ),
         _ => format!("connections open at once through one proxy, each answered (open files here allow {crowd})"),
     };
     Ok([

@@ -18,7 +18,7 @@ const KEPT_THERE: u64 = 64;
 /// A tunnel has two ends.
 const EACH: u64 = 2;
 /// What there is room for however few descriptors there are.
-const LEAST: u64 = 64;
+const LEAST: usize = 64;
 /// Carriers at the most: with the limit of open files that most machines have, 524,288, one is more than enough, and with the 20,000
 /// of a small one these hold some 80,000 connections.
 const CARRIERS: usize = 8;
@@ -83,13 +83,16 @@ impl Room {
         static ROOM: LazyLock<Room> = LazyLock::new(|| {
             let open_files = process::raise_open_files();
             let fit = |kept: u64| {
-                let fit = (open_files.saturating_sub(kept) / EACH).max(LEAST);
+                let fit = open_files.saturating_sub(kept) / EACH;
                 // Of all carriers together it must be a number, too.
                 usize::try_from(fit)
                     .unwrap_or(usize::MAX)
                     .min(Semaphore::MAX_PERMITS / 16)
             };
-            Room::with_carriers(fit(KEPT), CARRIERS, fit(KEPT_THERE))
+            let there = fit(KEPT_THERE);
+            // One that could hold nothing is not worth a process.
+            let carriers = if there > 0 { CARRIERS } else { 0 };
+            Room::with_carriers(fit(KEPT).max(LEAST), carriers, there)
         });
         ROOM.clone()
     }

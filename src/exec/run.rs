@@ -92,8 +92,10 @@ enum Report {
     },
     /// The slot was killed from inside, and its command with it; the sandbox is whole.
     Killed,
-    /// The slot is gone with its sandbox, or said something out of turn.
+    /// The slot is gone with its sandbox.
     Gone,
+    /// It said something out of turn, or nothing that can be read: nothing in this sandbox is to be believed any more.
+    Lied,
 }
 
 /// What the end of a slot's socket means. Only SIGKILL ends a slot by itself, and only somebody inside sends it.
@@ -156,10 +158,13 @@ pub async fn run(
     let stalled = slot.stall();
     // Nothing else comes before: the slot answers at once.
     let (streams, report) = match slot.link.hear().await {
-        Ok(Some((FromSlot::Started { .. }, fds))) => (streams.with_terminal(fds)?, None),
+        Ok(Some((FromSlot::Started { .. }, fds))) => match streams.with_terminal(fds) {
+            Some(streams) => (streams, None),
+            None => (Streams::Tty, Some(Report::Lied)),
+        },
         Ok(Some((FromSlot::NotStarted { step, errno }, _))) => (streams, Some(Report::NotStarted { step, errno })),
         Ok(None) => (streams, Some(closed(sandbox).await)),
-        Ok(Some((FromSlot::Ready | FromSlot::Exited { .. }, _))) | Err(_) => (streams, Some(Report::Gone)),
+        Ok(Some((FromSlot::Ready | FromSlot::Exited { .. }, _))) | Err(_) => (streams, Some(Report::Lied)),
     };
     let report = match report {
         Some(report) => (report, None, Streamed::default(), Streamed::default()),
@@ -182,11 +187,17 @@ pub async fn run(
         }
     };
     let (report, cause, stdout, stderr) = report;
+    if matches!(report, Report::Lied) {
+        sandbox.condemn();
+    }
     let wall = begun.elapsed();
     let counters = slot.counters();
-    let is_dead = matches!(report, Report::Gone | Report::Killed);
+    let is_dead = matches!(report, Report::Gone | Report::Killed | Report::Lied);
     // A sandbox with a kernel of its own runs out of memory as a whole.
-    let is_starved = is_dead && counters.is_none() && sandbox.has_run_out_of_memory();
+    let is_starved = matches!(report, Report::Gone)
+        && cause.is_none()
+        && counters.is_none()
+        && sandbox.has_run_out_of_memory().await;
     let counted = sandbox.cgroup_version().zip(counters).map(|(version, counters)| {
         // A short command has no time to wait for anything, and many of them should not pay for the look.
         let stall = stalled.filter(|_| wall >= STALL_FROM);
@@ -197,7 +208,7 @@ pub async fn run(
     if ended.usage.oom_kills.is_some_and(|kills| kills > 0) {
         ended.usage.oom_limit = sandbox.counters().map(|(_, task)| usage::oom_limit(&task));
     }
-    if is_starved && ended.outcome == ExecOutcome::Lost {
+    if is_starved {
         ended.outcome = ExecOutcome::OomKilled;
     }
     if is_dead {
@@ -222,14 +233,15 @@ enum Streams {
 }
 
 impl Streams {
-    fn with_terminal(self, fds: Vec<OwnedFd>) -> io::Result<Streams> {
+    /// With the terminal that the slot passed out; `None` where it passed none that could be one.
+    fn with_terminal(self, fds: Vec<OwnedFd>) -> Option<Streams> {
         match self {
             Streams::Tty => {
-                let master = fds.into_iter().next().ok_or(io::ErrorKind::InvalidData)?;
-                process::set_nonblocking(&master)?;
-                Ok(Streams::Terminal(master))
+                let master = fds.into_iter().next()?;
+                process::set_nonblocking(&master).ok()?;
+                Some(Streams::Terminal(master))
             }
-            other => Ok(other),
+            other => Some(other),
         }
     }
 }
@@ -300,8 +312,9 @@ async fn attend(
                 heard = slot.link.hear() => report = Some(match heard {
                     Ok(Some((FromSlot::Exited { status, usage, .. }, _))) => Report::Exited { status, usage },
                     Ok(None) if cause.is_none() => closed(sandbox).await,
-                    // Out of turn, or gone: nothing that this slot says can be trusted any more.
-                    Ok(Some((FromSlot::Ready | FromSlot::Started { .. } | FromSlot::NotStarted { .. }, _)) | None) | Err(_) => Report::Gone,
+                    // Ended from here.
+                    Ok(None) => Report::Gone,
+                    Ok(Some((FromSlot::Ready | FromSlot::Started { .. } | FromSlot::NotStarted { .. }, _))) | Err(_) => Report::Lied,
                 }),
                 asked = control.recv(), if callers => match asked {
                     Some(Control::Signal(signal)) => {
@@ -333,7 +346,7 @@ async fn attend(
                 () = &mut feeding, if !feed_done => feed_done = true,
             }
         }
-        if matches!(report, Some(Report::Gone | Report::Killed)) {
+        if matches!(report, Some(Report::Gone | Report::Killed | Report::Lied)) {
             slot.kill();
         }
         // What the command wrote before its end is in the pipes, and is read as fast as the readers take it; who else holds a pipe open,
@@ -429,6 +442,12 @@ fn conclude(
             ended.error = Some("the process that watched over the command is gone".to_owned());
             None
         }
+        Report::Lied => {
+            let error =
+                "the process that watched over the command said something out of turn, so its sandbox was ended";
+            ended.error = Some(error.to_owned());
+            None
+        }
     };
     match cause {
         Some(Cause::TimedOut) => ended.outcome = ExecOutcome::TimedOut,
@@ -465,3 +484,6 @@ fn not_started(step: Step, errno: i32) -> (i32, String) {
         Step::Message => (126, format!("the command cannot be started as asked: {error}")),
     }
 }
+
+#[cfg(test)]
+mod tests;

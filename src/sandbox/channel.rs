@@ -1,4 +1,5 @@
-//! The host's side of the guest's sockets. What the guest says is hostile: a message out of turn poisons the sandbox.
+//! The host's side of the guest's sockets. What the guest says is hostile: a message out of turn, or none that can be read, poisons the
+//! sandbox, which is ended at once.
 
 use std::collections::HashMap;
 use std::io::{self, ErrorKind};
@@ -89,10 +90,19 @@ enum Carry {
     Relayed,
 }
 
+/// PID 1 of a sandbox, or the relay that speaks for it and ends with it, by its pidfd: it becomes readable when that is over.
+pub type Pid1 = Arc<AsyncFd<OwnedFd>>;
+
+/// Ends a sandbox with all that is in it, for it is not to be believed any more.
+pub fn condemn(pid1: &Pid1) {
+    let _ = process::pidfd_kill(pid1.get_ref().as_fd());
+}
+
 /// PID 1 of a sandbox. When this is dropped the control socket closes, and the sandbox ends.
 #[derive(Debug)]
 pub struct Guest {
     link: Arc<Link>,
+    pid1: Pid1,
     carry: Carry,
     pending: Arc<Mutex<Pending>>,
     next_slot: std::sync::atomic::AtomicU32,
@@ -117,29 +127,30 @@ impl FirstWord {
 }
 
 impl Guest {
-    /// A guest that may still be on its way. What is asked of it meanwhile it finds waiting.
-    pub fn expect(control: OwnedFd) -> Result<(Guest, FirstWord), ChannelError> {
+    /// A guest that may still be on its way. What is asked of it meanwhile it finds waiting. When it cannot be believed it ends with `pid1`.
+    pub fn expect(control: OwnedFd, pid1: Pid1) -> Result<(Guest, FirstWord), ChannelError> {
         let link = Arc::new(Link::new(control)?);
         let (first, heard) = oneshot::channel();
-        Ok((Guest::of(link, Carry::Descriptors, Some(first)), FirstWord(heard)))
+        let guest = Guest::of(link, Carry::Descriptors, Some(first), pid1);
+        Ok((guest, FirstWord(heard)))
     }
 
     /// Waits for the first word of a guest in an empty box, makes it the near side of `stream`, and waits for the first word of the
     /// guest at the other end.
-    pub async fn greet_by_relay(control: OwnedFd, stream: OwnedFd) -> Result<Guest, ChannelError> {
+    pub async fn greet_by_relay(control: OwnedFd, stream: OwnedFd, pid1: Pid1) -> Result<Guest, ChannelError> {
         let link = Arc::new(Link::new(control)?);
         ready(&link).await?;
         link.say(&ToInit::Relay, &[stream.as_fd()])?;
         drop(stream);
         ready(&link).await?;
-        Ok(Guest::of(link, Carry::Relayed, None))
+        Ok(Guest::of(link, Carry::Relayed, None, pid1))
     }
 
-    fn of(link: Arc<Link>, carry: Carry, first: Option<Answer<()>>) -> Guest {
+    fn of(link: Arc<Link>, carry: Carry, first: Option<Answer<()>>, pid1: Pid1) -> Guest {
         let pending = Arc::new(Mutex::new(Pending::default()));
         let (said_gone, gone) = watch::channel(0);
         let reader = {
-            let (link, pending) = (link.clone(), pending.clone());
+            let (link, pending, pid1) = (link.clone(), pending.clone(), pid1.clone());
             tokio::spawn(async move {
                 let speaks = match first {
                     Some(first) => {
@@ -154,6 +165,8 @@ impl Guest {
                 if speaks {
                     read(&link, carry, &pending, said_gone).await;
                 }
+                // Gone, or not to be believed any more.
+                condemn(&pid1);
                 let mut pending = lock(&pending);
                 pending.closed = true;
                 pending.slots.clear();
@@ -162,6 +175,7 @@ impl Guest {
         };
         Guest {
             link,
+            pid1,
             carry,
             pending,
             next_slot: 0.into(),
@@ -199,13 +213,19 @@ impl Guest {
             },
         };
         let link = Link::new(ours)?;
-        match timeout(PATIENCE, link.hear::<FromSlot>())
-            .await
-            .map_err(|_| ChannelError::Silent)??
-        {
-            Some((FromSlot::Ready, _)) => Ok(SlotLink { link, held }),
-            Some(_) => Err(ChannelError::OutOfTurn),
-            None => Err(ChannelError::Gone),
+        let heard = timeout(PATIENCE, link.hear::<FromSlot>()).await;
+        match heard.map_err(|_| ChannelError::Silent)? {
+            Ok(Some((FromSlot::Ready, _))) => Ok(SlotLink { link, held }),
+            // Whoever is inside may kill it at any time.
+            Ok(None) => Err(ChannelError::Gone),
+            Ok(Some(_)) => {
+                condemn(&self.pid1);
+                Err(ChannelError::OutOfTurn)
+            }
+            Err(error) => {
+                condemn(&self.pid1);
+                Err(error.into())
+            }
         }
     }
 
@@ -281,7 +301,6 @@ async fn read(link: &Link, carry: Carry, pending: &Mutex<Pending>, gone: watch::
             }
             (FromInit::Failed { what, errno }, None) => {
                 let source = io::Error::from_raw_os_error(errno);
-
                 let known = match what {
                     Failed::Slot(slot) => {
                         let answer = pending.slots.remove(&slot);
@@ -375,3 +394,8 @@ impl SlotLink {
         };
     }
 }
+
+#[cfg(test)]
+pub mod played;
+#[cfg(test)]
+mod tests;

@@ -11,12 +11,11 @@ use std::time::Duration;
 use belljar_guest::{ListenKind, Start, ToSlot};
 use rustix::process::Pid;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::begin::{Begun, launch, launched_by, reason};
-use super::channel::{ChannelError, FirstWord, Guest, SlotLink, SlotProcess};
+use super::channel::{self, ChannelError, FirstWord, Guest, Pid1, SlotLink, SlotProcess};
 use super::holders::{Holders, Holding, Transport};
 use super::launcher::{Carry, LaunchError, Launcher};
 use super::plan::Plan;
@@ -84,8 +83,7 @@ pub struct Sandbox {
     place: Digest,
     guest: Guest,
     cgroup: Option<Arc<Mutex<TaskCgroup>>>,
-    /// PID 1, or the relay that speaks for it and ends with it.
-    pid1: AsyncFd<OwnedFd>,
+    pid1: Pid1,
     far: Option<Far>,
     pool: Mutex<Pool>,
     holders: Arc<Holders>,
@@ -94,7 +92,7 @@ pub struct Sandbox {
 /// What holds a sandbox whose guest is relayed.
 pub(super) enum Far {
     /// An outside runtime, with which the sandbox ends.
-    Runtime(AsyncFd<OwnedFd>),
+    Runtime(Pid1),
     /// An engine's container, and its PID 1 where that is a process of this kernel's.
     Container {
         container: docker::Container,
@@ -168,9 +166,9 @@ impl Sandbox {
                 .await
                 .map_err(io::Error::other)??
         };
-        let launched = packet::watched(launched, Interest::READABLE)?;
+        let launched = Arc::new(packet::watched(launched, Interest::READABLE)?);
         let spoken_to = match carry {
-            Carry::Descriptors => Guest::expect(control)
+            Carry::Descriptors => Guest::expect(control, launched.clone())
                 .map(|(guest, first)| (guest, Some(first), None))
                 .map_err(SandboxError::from),
             Carry::Stream => {
@@ -199,7 +197,7 @@ impl Sandbox {
                 sandbox.begin(first, leaf).await.map(|()| sandbox)
             }
             Err(error) => {
-                let _ = process::pidfd_kill(launched.get_ref().as_fd());
+                channel::condemn(&launched);
                 Err(error)
             }
         };
@@ -237,7 +235,7 @@ impl Sandbox {
     pub(super) fn without_slots(
         plan: Plan,
         guest: Guest,
-        pid1: AsyncFd<OwnedFd>,
+        pid1: Pid1,
         far: Option<Far>,
         cgroup: Option<Arc<Mutex<TaskCgroup>>>,
     ) -> Sandbox {
@@ -462,14 +460,20 @@ impl Sandbox {
         let _ = self.pid1.readable().await;
     }
 
-    /// Ends the sandbox with all that is in it, for it no longer does as it is told. What it had outside is left to [`Sandbox::destroy`].
+    /// Ends the sandbox with all that is in it, for it no longer does as it is told, or lies. What it had outside is left to
+    /// [`Sandbox::destroy`].
     pub fn condemn(&self) {
-        let _ = process::pidfd_kill(self.pid1.get_ref().as_fd());
+        channel::condemn(&self.pid1);
     }
 
-    /// Whether memory was the end of something, where no exec has counters of its own.
-    pub fn has_run_out_of_memory(&self) -> bool {
-        let Some(cgroup) = &self.cgroup else { return false };
+    /// Whether memory was the end of something in a sandbox that is over, where no exec has counters of its own.
+    pub async fn has_run_out_of_memory(&self) -> bool {
+        let Some(cgroup) = &self.cgroup else {
+            return match &self.far {
+                Some(Far::Container { container, .. }) => container.ran_out_of_memory().await,
+                Some(Far::Runtime(_)) | None => false,
+            };
+        };
         cgroup
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -592,3 +596,14 @@ impl Slot {
         }
     }
 }
+
+#[cfg(test)]
+impl Sandbox {
+    /// An empty one whose guest is played.
+    pub fn played(guest: Guest, pid1: Pid1) -> Arc<Sandbox> {
+        Arc::new(Sandbox::without_slots(relay::plan(), guest, pid1, None, None))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -15,15 +15,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Pid;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::time::timeout;
 
-use super::channel::{ChannelError, Guest, Link};
+use super::channel::{self, ChannelError, Guest, Link, Pid1};
 use super::host_root;
 use super::launcher::{self, LaunchError, LaunchRequest, LaunchedBy, Said};
 use super::oci::{Machinery, SandboxError};
@@ -47,19 +46,15 @@ pub struct Stream {
 
 /// Makes the near guest's box and waits until the far guest has spoken through it. With the guest comes the near one's pidfd, which
 /// becomes readable when either of them is over. `place` is a folder of the task's own.
-pub async fn greet(
-    machinery: &Machinery,
-    place: HostPath,
-    stream: OwnedFd,
-) -> Result<(Guest, AsyncFd<OwnedFd>), SandboxError> {
+pub async fn greet(machinery: &Machinery, place: HostPath, stream: OwnedFd) -> Result<(Guest, Pid1), SandboxError> {
     let machinery = machinery.clone();
     let launched = tokio::task::spawn_blocking(move || launch(&machinery, place));
     let (near, control) = launched.await.map_err(io::Error::other)??;
-    let near = packet::watched(near, Interest::READABLE)?;
-    match Guest::greet_by_relay(control, stream).await {
+    let near = Arc::new(packet::watched(near, Interest::READABLE)?);
+    match Guest::greet_by_relay(control, stream, near.clone()).await {
         Ok(guest) => Ok((guest, near)),
         Err(error) => {
-            let _ = process::pidfd_kill(near.get_ref().as_fd());
+            channel::condemn(&near);
             Err(error.into())
         }
     }
@@ -88,7 +83,7 @@ fn launch(machinery: &Machinery, place: HostPath) -> Result<(OwnedFd, OwnedFd), 
 }
 
 /// An empty box, with ids of its own.
-fn plan() -> Plan {
+pub(super) fn plan() -> Plan {
     let id = TaskId::new();
     let ids = Ids::of(id, CallerIds::of_process(), AGENT);
     let is_needed = |mount: &Mount| match mount.source {

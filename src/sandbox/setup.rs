@@ -456,6 +456,10 @@ fn mask(root: BorrowedFd<'_>, path: &SandboxPath, null: &OwnedFd, empty: &mut Op
     match (is_folder, empty.as_ref()) {
         (true, Some(empty)) => mount::attach(mount::clone_tree(empty.as_fd(), Depth::Single)?.as_fd(), target.as_fd()),
         (true, None) => {
+            let attributes = Attributes {
+                no_dev: true,
+                ..attributes
+            };
             let cover = tmpfs(4096, 1, 0o555, attributes)?;
             mount::attach(cover.as_fd(), target.as_fd())?;
             *empty = Some(cover);

@@ -183,6 +183,9 @@ pub fn open_inside(root: BorrowedFd<'_>, path: &str, flags: OFlags, mode: Mode) 
 }
 
 /// Opens a path beneath a folder. A link on the way is an error; with O_PATH a link at its end is opened itself.
+///
+/// `NO_SYMLINKS` takes magic links in (openat2(2)); both are named, as for a source. Who calls has names without `..`: `BENEATH` is for
+/// the one that some day has not.
 pub fn open_beneath(folder: BorrowedFd<'_>, path: &std::path::Path, flags: OFlags) -> io::Result<OwnedFd> {
     let path = if path.as_os_str().is_empty() {
         std::path::Path::new(".")
@@ -192,4 +195,98 @@ pub fn open_beneath(folder: BorrowedFd<'_>, path: &std::path::Path, flags: OFlag
     let how = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
     let flags = flags | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     Ok(openat2(folder, path, flags, Mode::empty(), how)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, File};
+    use std::os::unix::fs::symlink;
+    use std::path::Path;
+
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// `root/in/file`, links to it and out of it, and `outside/file`.
+    fn place() -> (tempfile::TempDir, OwnedFd) {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        fs::create_dir_all(at("root/in")).unwrap();
+        fs::create_dir(at("outside")).unwrap();
+        fs::write(at("root/in/file"), "in").unwrap();
+        fs::write(at("outside/file"), "out").unwrap();
+        symlink("in", at("root/inner")).unwrap();
+        symlink("../outside", at("root/outer")).unwrap();
+        symlink(at("outside"), at("root/absolute")).unwrap();
+        symlink("in/file", at("root/end")).unwrap();
+        let root = File::open(at("root")).unwrap();
+        (place, root.into())
+    }
+
+    fn refusal(opened: io::Result<OwnedFd>) -> Option<Errno> {
+        let error = opened.err()?;
+        error.raw_os_error().map(Errno::from_raw_os_error)
+    }
+
+    #[test]
+    fn what_is_opened_beneath_a_folder_lies_in_it_and_no_link_leads_there() {
+        let (place, root) = place();
+        let open = |path: &str| refusal(open_beneath(root.as_fd(), Path::new(path), OFlags::RDONLY));
+        assert_eq!((open("in/file"), open(""), open("in/../in/file")), (None, None, None));
+        for link in ["inner/file", "outer/file", "absolute/file", "in/../inner/file", "end"] {
+            assert_eq!(open(link), Some(Errno::LOOP), "{link}");
+        }
+        let absolute = place.path().join("outside/file");
+        for way_out in [
+            "..",
+            "../outside/file",
+            "in/../../outside/file",
+            absolute.to_str().unwrap(),
+        ] {
+            assert_eq!(open(way_out), Some(Errno::XDEV), "{way_out}");
+        }
+        // A link at the end is opened itself, and not what it names.
+        let link = open_beneath(root.as_fd(), Path::new("end"), OFlags::PATH).unwrap();
+        assert_eq!(
+            rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&link).unwrap().st_mode),
+            rustix::fs::FileType::Symlink
+        );
+    }
+
+    #[test]
+    fn no_magic_link_is_followed() {
+        let proc = OwnedFd::from(File::open("/proc/self").unwrap());
+        for link in ["root/etc", "cwd/.", "fd/0/."] {
+            let opened = refusal(open_beneath(proc.as_fd(), Path::new(link), OFlags::PATH));
+            assert_eq!(opened, Some(Errno::LOOP), "{link}");
+            let opened = refusal(open_inside(proc.as_fd(), link, OFlags::PATH, Mode::empty()));
+            assert_eq!(opened, Some(Errno::LOOP), "{link}");
+        }
+    }
+
+    #[test]
+    fn links_within_a_root_stay_in_it() {
+        let (_place, root) = place();
+        let read = |path: &str| {
+            let file = open_inside(root.as_fd(), path, OFlags::RDONLY, Mode::empty());
+            file.map(|file| io::read_to_string(File::from(file)).unwrap())
+        };
+        assert_eq!(read("inner/file").unwrap(), "in");
+        assert_eq!(read("/in/file").unwrap(), "in");
+        assert_eq!(read("../../in/file").unwrap(), "in");
+        for link in ["outer/file", "absolute/file", "../outside/file"] {
+            assert_eq!(read(link).unwrap_err().kind(), io::ErrorKind::NotFound, "{link}");
+        }
+    }
+
+    #[test]
+    fn no_component_of_a_source_is_a_link() {
+        let (place, _root) = place();
+        let open = |path: &str| refusal(open_source(&place.path().join(path)));
+        assert_eq!(open("root/in/file"), None);
+        for link in ["root/inner/file", "root/outer", "root/end"] {
+            assert_eq!(open(link), Some(Errno::LOOP), "{link}");
+        }
+        assert_eq!(refusal(open_source(Path::new("/proc/self/cwd/."))), Some(Errno::LOOP));
+    }
 }

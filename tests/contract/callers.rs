@@ -12,6 +12,8 @@ struct Place {
     host: String,
     /// In whose mounts the engine is.
     within: Option<u32>,
+    /// What is done in mounts of the caller's own, which the engine does not see.
+    before: Option<String>,
     uid: u32,
 }
 
@@ -32,6 +34,7 @@ impl Place {
             folder,
             host: format!("unix://{}", daemon.socket().display()),
             within,
+            before: None,
             uid,
         }
     }
@@ -41,7 +44,28 @@ impl Place {
     }
 
     fn run(&self, accepted: &[&str], script: &str) -> (Option<i32>, String) {
+        let accepted = accepted.iter().flat_map(|control| ["--accept-partial", control]);
+        self.run_with(&accepted.collect::<Vec<_>>(), script)
+    }
+
+    fn run_with(&self, flags: &[&str], script: &str) -> (Option<i32>, String) {
         let mut words: Vec<String> = Vec::new();
+        if let Some(script) = &self.before {
+            let script = format!("{script}; exec \"$@\"");
+            words.extend(
+                [
+                    "unshare",
+                    "--mount",
+                    "--propagation",
+                    "private",
+                    "sh",
+                    "-ec",
+                    &script,
+                    "sh",
+                ]
+                .map(str::to_owned),
+            );
+        }
         if let Some(process) = self.within {
             words.extend(["nsenter", "-t", &process.to_string(), "-m", "--"].map(str::to_owned));
         }
@@ -52,7 +76,7 @@ impl Place {
             .arg(self.folder.path().join("belljar"))
             .args(["run", "--quiet", "--backend", "docker", "--write"])
             .arg(self.work())
-            .args(accepted.iter().flat_map(|control| ["--accept-partial", control]))
+            .args(flags)
             .args(["--", "sh", "-c", script])
             .env("BELLJAR_STATE", self.folder.path().join("state"))
             .env("HOME", self.folder.path().join("home"))
@@ -101,6 +125,62 @@ pub fn an_engine_that_maps_ids_gives_all_to_root_and_says_what_others_lack(daemo
         said.contains("owners can be enforced only in part here: the engine runs all under ids of its own"),
         "{said}"
     );
+}
+
+/// In a container of somebody else's the whole root is an overlay, whose ids no mount can map.
+pub fn a_root_whose_ids_cannot_be_mapped_is_refused(daemon: &Daemon) {
+    let mut place = Place::new(daemon, 0, None);
+    let at = place.folder.path().display().to_string();
+    for name in ["lower", "upper", "scratch"] {
+        std::fs::create_dir(place.folder.path().join(name)).unwrap();
+    }
+    place.before = Some(format!(
+        "mount -t overlay -o lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/scratch none {at}/work; chown 77:78 {at}/work"
+    ));
+    let (code, said) = place.run(&["namespaces"], WORK);
+    assert_eq!(code, Some(125), "{said}");
+    assert!(
+        said.contains(
+            "the engine cannot give a writable root of 77:78 to the command's user where ids cannot be mapped"
+        ),
+        "{said}"
+    );
+}
+
+pub fn nobody_is_root_at_an_engine_that_maps_no_ids(daemon: &Daemon) {
+    let place = Place::new(daemon, 0, None);
+    let (code, said) = place.run_with(&["--accept-partial", "namespaces", "--user", "root"], "id -u");
+    assert_eq!(code, Some(125), "{said}");
+    assert!(
+        said.contains("user = \"root\" would be root of the host: this engine maps no ids"),
+        "{said}"
+    );
+}
+
+/// What an admin gave a runtime for its arguments is seen, whatever it is called.
+pub fn a_runtime_that_ignores_limits_is_not_given_any(daemon: &Daemon) {
+    let place = Place::new(daemon, 0, None);
+    for (control, flag, value) in [
+        ("limit.memory", "--memory", "1GiB"),
+        ("limit.cpus", "--cpus", "1"),
+        ("limit.pids", "--pids", "100"),
+    ] {
+        let refused =
+            format!("{control} can be enforced not at all here: the engine starts this runtime with --ignore-cgroups");
+        let run = |runtime: &str| {
+            let accepted = ["--accept-partial", "namespaces", "--accept-partial", "exec_isolation"];
+            place.run_with(
+                &[&accepted[..], &["--runtime", runtime, flag, value]].concat(),
+                "echo ran",
+            )
+        };
+        let (code, said) = run("unbounded");
+        assert!(code == Some(120) && said.contains(&refused), "{control}: {said}");
+        // gVisor bounds processes by half, and says so.
+        if control != "limit.pids" {
+            assert_eq!(run("sandboxed"), (Some(0), "ran\n".to_owned()), "{control}");
+        }
+    }
 }
 
 /// A user's own Podman is in a user namespace, so ids need no acceptance; what it gives less of is told, and it serves nobody else.

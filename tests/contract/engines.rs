@@ -27,7 +27,7 @@ impl Daemon {
         Some(Daemon::dockerd(Command::new(program), folder))
     }
 
-    /// One that has gVisor too, under a name that says nothing of it.
+    /// One that has gVisor too, under a name that says nothing of it, and under another one with no bounds.
     #[allow(dead_code, reason = "for the promises alone")]
     pub fn docker_with_gvisor() -> Option<Daemon> {
         let (program, runsc) = (installed("dockerd")?, installed("runsc")?);
@@ -39,7 +39,11 @@ impl Daemon {
             "--host-uds=open",
             "--oci-seccomp",
         ];
-        let runtimes = serde_json::json!({ "runtimes": { "sandboxed": { "path": runsc, "runtimeArgs": arguments } } });
+        let unbounded = [arguments.as_slice(), &["--ignore-cgroups"]].concat();
+        let runtimes = serde_json::json!({ "runtimes": {
+            "sandboxed": { "path": runsc, "runtimeArgs": arguments },
+            "unbounded": { "path": runsc, "runtimeArgs": unbounded },
+        } });
         std::fs::write(&config, runtimes.to_string()).unwrap();
         let mut command = Command::new(program);
         command.arg("--config-file").arg(config);

@@ -122,7 +122,7 @@ promised_by_engine!(
 );
 
 // Another runtime of an engine's, which it has by a name of its admin's choice. Its processes are none of this machine's: none of them
-// is ours to kill, and why a limit ended it only the engine knows.
+// is ours to kill.
 promised_by_engine!(
     gvisor_at_docker_keeps_its_promises,
     engines::Daemon::docker_with_gvisor(),
@@ -133,6 +133,7 @@ promised_by_engine!(
     signals_reach_the_whole_exec,
     bytes_go_in_and_out_unchanged,
     a_command_out_of_time_ends_with_what_it_said,
+    memory_beyond_the_limit_is_told_apart,
     counters_come_from_the_kernel,
     what_a_command_leaves_running_ends_with_it,
     two_commands_run_at_once,
@@ -173,6 +174,11 @@ fn an_engines_own_images_are_run_and_never_obeyed() {
 fn who_is_at_an_engine_gets_what_it_can_give_and_hears_of_the_rest() {
     if let Some(daemon) = engines::Daemon::docker() {
         callers::an_ordinary_user_works_at_an_engine_that_lets_it_in(&daemon);
+        callers::a_root_whose_ids_cannot_be_mapped_is_refused(&daemon);
+        callers::nobody_is_root_at_an_engine_that_maps_no_ids(&daemon);
+    }
+    if let Some(daemon) = engines::Daemon::docker_with_gvisor() {
+        callers::a_runtime_that_ignores_limits_is_not_given_any(&daemon);
     }
     if let Some(daemon) = engines::Daemon::docker_with_ids_of_its_own() {
         callers::an_engine_that_maps_ids_gives_all_to_root_and_says_what_others_lack(&daemon);

@@ -207,10 +207,12 @@ pub async fn counters_come_from_the_kernel(runtime: Runtime) {
 
 pub async fn what_a_command_leaves_running_ends_with_it(runtime: Runtime) {
     let live = Live::start(runtime).await;
+    let script = "setsid sh -c 'echo x > up; exec sleep 600' & while [ ! -s up ]; do sleep 0.01; done";
+    // Where nothing ended it the exec would last as long as it does.
     let done = live
-        .sh("setsid sh -c 'echo x > up; exec sleep 600' & while [ ! -s up ]; do sleep 0.01; done")
+        .run(json!({ "argv": ["sh", "-c", script], "timeout_seconds": 120 }))
         .await;
-    assert_eq!(done.end.exit_code, Some(0));
+    assert_eq!((done.end.outcome, done.end.exit_code), (ExecOutcome::Exited, Some(0)));
     let running = live.sh("cat /proc/[0-9]*/comm | sort -u | tr '\n' ' '").await;
     assert!(!running.text().contains("sleep"), "{}", running.text());
     assert!(running.text().contains("belljar-init"), "{}", running.text());

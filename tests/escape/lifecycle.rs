@@ -140,3 +140,72 @@ pub fn a_fork_bomb_stays_small_whoever_runs_it(caller: Caller) {
     assert_eq!(jail.sh("echo alive").stdout, "alive\n");
     jail.end();
 }
+
+/// In sessions of their own, deaf to signals, and begun by parents that are gone. Without a cgroup that can be killed, as for an ordinary
+/// user on version 1, and in a kernel of the sandbox's own, the guest alone sees to it.
+pub fn what_an_exec_leaves_is_gone_when_its_end_is_told(caller: Caller) {
+    let place = Place::new(caller);
+    let mut jail = place.start("");
+    let leave = "cd /workspace; for n in 1 2 3; do (setsid sh -c \"trap '' HUP INT TERM; : > up$n; while :; do sleep 600.7; done\" &); done
+                 until [ -e up1 ] && [ -e up2 ] && [ -e up3 ]; do :; done; rm up*";
+    // Where nothing ended them the exec would last as long as they do.
+    let ran = jail.run_with(json!({"argv": ["sh", "-c", leave], "timeout_seconds": 120}));
+    assert_eq!(
+        (&ran.end["outcome"], ran.code()),
+        (&json!("exited"), Some(0)),
+        "{}",
+        ran.end
+    );
+    let ran = jail.sh("cat /proc/[0-9]*/cmdline | tr '\\0' '\\n' | grep -c '[6]00.7'");
+    row(
+        "what an exec leaves running",
+        caller,
+        if ran.stdout == "0\n" { "BLOCKED" } else { "EXPOSED" },
+    );
+    assert_eq!(ran.stdout, "0\n", "{caller:?} {}", ran.stderr);
+    jail.end();
+}
+
+/// In bytes and in files; beside the limit of memory, which not every machine can give.
+pub fn a_disk_bomb_fills_the_disposable_layer_and_no_more(caller: Caller) {
+    let place = Place::new(caller);
+    let mut jail = place.start("[limits]\ndisk = \"16MiB\"\n");
+    let ran = jail.sh("head -c 32M /dev/zero > /tmp/bomb || echo full; wc -c < /tmp/bomb");
+    let (full, bytes) = ran.stdout.split_once('\n').unwrap();
+    let is_bounded = full == "full" && bytes.trim().parse::<u64>().unwrap() <= 16 << 20;
+    row("disk bomb", caller, if is_bounded { "BLOCKED" } else { "EXPOSED" });
+    assert!(is_bounded, "{caller:?} {} {}", ran.stdout, ran.stderr);
+    // gVisor tells of another number of files than there may be.
+    if caller != Caller::Runsc {
+        let ran = jail.python("import os; print(os.statvfs('/tmp').f_files)");
+        let share = if let Caller::Docker(_) = caller { 2 } else { 1 };
+        assert_eq!(ran.stdout, format!("{}\n", 1_000_000 / share), "{}", ran.stderr);
+    }
+    jail.end();
+}
+
+/// Groups by which a caller may do more than its files' owner: of Docker's socket, of disks.
+pub fn nothing_inside_is_in_the_callers_groups_or_beyond_its_bounds(caller: Caller) {
+    let place = Place::new(caller);
+    let groups = match caller {
+        Caller::Ordinary => "",
+        _ => "setpriv --groups 6,4242",
+    };
+    let script = format!(
+        "ulimit -c unlimited 2> /dev/null || true; exec {groups} {} run --quiet {} --write . --stdio",
+        place.program().display(),
+        caller.flags().join(" "),
+    );
+    let mut jail = place.start_by(&script);
+    let ran = jail.python(
+        "import os, resource as r\nprint(os.getgroups(), r.getrlimit(r.RLIMIT_CORE), r.getrlimit(r.RLIMIT_MEMLOCK)[1] <= 8 << 20, \
+         r.getrlimit(r.RLIMIT_NOFILE)[1] <= 65536)",
+    );
+    let (groups, rest) = ran.stdout.split_once("] ").unwrap();
+    // Its own at the most; an engine names the main one twice.
+    let is_own = ["[", "[1000", "[0"].contains(&groups);
+    assert!(is_own, "{caller:?} {} {}", ran.stdout, ran.stderr);
+    assert_eq!(rest, "(0, 0) True True\n", "{caller:?}");
+    jail.end();
+    row("groups and limits of the caller", caller, "BLOCKED");
+}

@@ -6,7 +6,7 @@
 //! | system calls that reach around a sandbox (mounts, namespaces, keyrings, bpf, perf, ptrace, clocks, other architectures) | seccomp allow-list, no capabilities, no_new_privs | `probes`: KRN |
 //! | kernel files that tell of the host or change it | masked and read-only /proc and /sys | `probes`: PRC, `kernel` |
 //! | devices | a /dev of six harmless ones, nodev everywhere | `probes`: DEV, FT-007, `kernel` |
-//! | becoming somebody else | user namespace, nosuid, no capabilities | `probes`: IDN |
+//! | becoming somebody else | user namespace, nosuid, no capabilities | `probes`: IDN; `mounts` |
 //! | changing the system's files | a disposable layer that belongs to root inside, read-only system | `probes`: FS, FT |
 //! | network past the proxy | a net namespace with loopback only, socket families | `probes`: NET, SOC |
 //! | using up the machine | cgroup limits, capped file systems, resource limits | `probes`: RES, `bounds`, and `v2` on cgroups of version 2 |
@@ -139,6 +139,7 @@ attacks!(
     kernel::nothing_of_the_kernels_opens_for_writing,
     kernel::no_device_is_anywhere_but_the_harmless_ones,
     mounts::a_readable_root_stays_so,
+    mounts::no_mount_honours_set_id_bits_or_devices,
     mounts::a_root_that_is_swapped_for_a_link_is_mounted_or_refused_and_never_followed,
     mounts::names_that_a_neighbour_swaps_while_a_task_starts_lead_nowhere,
     mounts::what_the_host_mounts_later_does_not_show_inside,
@@ -169,6 +170,9 @@ attacks!(
     lifecycle::death_by_a_signal_is_told_as_such,
     lifecycle::fifty_execs_at_once_have_streams_of_their_own,
     lifecycle::a_fork_bomb_stays_small_whoever_runs_it,
+    lifecycle::a_disk_bomb_fills_the_disposable_layer_and_no_more,
+    lifecycle::nothing_inside_is_in_the_callers_groups_or_beyond_its_bounds,
+    lifecycle::what_an_exec_leaves_is_gone_when_its_end_is_told,
     left::special_files_that_come_back_are_in_the_record,
     left::a_task_that_leaves_only_files_has_nothing_to_tell,
     left::a_repository_made_inside_runs_nothing_outside,

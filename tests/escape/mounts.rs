@@ -36,7 +36,8 @@ print("EXPOSED" if done else "BLOCKED")
 "#;
     let place = Place::new(caller);
     let readable = place.make_folder("readable");
-    place.on_host("echo same > ../readable/file");
+    // So that it is the mount alone that keeps it as it is.
+    place.on_host("echo same > ../readable/file; chmod 777 ../readable; chmod 666 ../readable/file");
     let mut jail = place.start(&format!(
         "[[readable_roots]]\nhost = {readable:?}\npath = \"/readable\"\n"
     ));
@@ -311,4 +312,57 @@ pub fn the_root_of_a_user_namespace_gives_its_own_id(caller: Caller) {
     let owner = place.on_host("stat -c %u made");
     assert_eq!(owner, place.on_host("stat -c %u ."));
     row("root of a user namespace of one id", caller, "its own id");
+}
+
+/// Beside `no_new_privs`: a program with a set-id bit, and a device, in any place that files come from. And what is the kernel's stays as
+/// it is, whoever one is inside.
+pub fn no_mount_honours_set_id_bits_or_devices(caller: Caller) {
+    // gVisor's mounts are its own kernel's.
+    if caller == Caller::Runsc {
+        return;
+    }
+    let place = Place::new(caller);
+    let readable = place.make_folder("readable");
+    let mut jail = place.start(&format!(
+        "[[readable_roots]]\nhost = {readable:?}\npath = \"/readable\"\n"
+    ));
+    let only = match caller {
+        // The engine's own are the engine's to make, and what it makes read-only has its words alone: there `no_new_privs` and its list of
+        // devices stand by themselves.
+        Caller::Docker(_) => "(\"/workspace\",)",
+        _ => "(\"/\",)",
+    };
+    // Nor are the runtime's, of empty read-only covers.
+    let covers = match caller {
+        Caller::Runc => "(\"/proc/\", \"/sys/\")",
+        _ => "()",
+    };
+    let script = format!(
+        r#"
+import os
+only, seen, held, bad = {only}, 0, set(), []
+for line in open("/proc/self/mountinfo"):
+    root, at, flags = line.split()[3:6]
+    if not at.startswith(only):
+        continue
+    seen += 1
+    if root in ("/null", "/zero", "/full", "/random", "/urandom", "/tty"):
+        continue  # of one device alone
+    wanted = {{"nosuid"}} if at == "/dev" or at.startswith("/dev/") else {{"nosuid", "nodev"}}
+    if at.startswith({covers}):
+        wanted = {{"ro"}}
+    if at in ("/proc", "/sys", "/dev", "/dev/mqueue", "/dev/pts", "/dev/shm"):
+        wanted.add("noexec")
+    if at in ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys", "/dev"):
+        wanted.add("ro")
+        held.add(at)
+    if not wanted <= set(flags.split(",")):
+        bad.append(line)
+there = {{at for at in ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger", "/sys", "/dev") if os.path.exists(at)}}
+is_all = seen > 2 and ("/" not in only or there <= held)
+print(*bad, "BLOCKED" if is_all and not bad else "EXPOSED")
+"#
+    );
+    blocked("set-id bits and devices by any mount", caller, &jail.python(&script));
+    jail.end();
 }

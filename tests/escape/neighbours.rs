@@ -87,7 +87,8 @@ pub fn a_command_that_kills_its_watcher_dies_with_it_and_that_is_told(caller: Ca
         ran.end
     );
     // The next exec sees nothing of what it left, and is none the worse.
-    let ran = jail.sh("until ! pgrep -x sleep > /dev/null; do :; done; echo alone");
+    let wait = "until ! pgrep -x sleep > /dev/null; do :; done; echo alone";
+    let ran = jail.run_with(json!({"argv": ["sh", "-c", wait], "timeout_seconds": 120}));
     assert_eq!(ran.stdout, "alone\n", "{}", ran.stderr);
     jail.end();
 }

@@ -56,6 +56,7 @@ const ATTACKS: &[(&str, &str)] = &[
     ),
     ("make .git/commondir", "echo /tmp > .git/commondir"),
     ("replace .git/commondir", "mv .git/commondir .git/c"),
+    ("make .git/gitdir", "echo /tmp > .git/gitdir"),
     ("make .git/info/attributes", "echo '* filter=x' > .git/info/attributes"),
     ("rename .git/info", "mv .git/info i && mkdir -p .git/info"),
     (

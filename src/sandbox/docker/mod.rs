@@ -27,8 +27,8 @@ use std::time::Duration;
 use bollard::Docker;
 use bollard::models::ContainerSummary;
 use bollard::query_parameters::{
-    CreateContainerOptions, ListContainersOptions, ListImagesOptions, RemoveContainerOptions, RemoveImageOptions,
-    StartContainerOptions, WaitContainerOptions,
+    CreateContainerOptions, InspectContainerOptions, ListContainersOptions, ListImagesOptions, RemoveContainerOptions,
+    RemoveImageOptions, StartContainerOptions, WaitContainerOptions,
 };
 use futures_util::StreamExt;
 
@@ -49,6 +49,9 @@ const IMAGE_LABEL: &str = "belljar.image";
 
 /// How long an engine may take for one call; an import of a large image is the longest.
 const PATIENCE: Duration = Duration::from_secs(300);
+
+/// How long an engine may take to see that a container is over whose guest is gone.
+const END_PATIENCE: Duration = Duration::from_secs(10);
 
 /// statfs(2).
 const CGROUP2_SUPER_MAGIC: i64 = 0x6367_7270;
@@ -494,6 +497,20 @@ impl Container {
             None => "nothing is known".to_owned(),
         };
         DockerError::Ended { said }
+    }
+
+    /// Whether memory was its end, by what the engine heard of the kernel: where what runs inside is none of this kernel's processes,
+    /// the limit is on what runs its kernel, in a cgroup that is gone with it.
+    pub async fn ran_out_of_memory(&self) -> bool {
+        let told = async {
+            // It is told with the end.
+            let _ = self.ended().await;
+            let options = None::<InspectContainerOptions>;
+            let found = self.docker.inspect_container(&self.name(), options).await.ok()?;
+            found.state?.oom_killed
+        };
+        let told = tokio::time::timeout(END_PATIENCE, told).await;
+        told.ok().flatten().unwrap_or_default()
     }
 
     /// Ends and removes the container and its image. What cannot be removed now is found by its label at the next start.

@@ -50,9 +50,10 @@ impl Walk<'_> {
                 let gap = "the root is itself a repository's folder, of which only settings and hooks are read-only";
                 self.found.gaps.push(gap.to_owned());
             }
-            GitMode::Safe => self.pin(path),
+            GitMode::Safe => {}
         }
         self.found.repositories.insert(path.to_owned());
+        // With each name that is held, all on the way to it are: this folder itself, `info`, `objects`.
         self.settings(path)?;
         // An absent one would be an invitation: with it git takes another folder's settings for this repository's. This one
         // says "here".
@@ -63,10 +64,7 @@ impl Walk<'_> {
         // and pushes to what stands there.
         self.fix(&path.join("remotes"), Stand::Folder)?;
         self.fix(&path.join("branches"), Stand::Folder)?;
-        self.pin_folder(&path.join("info"))?;
         self.fix(&path.join("info/attributes"), Stand::Empty)?;
-        self.pin_folder(&path.join("objects"))?;
-        self.pin_folder(&path.join("objects/info"))?;
         self.fix(&path.join("objects/info/alternates"), Stand::Empty)?;
         // Git's own daemon, where the owner has one: git-fsmonitor--daemon(1).
         let daemon = path.join("fsmonitor--daemon.ipc");
@@ -128,7 +126,6 @@ impl Walk<'_> {
         for name in self.folders(path)? {
             let inner = path.join(name);
             self.found.repositories.insert(inner.clone());
-            self.pin(&inner);
             for file in ["commondir", "gitdir"] {
                 let file = inner.join(file);
                 let kind = self.kind(&file)?;

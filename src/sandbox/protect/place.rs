@@ -338,3 +338,46 @@ fn remove(top: &OwnedFd, path: &Path, stand: Stand) -> io::Result<()> {
     };
     Ok(removed?)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    /// A task that shares the root may swap a folder for a link while another one starts or ends. A placeholder is made by belljar, who
+    /// may be root, and given to whom the folder belongs to.
+    #[test]
+    fn a_placeholder_is_made_and_removed_through_no_link() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        for folder in ["root", "root/real", "root/real/deep", "outside", "outside/deep"] {
+            fs::create_dir(at(folder)).unwrap();
+        }
+        symlink("real", at("root/inner")).unwrap();
+        symlink(at("outside"), at("root/outer")).unwrap();
+        let top = mount::open_source(&at("root")).unwrap();
+        let kinds = [Stand::Folder, Stand::Socket, Stand::Empty, Stand::Dot];
+        for (by_link, real) in [
+            ("inner", "root/real"),
+            ("inner/deep", "root/real/deep"),
+            ("outer", "outside"),
+            ("outer/deep", "outside/deep"),
+        ] {
+            let (by_link, real) = (Path::new(by_link).join("x"), mount::open_source(&at(real)).unwrap());
+            let is_there = || rustix::fs::statat(&real, "x", AtFlags::SYMLINK_NOFOLLOW).is_ok();
+            for stand in kinds {
+                assert!(
+                    make(&top, &by_link, stand).is_err() && !is_there(),
+                    "{by_link:?} {stand:?}"
+                );
+                // Somebody's own, which looks just like it, stays.
+                make(&real, Path::new("x"), stand).unwrap();
+                remove(&top, &by_link, stand).unwrap();
+                assert!(is_there(), "{by_link:?} {stand:?}");
+                remove(&real, Path::new("x"), stand).unwrap();
+                assert!(!is_there(), "{by_link:?} {stand:?}");
+            }
+        }
+    }
+}

@@ -308,3 +308,98 @@ pub fn text(folder: &OwnedFd, path: impl AsRef<Path>) -> Option<String> {
     file.take(TEXT_MAX).read_to_string(&mut text).ok()?;
     Some(text)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+
+    /// A root beside a folder that is none of the task's, and a link in the root to it and to a folder of the root's own.
+    fn place() -> (tempfile::TempDir, OwnedFd) {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        for folder in ["root", "root/real", "outside"] {
+            fs::create_dir(at(folder)).unwrap();
+        }
+        symlink("real", at("root/inner")).unwrap();
+        symlink(at("outside"), at("root/outer")).unwrap();
+        let top = mount::open_source(&at("root")).unwrap();
+        (place, top)
+    }
+
+    fn all_is_new<'a>(none: &'a BTreeSet<PathBuf>) -> Before<'a> {
+        Before {
+            begun: 0,
+            git: GitMode::Safe,
+            known: none,
+            ours: none,
+        }
+    }
+
+    /// What was a folder when it was listed may be a link when it is looked into, for a task that shares the root may still run.
+    #[test]
+    fn nothing_is_looked_at_disarmed_or_read_through_a_link() {
+        let (place, top) = place();
+        let none = BTreeSet::new();
+        let mut sweep = Sweep {
+            top: &top,
+            before: all_is_new(&none),
+            told: Vec::new(),
+            seen: 0,
+        };
+        for (link, real) in [("inner", "root/real"), ("outer", "outside")] {
+            let real = place.path().join(real);
+            fs::write(real.join("HEAD"), "ref: refs/heads/main").unwrap();
+            fs::set_permissions(real.join("HEAD"), fs::Permissions::from_mode(0o4755)).unwrap();
+            let link = Path::new(link);
+            assert!(sweep.folder(link, &mut Vec::new()).is_err());
+            assert!(sweep.disarm(link, Path::new("HEAD")).is_err());
+            assert!(sweep.take_set_id(link, Path::new("HEAD"), 0o755).is_err());
+            assert_eq!(text(&top, link.join("HEAD")), None);
+            // Where the work tree of a repository may be.
+            assert!(!sweep.is_inside(Path::new(""), link.to_str().unwrap()));
+            let mode = fs::metadata(real.join("HEAD")).unwrap().permissions().mode();
+            assert_eq!(mode & 0o7777, 0o4755, "{link:?}");
+        }
+        assert!(sweep.is_inside(Path::new(""), "real") && sweep.told.is_empty());
+    }
+
+    #[test]
+    fn only_plain_files_are_read_and_none_that_would_keep_the_reader_waiting() {
+        let (place, top) = place();
+        let at = |name: &str| place.path().join("root").join(name);
+        rustix::fs::mknodat(&top, "fifo", FileType::Fifo, Mode::RWXU, 0).unwrap();
+        symlink("plain", at("link")).unwrap();
+        fs::write(at("plain"), "x").unwrap();
+        fs::write(at("large"), vec![b'x'; TEXT_MAX as usize + 1]).unwrap();
+        let read = |name: &str| text(&top, name);
+        assert_eq!(read("plain").as_deref(), Some("x"));
+        for name in ["fifo", "link", "large", "real", "absent"] {
+            assert_eq!(read(name), None, "{name}");
+        }
+    }
+
+    /// Nobody inside can make one; whoever serves a root's files may.
+    #[test]
+    fn devices_that_are_there_at_the_end_are_told() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: only root makes devices");
+            return;
+        }
+        let (_place, top) = place();
+        let null = rustix::fs::makedev(1, 3);
+        for (name, kind) in [
+            ("character", FileType::CharacterDevice),
+            ("block", FileType::BlockDevice),
+        ] {
+            rustix::fs::mknodat(&top, name, kind, Mode::RWXU, null).unwrap();
+        }
+        let none = BTreeSet::new();
+        let mut told = sweep(&top, all_is_new(&none));
+        told.sort();
+        let device = |name: &str| ("device", PathBuf::from(name));
+        assert_eq!(told, [device("block"), device("character")]);
+    }
+}

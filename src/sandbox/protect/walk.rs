@@ -278,7 +278,7 @@ impl Walk<'_> {
     }
 
     /// Pins a folder, making it first where it is not there.
-    pub fn pin_folder(&mut self, path: &Path) -> io::Result<()> {
+    fn pin_folder(&mut self, path: &Path) -> io::Result<()> {
         match self.kind(path)? {
             Kind::Absent => {
                 if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
@@ -295,7 +295,7 @@ impl Walk<'_> {
         Ok(())
     }
 
-    pub fn pin(&mut self, path: &Path) {
+    fn pin(&mut self, path: &Path) {
         self.pin_parents(path);
         if !path.as_os_str().is_empty() {
             self.found.holds.entry(path.to_owned()).or_insert(Hold::Pin);
@@ -346,4 +346,46 @@ pub fn is_passing(error: &io::Error) -> bool {
         error.raw_os_error().map(Errno::from_raw_os_error),
         Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::ACCESS)
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+    use crate::path::{HostPath, SandboxPath};
+    use crate::task::Access;
+
+    /// A name is where it is written: what a link on the way to it leads to is another name.
+    #[test]
+    fn no_name_is_looked_for_through_a_link() {
+        let place = tempfile::tempdir().unwrap();
+        let at = |name: &str| place.path().join(name);
+        for folder in ["root/real/deep/.vscode", "outside/deep/.vscode"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        symlink("real", at("root/inner")).unwrap();
+        symlink(at("outside"), at("root/outer")).unwrap();
+        let root = Root {
+            host: HostPath::new(at("root")).unwrap(),
+            path: SandboxPath::new("/workspace").unwrap(),
+            access: Access::Write,
+            git: GitMode::Open,
+            protect: Vec::new(),
+        };
+        let found = look(&root, &[], &|_| false).unwrap();
+        let held = |name: &str| found.holds.get(Path::new(name)).copied();
+        let names = ["real/deep/.vscode", "inner/deep/.vscode", "outer/deep/.vscode"];
+        assert_eq!(names.map(held), [Some(Hold::Fix), None, None]);
+        let walk = Walk {
+            root: mount::open_source(&at("root")).unwrap(),
+            host: at("root"),
+            git: GitMode::Open,
+            found: Found::default(),
+            is_stand: &|_| false,
+            others: &[],
+        };
+        let kinds = names.map(|name| walk.kind(Path::new(name)).unwrap());
+        assert_eq!(kinds, [Kind::Folder, Kind::Absent, Kind::Absent]);
+    }
 }
