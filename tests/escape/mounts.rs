@@ -329,7 +329,7 @@ pub fn no_mount_honours_set_id_bits_or_devices(caller: Caller) {
     let only = match caller {
         // The engine's own are the engine's to make, and what it makes read-only has its words alone: there `no_new_privs` and its list of
         // devices stand by themselves.
-        Caller::Docker(_) => "(\"/workspace\",)",
+        Caller::Docker(..) => "(\"/workspace\",)",
         _ => "(\"/\",)",
     };
     // Nor are the runtime's, of empty read-only covers.
