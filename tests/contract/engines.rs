@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 /// How long an engine may take to answer, and to end.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -177,6 +177,14 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         let pid = Pid::from_child(&self.child);
+        // A user's Podman is a process in a user namespace below the one that was started, and does not always end with that.
+        let number = pid.as_raw_nonzero();
+        let children = std::fs::read_to_string(format!("/proc/{number}/task/{number}/children")).unwrap_or_default();
+        let children = children.split_whitespace().filter_map(|child| child.parse().ok());
+        let children = children.filter_map(Pid::from_raw);
+        let held: Vec<_> = children
+            .filter_map(|child| pidfd_open(child, PidfdFlags::empty()).ok())
+            .collect();
         let _ = kill_process(pid, Signal::TERM);
         let begun = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) {
@@ -185,7 +193,10 @@ impl Drop for Daemon {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        // A user's Podman leaves a process that holds its user namespace.
+        for child in held {
+            let _ = pidfd_send_signal(child, Signal::KILL);
+        }
+        // It leaves a process that holds its user namespace.
         let holder = std::fs::read_to_string(self.folder.path().join("tmp/pause.pid")).unwrap_or_default();
         if let Some(pid) = holder.trim().parse().ok().and_then(Pid::from_raw) {
             let _ = kill_process(pid, Signal::KILL);
