@@ -308,12 +308,7 @@ async fn no_other_credential_reaches_a_host_that_gets_a_secret() {
 async fn a_placeholder_is_let_out_to_its_own_hosts_only() {
     let keep = Keep::new(SecretPlace::Placeholder);
     let (world, placeholder) = keep.world(mirror).await;
-    let stream = world.tls("other.example.com", &["h2"]).await.unwrap();
-    let executor = hyper_util::rt::TokioExecutor::new();
-    let (mut client, driver) = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream))
-        .await
-        .unwrap();
-    tokio::spawn(driver);
+    let mut client = world.http2_to("other.example.com").await;
     let to = |path: &str| {
         Request::post(format!("https://other.example.com{path}"))
             .body(whole(""))
@@ -409,12 +404,7 @@ async fn a_placeholder_is_let_out_to_its_own_hosts_only() {
 async fn a_body_that_cannot_be_looked_through_is_not_let_out() {
     let keep = Keep::new(SecretPlace::Placeholder);
     let (world, _) = keep.world(mirror).await;
-    let stream = world.tls("other.example.com", &["h2"]).await.unwrap();
-    let executor = hyper_util::rt::TokioExecutor::new();
-    let (mut client, driver) = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream))
-        .await
-        .unwrap();
-    tokio::spawn(driver);
+    let mut client = world.http2_to("other.example.com").await;
     let asked = |coding: &[&str], body: &'static str| {
         let mut request = Request::post("https://other.example.com/").body(whole(body)).unwrap();
         for coding in coding {

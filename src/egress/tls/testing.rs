@@ -118,6 +118,14 @@ pub fn whole(text: impl Into<Bytes>) -> Body {
     Full::new(text.into()).map_err(|never| match never {}).boxed_unsync()
 }
 
+async fn over(stream: tokio_rustls::client::TlsStream<TcpStream>) -> hyper::client::conn::http2::SendRequest<Body> {
+    let (sender, driver) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+        .await
+        .unwrap();
+    tokio::spawn(driver);
+    sender
+}
+
 impl World {
     /// A server that notes what it is asked and answers with its path.
     pub async fn start(alpn: &[&str], options: Options<'_>) -> Self {
@@ -188,12 +196,12 @@ impl World {
     pub async fn http2(&self) -> hyper::client::conn::http2::SendRequest<Body> {
         let stream = self.tls(HOST, &["h2", "http/1.1"]).await.unwrap();
         assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
-        let executor = TokioExecutor::new();
-        let (sender, driver) = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream))
-            .await
-            .unwrap();
-        tokio::spawn(driver);
-        sender
+        over(stream).await
+    }
+
+    /// The same to a host that may be another, by a client that speaks nothing else.
+    pub async fn http2_to(&self, host: &str) -> hyper::client::conn::http2::SendRequest<Body> {
+        over(self.tls(host, &["h2"]).await.unwrap()).await
     }
 
     /// Sends bytes within TLS and gives all that comes back.

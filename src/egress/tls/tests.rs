@@ -92,12 +92,7 @@ async fn the_protocol_is_the_one_that_the_server_chose() {
     let world = World::start(&["http/1.1"], options()).await;
     let stream = world.tls(HOST, &["h2", "http/1.1"]).await.unwrap();
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
-    let stream = world.tls(HOST, &["h2"]).await.unwrap();
-    let executor = hyper_util::rt::TokioExecutor::new();
-    let (mut client, driver) = hyper::client::conn::http2::handshake(executor, TokioIo::new(stream))
-        .await
-        .unwrap();
-    tokio::spawn(driver);
+    let mut client = world.http2_to(HOST).await;
     let (status, body) = text(client.send_request(request2("GET", "/v1/a")).await.unwrap()).await;
     assert_eq!(status, 502, "nothing that both speak, and that is told");
     assert!(body.contains("no TLS with the server"), "{body}");
