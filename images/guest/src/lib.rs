@@ -17,7 +17,6 @@
 //! ```text
 //!   host <-- control, slots, descriptors --> near guest (a box of its own) <== frames over a stream ==> far guest, init, slots
 //! ```
-
 //!
 //! The same program carries connections for a belljar that has no descriptors left for more; see the guest's `carrier`.
 
