@@ -1,12 +1,15 @@
 //! The threads that proxies are served on.
 //!
 //! A connection passes through one thread: on the threads that all other work shares, each step of it would wake another one, which
-//! takes longer than the step. There are a few, each with an event loop of its own; a task's proxy stays on one of them.
+//! takes longer than the step. There are a few, each with an event loop of its own; a task's proxy stays on one of them. They ask for
+//! short turns: each step wakes a client or a server, which would run in their place.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
 use tokio::runtime::{Builder, Handle};
+
+use crate::sys::process;
 
 /// More than this many do not help: each moves gigabytes a second.
 const MOST: usize = 4;
@@ -34,7 +37,11 @@ pub fn next() -> io::Result<Handle> {
         // Joined by nobody: every connection that it serves belongs to a proxy that is shut down by itself.
         std::thread::Builder::new()
             .name("belljar-egress".to_owned())
-            .spawn(move || runtime.block_on(std::future::pending::<()>()))?;
+            .spawn(move || {
+                // Where the kernel does not do that it is as fast as others are.
+                let _ = process::prefer_short_turns();
+                runtime.block_on(std::future::pending::<()>());
+            })?;
     }
     *given += 1;
     Ok(loops[place].clone())
