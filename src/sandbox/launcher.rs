@@ -371,7 +371,15 @@ fn launch(
     match cloned {
         Cloned::Child => {
             drop((sync, failure));
-            set_up(request, joins, child_sync, control, guest, report)
+            let sync = child_sync;
+            let inherited = Inherited {
+                request,
+                joins,
+                sync,
+                control,
+                guest,
+            };
+            set_up(inherited, report)
         }
         Cloned::Parent { pid, pidfd } => {
             drop((child_sync, report, control, joins));
@@ -392,22 +400,8 @@ fn launched(pidfd: OwnedFd, helped: Result<(), StepError>, failure: OwnedFd) -> 
 }
 
 /// The new process's own part: it becomes the guest, or tells on `report` which step failed and ends.
-pub(super) fn set_up(
-    request: &LaunchRequest,
-    joins: Vec<File>,
-    sync: OwnedFd,
-    control: OwnedFd,
-    guest: BorrowedFd<'_>,
-    report: OwnedFd,
-) -> ! {
-    let inherited = Inherited {
-        request,
-        joins,
-        sync,
-        control,
-        guest,
-    };
-    let StepError { step, error } = match &request.by {
+pub(super) fn set_up(inherited: Inherited<'_>, report: OwnedFd) -> ! {
+    let StepError { step, error } = match &inherited.request.by {
         LaunchedBy::Builtin { seccomp } => setup::run(inherited, seccomp),
         LaunchedBy::Runtime { program, config, carry } => match report.try_clone() {
             Ok(report) => outside::run(inherited, program, config, *carry, report),

@@ -18,7 +18,7 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::launcher::{self, LaunchRequest, LaunchedBy};
-use super::setup::{Step, StepError};
+use super::setup::{Inherited, Step, StepError};
 use crate::sys::namespace::{self, Cloned};
 use crate::sys::packet;
 
@@ -102,7 +102,17 @@ fn wait(sync: OwnedFd, guest: BorrowedFd<'_>) -> io::Result<()> {
     };
     let [control, report] = <[OwnedFd; 2]>::try_from(fds).map_err(|_| ErrorKind::InvalidData)?;
     match launcher::clone_and_join(namespace::AT_LAST, &request.joins) {
-        Ok((Cloned::Child, joins)) => launcher::set_up(&request, joins, sync, control, guest, report),
+        Ok((Cloned::Child, joins)) => {
+            let request = &request;
+            let inherited = Inherited {
+                request,
+                joins,
+                sync,
+                control,
+                guest,
+            };
+            launcher::set_up(inherited, report)
+        }
         Ok((Cloned::Parent { pidfd, .. }, _)) => packet::send(sync.as_fd(), &Became::Process, &[pidfd.as_fd()]),
         Err(StepError { step, error }) => {
             let errno = error.raw_os_error().unwrap_or(0);
