@@ -483,6 +483,15 @@ fn connect(host: &str) -> String {
     format!("CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n")
 }
 
+/// Where what no list speaks of is put to this desk.
+fn asking(desk: &Arc<Desk>) -> Options<'_> {
+    Options {
+        unknown: Unknown::Ask,
+        asker: desk.clone(),
+        ..Options::default()
+    }
+}
+
 /// An answer of somebody's.
 fn said(answer: Answer) -> Told {
     Told {
@@ -494,12 +503,7 @@ fn said(answer: Answer) -> Told {
 #[tokio::test]
 async fn one_question_is_put_for_all_connections_to_a_place() {
     let desk = Arc::new(Desk::default());
-    let fixture = Fixture::start(Options {
-        unknown: Unknown::Ask,
-        asker: desk.clone(),
-        ..Options::default()
-    })
-    .await;
+    let fixture = Fixture::start(asking(&desk)).await;
     let mut clients = Vec::new();
     for _ in 0..3 {
         clients.push(fixture.send(connect("new.org")).await);
@@ -538,12 +542,7 @@ async fn one_question_is_put_for_all_connections_to_a_place() {
 #[tokio::test]
 async fn an_approval_for_once_is_asked_again_and_a_no_is_remembered() {
     let desk = Arc::new(Desk::default());
-    let fixture = Fixture::start(Options {
-        unknown: Unknown::Ask,
-        asker: desk.clone(),
-        ..Options::default()
-    })
-    .await;
+    let fixture = Fixture::start(asking(&desk)).await;
     let say = async |answer| {
         desk.asked.notified().await;
         let (_, to) = desk.questions.lock().unwrap().pop().unwrap();
@@ -577,14 +576,12 @@ async fn an_approval_for_once_is_asked_again_and_a_no_is_remembered() {
 async fn a_question_without_an_answer_is_a_no() {
     let desk = Arc::new(Desk::default());
     let fixture = Fixture::start(Options {
-        unknown: Unknown::Ask,
-        asker: desk.clone(),
         limits: Limits {
             ask_time: Duration::from_millis(20),
             questions: 1,
             ..Limits::default()
         },
-        ..Options::default()
+        ..asking(&desk)
     })
     .await;
     let answer = fixture.exchange(connect("new.org")).await;
@@ -599,12 +596,7 @@ async fn a_question_without_an_answer_is_a_no() {
 #[tokio::test]
 async fn a_question_goes_away_with_the_way_out_and_a_late_yes_opens_nothing() {
     let desk = Arc::new(Desk::default());
-    let fixture = Fixture::start(Options {
-        unknown: Unknown::Ask,
-        asker: desk.clone(),
-        ..Options::default()
-    })
-    .await;
+    let fixture = Fixture::start(asking(&desk)).await;
     let mut client = fixture.send(connect("new.org")).await;
     desk.asked.notified().await;
     let (events, seen) = fixture.finish().await;
@@ -647,13 +639,11 @@ async fn a_resolver_outside_is_a_host_like_any_other() {
 async fn too_many_open_questions_are_refused_unasked() {
     let desk = Arc::new(Desk::default());
     let fixture = Fixture::start(Options {
-        unknown: Unknown::Ask,
-        asker: desk.clone(),
         limits: Limits {
             questions: 1,
             ..Limits::default()
         },
-        ..Options::default()
+        ..asking(&desk)
     })
     .await;
     let waiting = fixture.send(connect("one.org")).await;

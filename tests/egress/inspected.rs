@@ -83,12 +83,7 @@ fn look_into(caller: Caller) {
 #[test]
 fn git_clones_through_a_host_that_is_looked_into() {
     let Some(world) = world() else { return };
-    world.on_host(&format!(
-        "cd {} && git init -q -b main work && cd work && echo inside > file && git add file
-         git -c user.name=a -c user.email=a@b.c commit -q -m one
-         git clone -q --bare . ../repo.git && cd ../repo.git && git update-server-info",
-        world.www().display()
-    ));
+    world.serve_repository();
     let spec = format!(
         "[network]\nmode = \"proxy\"\nunknown = \"deny\"\n[[network.hosts]]\nhost = {ALLOWED:?}\nmethods = \"read-only\"\npaths = [\"/repo.git/\"]\n"
     );
@@ -187,12 +182,7 @@ fn a_secret_reaches_its_host_alone_and_is_never_seen_inside() {
 fn a_credential_helper_of_gits_gives_a_placeholder_and_the_server_gets_the_value() {
     const VALUE: &str = "ghp_c4naryC4naryC4naryC4naryC4naryC4nary";
     let Some(world) = world() else { return };
-    world.on_host(&format!(
-        "cd {} && git init -q -b main work && cd work && echo inside > file && git add file
-         git -c user.name=a -c user.email=a@b.c commit -q -m one
-         git clone -q --bare . ../repo.git && cd ../repo.git && git update-server-info",
-        world.www().display()
-    ));
+    world.serve_repository();
     let file = world.place.path().join("token");
     std::fs::write(&file, format!("{VALUE}\n")).unwrap();
     rustix::fs::chmod(&file, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();

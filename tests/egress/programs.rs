@@ -86,12 +86,7 @@ fn curl_and_wget_fetch_over_https() {
 #[test]
 fn git_clones_over_https() {
     let Some(world) = world_with(&["git"]) else { return };
-    let www = world.www().display().to_string();
-    world.on_host(&format!(
-        "cd {www} && git init -q -b main work && cd work && echo inside > file && git add file
-         git -c user.name=a -c user.email=a@b.c commit -q -m one
-         git clone -q --bare . ../repo.git && cd ../repo.git && git update-server-info"
-    ));
+    world.serve_repository();
     let mut task = start(&world, &[], "");
     let ran = works(
         &mut task,

@@ -115,6 +115,16 @@ impl World {
         self.folder.join("www")
     }
 
+    /// Serves a repository at `/repo.git`; its one commit has a `file` that says `inside`.
+    pub fn serve_repository(&self) {
+        self.on_host(&format!(
+            "cd {} && git init -q -b main work && cd work && echo inside > file && git add file
+             git -c user.name=a -c user.email=a@b.c commit -q -m one
+             git clone -q --bare . ../repo.git && cd ../repo.git && git update-server-info",
+            self.www().display()
+        ));
+    }
+
     pub fn folder(&self) -> &Path {
         &self.folder
     }
